@@ -1,0 +1,1 @@
+"""Where the shards live: one file a training framework."""

@@ -1,0 +1,60 @@
+"""Plain torch: every prunable weight is one whole shard, held by the parameter itself."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from mgpp.methods.base import Method
+from mgpp.pruner import Pruner
+from mgpp.schedule import PruningSchedule
+from mgpp.shards import Shard
+
+
+def attach(
+    optimizer: Optimizer,
+    prunable: Mapping[str, nn.Parameter],
+    *,
+    method: Method,
+    schedule: PruningSchedule,
+) -> Pruner:
+    """Prune the given parameters whenever `optimizer` steps.
+
+    Under data parallelism without sharding, call it on every rank: gradients are equal after their
+    all-reduce, so the masks are.
+
+    Args:
+        optimizer: any torch optimizer over (at least) these parameters; its hooks are used.
+        prunable: float32 parameters by name.
+        method: what is added to plain magnitude pruning.
+        schedule: when to prune and how far.
+
+    Returns:
+        The pruner, for its state and its figures.
+    """
+    shards = [
+        Shard(
+            name=name,
+            index=index,
+            full_shape=tuple(parameter.shape),
+            offset=0,
+            numel=parameter.numel(),
+            flat=parameter,
+            start=0,
+        )
+        for index, (name, parameter) in enumerate(prunable.items())
+    ]
+    shapes = {shard.name: shard.full_shape for shard in shards}
+    pruner = Pruner(shards, shapes, method=method, schedule=schedule)
+
+    def before(*_: Any) -> None:
+        pruner.before_update(pruner.shards)
+
+    def after(*_: Any) -> None:
+        pruner.after_update(pruner.shards)
+        pruner.finish_step()
+
+    optimizer.register_step_pre_hook(before)
+    optimizer.register_step_post_hook(after)
+    return pruner

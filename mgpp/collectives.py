@@ -1,0 +1,56 @@
+"""The one collective the pruner needs, handed in so that the rest knows no process group."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def _identity(_: Tensor) -> None:
+    """Sum over a single rank: nothing to do."""
+
+
+@dataclass(frozen=True)
+class Collectives:
+    """A summing all-reduce over the ranks among which the weights are sharded.
+
+    The default is one process, the world-size-1 case of the same path.
+
+    Attributes:
+        rank: this process's rank in the group.
+        world_size: number of ranks in the group.
+        all_reduce: sums an int64 tensor over the group, in place.
+        device: where the tensors given to `all_reduce` must live.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    all_reduce: Callable[[Tensor], None] = _identity
+    device: torch.device = torch.device("cpu")
+
+    @classmethod
+    def over(cls, group: Any = None, device: torch.device | None = None) -> "Collectives":
+        """Build from a `torch.distributed` process group (None: the default group)."""
+
+        def all_reduce(tensor: Tensor) -> None:
+            dist.all_reduce(tensor, group=group)
+
+        return cls(
+            rank=dist.get_rank(group),
+            world_size=dist.get_world_size(group),
+            all_reduce=all_reduce,
+            device=device or torch.device("cpu"),
+        )
+
+    def sum(self, counts: list[int]) -> list[int]:
+        """Return the element-wise sum of a list of integers over all ranks."""
+        tensor = torch.tensor(counts, dtype=torch.int64, device=self.device)
+        self.all_reduce(tensor)
+        return [int(value) for value in tensor.tolist()]
+
+    def by_rank(self, value: int) -> list[int]:
+        """Return the integer of every rank, in rank order."""
+        return self.sum([value if rank == self.rank else 0 for rank in range(self.world_size)])

@@ -1,0 +1,112 @@
+"""The mixture-Gaussian prior of MGPP: its density, its gradient and its spike threshold.
+
+Source: Zhang, Sun, Liang, "Magnitude Pruning of Large Pretrained Transformer Models with a Mixture
+Gaussian Prior", arXiv 2411.00969. The paper's sigma_0^2 and sigma_1^2 are `spike_var` and `slab_var`
+here, its lambda is `slab_prob`. All three are plain numbers: variances, never standard deviations.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# 64 Ki float32 values (256 KiB) with their gradient and one buffer stay in a core's L2 cache, so the
+# five elementwise passes below read main memory once.
+_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureGaussianPrior:
+    """pi(w) = slab_prob N(0, slab_var) + (1 - slab_prob) N(0, spike_var) for every prunable weight.
+
+    Attributes:
+        spike_var: variance of the narrow component, which holds the weights that are to go.
+        slab_var: variance of the wide component, which holds the weights that stay.
+
+    Raises:
+        ValueError: unless 0 < spike_var < slab_var.
+    """
+
+    spike_var: float = 1e-10
+    slab_var: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 < self.spike_var < self.slab_var < math.inf:
+            raise ValueError(
+                f"need 0 < spike_var < slab_var, got spike_var={self.spike_var!r}, "
+                f"slab_var={self.slab_var!r}"
+            )
+
+    def log_odds_terms(self, slab_prob: float) -> tuple[float, float]:
+        """Return (a, b) such that log P(slab|w) - log P(spike|w) = a + b w^2."""
+        _check_slab_prob(slab_prob)
+        constant = math.log(slab_prob / (1 - slab_prob)) + 0.5 * math.log(
+            self.spike_var / self.slab_var
+        )
+        return constant, 1 / (2 * self.spike_var) - 1 / (2 * self.slab_var)
+
+    def spike_threshold(self, slab_prob: float) -> float:
+        """Return w*, the magnitude at which spike and slab are equally likely (0 if none is)."""
+        constant, slope = self.log_odds_terms(slab_prob)
+        return math.sqrt(max(-constant, 0.0) / slope)
+
+
+def log_prior(weight: Tensor, prior: MixtureGaussianPrior, slab_prob: float) -> Tensor:
+    """Return log pi(w) for each element, in the dtype of `weight` (the tests use float64)."""
+    _check_slab_prob(slab_prob)
+    log_two_pi = math.log(2 * math.pi)
+    parts = [
+        math.log(prob) - 0.5 * (log_two_pi + math.log(var)) - weight.square() / (2 * var)
+        for prob, var in ((slab_prob, prior.slab_var), (1 - slab_prob, prior.spike_var))
+    ]
+    return torch.logaddexp(*parts)
+
+
+@torch.no_grad()
+def add_prior_grad_(
+    grad: Tensor,
+    weight: Tensor,
+    *,
+    prior: MixtureGaussianPrior,
+    slab_prob: float,
+    num_examples: int,
+) -> None:
+    """Add -(1/n) d log pi(w) / dw to `grad`, in place.
+
+    g(w) = (w / n) [P(spike|w) / spike_var + P(slab|w) / slab_var]
+
+    P(spike|w) is taken as a sigmoid of the negative log-odds, because the odds themselves overflow
+    float32 for ordinary weights; P(slab|w) as its complement. Both terms are positive, so nothing
+    cancels: where P(slab|w) loses its relative precision the spike's term is some 1e8 times larger.
+
+    Args:
+        grad: float32, 1-D, the loss gradient at these weights; changed in place.
+        weight: float32, same shape and device: the master weights, not a low-precision copy.
+        prior: the two variances.
+        slab_prob: prior probability of the slab at this step.
+        num_examples: n, the number of TRAINING EXAMPLES (not tokens, not steps).
+
+    Raises:
+        ValueError: if dtypes are not float32, shapes differ, or n < 1.
+    """
+    if grad.dtype != torch.float32 or weight.dtype != torch.float32:
+        raise ValueError(
+            f"the prior needs float32 master weights and gradients, got {weight.dtype} and "
+            f"{grad.dtype}: at lower precision the pull inside the spike is lost"
+        )
+    if grad.shape != weight.shape:
+        raise ValueError(f"grad {tuple(grad.shape)} and weight {tuple(weight.shape)} differ")
+    if num_examples < 1:
+        raise ValueError(f"num_examples must be at least 1, got {num_examples}")
+    constant, slope = prior.log_odds_terms(slab_prob)
+    spike_pull = (1 / prior.spike_var - 1 / prior.slab_var) / num_examples
+    slab_pull = 1 / prior.slab_var / num_examples
+    for g, w in zip(grad.split(_CHUNK), weight.split(_CHUNK), strict=True):
+        pull = w.square().mul_(-slope).sub_(constant).sigmoid_()  # P(spike|w)
+        g.addcmul_(w, pull.mul_(spike_pull).add_(slab_pull))
+
+
+def _check_slab_prob(slab_prob: float) -> None:
+    if not 0 < slab_prob < 1:
+        raise ValueError(f"slab_prob must lie strictly between 0 and 1, got {slab_prob!r}")

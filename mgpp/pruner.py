@@ -1,0 +1,218 @@
+"""The lifecycle of pruning: what is done to the shards before and after each optimizer step."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from mgpp import stats
+from mgpp.collectives import Collectives
+from mgpp.mask import all_kept, count_bits, num_bytes, pack_bits, unpack_bits
+from mgpp.methods.base import Method
+from mgpp.schedule import PruningSchedule
+from mgpp.shards import Shard, check_coverage
+from mgpp.threshold import CHUNK, Cut, find_cut, pruned_chunks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """What one pruning did, over all ranks.
+
+    Attributes:
+        step: the optimizer step at whose end it happened.
+        num_pruned: weights set to zero.
+        sparsity: num_pruned over all prunable weights.
+        threshold: the largest magnitude set to zero.
+        churn: share of the pruned weights that the pruning before had kept.
+    """
+
+    step: int
+    num_pruned: int
+    sparsity: float
+    threshold: float
+    churn: float
+
+
+class Pruner:
+    """Applies a method on a schedule to this rank's shards.
+
+    The order of a step, driven by a backend's hooks on the optimizer:
+
+        before_update(shards)   gradients are reduced, averaged and clipped: the prior is added
+        optimizer updates these shards
+        after_update(shards)    past prune_end: the fixed mask is applied again
+        finish_step()           once every shard was updated: prune if the schedule says so
+
+    Args:
+        shards: this rank's shards, in the order of `Shard.index`.
+        full_shapes: shape of each whole prunable weight, by name, in the order of `Shard.index`.
+        method: what is added to plain magnitude pruning.
+        schedule: when to prune and how far.
+        collectives: the group over which the weights are sharded.
+
+    Raises:
+        RuntimeError: if the shards of all ranks do not make up the weights.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        full_shapes: dict[str, tuple[int, ...]],
+        *,
+        method: Method,
+        schedule: PruningSchedule,
+        collectives: Collectives | None = None,
+    ) -> None:
+        self.shards = tuple(shards)
+        self.names = tuple(full_shapes)
+        self.full_numels = tuple(_numel(shape) for shape in full_shapes.values())
+        self.method = method
+        self.schedule = schedule
+        self.collectives = collectives or Collectives()
+        self.step = 0
+        self.last_pruning: Pruning | None = None
+        check_coverage(self.shards, self.full_numels, self.collectives)
+        self._keep = [all_kept(shard.numel, shard.flat.device) for shard in self.shards]
+        self._position = {id(shard): i for i, shard in enumerate(self.shards)}
+
+    @property
+    def num_prunable(self) -> int:
+        """All prunable weights of the model, over all ranks."""
+        return sum(self.full_numels)
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the prunable weights that the current mask prunes, over all ranks."""
+        return self.last_pruning.sparsity if self.last_pruning else 0.0
+
+    def before_update(self, shards: Iterable[Shard]) -> None:
+        """Let the method change the gradients of shards that are about to be updated."""
+        if self.step <= self.schedule.prune_end:
+            for shard in shards:
+                self.method.adjust_grad(shard, self.step, self.schedule)
+
+    def after_update(self, shards: Iterable[Shard]) -> None:
+        """Hold shards that were just updated to the mask, once it is fixed."""
+        if self.step > self.schedule.prune_end:
+            for shard in shards:
+                self._apply_mask(self._position[id(shard)])
+
+    def finish_step(self) -> Pruning | None:
+        """End a step, after all shards were updated; return the pruning if there was one."""
+        pruning = None
+        if self.schedule.is_pruning_step(self.step):
+            pruning = self._prune(int(self.num_prunable * self.schedule.sparsity(self.step)))
+        self.step += 1
+        return pruning
+
+    def mask(self, shard: Shard) -> Tensor:
+        """Return the mask of one shard: 1-D bool, True = kept."""
+        return unpack_bits(self._keep[self._position[id(shard)]], shard.numel)
+
+    def sparsity_by_weight(self) -> dict[str, float]:
+        """Return the share pruned of each weight by the current mask, over all ranks."""
+        pruned = [0] * len(self.names)
+        for shard, keep in zip(self.shards, self._keep, strict=True):
+            pruned[shard.index] += shard.numel - count_bits(keep)
+        totals = self.collectives.sum(pruned)
+        return {
+            name: count / numel
+            for name, count, numel in zip(self.names, totals, self.full_numels, strict=True)
+        }
+
+    def num_zeros(self) -> int:
+        """Count the prunable weights that are zero at this moment, over all ranks."""
+        return self.collectives.sum([stats.num_zeros(self.shards)])[0]
+
+    def spike_share(self, spike_threshold: float) -> float:
+        """Return the share of prunable weights with magnitude below `spike_threshold`."""
+        count = self.collectives.sum([stats.num_below(self.shards, spike_threshold)])[0]
+        return count / self.num_prunable
+
+    def mask_hash(self) -> str:
+        """Return a hash of all masks over all ranks; it does not depend on the sharding."""
+        starts = [0]
+        for numel in self.full_numels:
+            starts.append(starts[-1] + numel)
+        local = sum(
+            stats.positions_hash(keep, shard.numel, starts[shard.index] + shard.offset)
+            for shard, keep in zip(self.shards, self._keep, strict=True)
+        )
+        total = self.collectives.sum([stats.wrap_int64(local)])[0]
+        return f"{total & 0xFFFFFFFFFFFFFFFF:016x}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return this rank's state: the step, the last pruning and the packed masks."""
+        return {
+            "step": self.step,
+            "last_pruning": vars(self.last_pruning).copy() if self.last_pruning else None,
+            "masks": [
+                {"name": s.name, "offset": s.offset, "numel": s.numel, "keep": keep.clone()}
+                for s, keep in zip(self.shards, self._keep, strict=True)
+            ],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the state saved by the same rank of a run with the same layout.
+
+        Raises:
+            ValueError: if the saved masks are not of these shards.
+        """
+        saved = [(m["name"], m["offset"], m["numel"]) for m in state["masks"]]
+        held = [(s.name, s.offset, s.numel) for s in self.shards]
+        if saved != held:
+            raise ValueError(
+                f"the saved masks are of other shards: {_first_difference(saved, held)}; load the "
+                "state with the model, the selection, the ZeRO stage and the world size it was "
+                "saved with"
+            )
+        self.step = int(state["step"])
+        last = state["last_pruning"]
+        self.last_pruning = Pruning(**last) if last else None
+        for keep, mask in zip(self._keep, state["masks"], strict=True):
+            assert keep.numel() == num_bytes(mask["numel"])
+            keep.copy_(mask["keep"])
+
+    def _prune(self, k: int) -> Pruning:
+        cut = find_cut(self.shards, k, len(self.full_numels), self.collectives)
+        newly = [sum(self._cut_shard(position, cut) for position in range(len(self.shards)))]
+        self.last_pruning = Pruning(
+            step=self.step,
+            num_pruned=k,
+            sparsity=k / self.num_prunable,
+            threshold=cut.threshold,
+            churn=self.collectives.sum(newly)[0] / max(k, 1),
+        )
+        return self.last_pruning
+
+    def _cut_shard(self, position: int, cut: Cut) -> int:
+        """Zero what goes from one shard, store its mask; return how much was kept before."""
+        old, newly = self._keep[position], 0
+        # CHUNK is a multiple of 8, so each chunk's mask begins on a byte.
+        for i, (chunk, goes) in enumerate(pruned_chunks(self.shards, position, cut)):
+            chunk.masked_fill_(goes, 0.0)  # not a product: w * 0 would leave -0.0
+            packed = pack_bits(~goes)
+            old_part = old[i * CHUNK // 8 : (i + 1) * CHUNK // 8]
+            newly += count_bits(old_part & ~packed)
+            old_part.copy_(packed)
+        return newly
+
+    def _apply_mask(self, position: int) -> None:
+        packed = self._keep[position].split(CHUNK // 8)
+        for chunk, bits in zip(self.shards[position].weight.split(CHUNK), packed, strict=True):
+            chunk.masked_fill_(~unpack_bits(bits, chunk.numel()), 0.0)
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    numel = 1
+    for size in shape:
+        numel *= size
+    return numel
+
+
+def _first_difference(saved: list[Any], held: list[Any]) -> str:
+    for a, b in zip(saved, held, strict=False):
+        if a != b:
+            return f"saved {a}, held {b}"
+    return f"{len(saved)} saved, {len(held)} held"

@@ -1,0 +1,292 @@
+"""The figures of the report: plain values in, a Plotly figure out, or None with nothing to draw.
+
+Shares stay in [0, 1] here, and the axes' tick format makes them percent. The colours of text and
+grid are left to the page, which knows whether it is light, dark or printed.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+Records = Sequence[Mapping[str, Any]]
+Spans = Sequence[tuple[str, int, int]]
+Grid = Sequence[Sequence[float | None]]
+
+# Mid-tones, readable on white as well as on near-black.
+COLOURS = {
+    "dense": "#8a94a6",
+    "pruned": "#3b76e1",
+    "threshold": "#d1862b",
+    "spike": "#17968a",
+    "churn": "#c4527e",
+    "warm-up": "rgba(138, 148, 166, 0.13)",
+    "gradual pruning": "rgba(59, 118, 225, 0.08)",
+    "fixed mask": "rgba(23, 150, 138, 0.11)",
+}
+SPARSITY_SCALE = [[0.0, "#eef3fb"], [0.35, "#a9c4f0"], [0.7, "#3b76e1"], [1.0, "#16316b"]]
+MAX_POINTS = 1200  # A curve has fewer pixels than this, and long runs must not bloat the page.
+
+_AXIS = {"showgrid": True, "zeroline": False, "ticks": "", "title": {"standoff": 10}}
+TEMPLATE = go.layout.Template(
+    layout={
+        "font": {"family": "system-ui, -apple-system, 'Segoe UI', sans-serif", "size": 12},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "height": 300,
+        "margin": {"l": 68, "r": 16, "t": 40, "b": 52},
+        "hovermode": "x unified",
+        "showlegend": False,
+        "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.09, "yanchor": "bottom"},
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+        "bargap": 0.45,
+    }
+)
+
+
+def finite(value: Any) -> float | None:
+    """`value` to six significant digits, or None where it is absent, NaN or infinite."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{value:.6g}")
+
+
+def thinned(items: Sequence[Any], most: int) -> list[Any]:
+    """At most about `most` of `items`, evenly spaced, the last always among them."""
+    stride = math.ceil(len(items) / most) or 1
+    # Counted from the end, so that the final state of a run is what is kept.
+    return list(items[::-1][::stride][::-1])
+
+
+def step_series(records: Records, key: str) -> list[tuple[int, float | None]]:
+    """(step, value) of the records that have `key`; a value that is not finite is None, a gap."""
+    points = [(r["step"], finite(r[key])) for r in records if r.get(key) is not None]
+    return points if any(value is not None for _, value in points) else []
+
+
+def smoothed(points: Sequence[tuple[int, float | None]]) -> list[tuple[int, float | None]]:
+    """Exponential moving average of (step, value), bias-corrected, over a fortieth of the run."""
+    keep = 1 - 2 / (max(1, len(points) // 40) + 1)
+    total = weight = 0.0
+    out: list[tuple[int, float | None]] = []
+    for step, value in points:
+        if value is None:
+            out.append((step, None))
+            continue
+        total = keep * total + (1 - keep) * value
+        weight = keep * weight + (1 - keep)
+        out.append((step, finite(total / weight)))
+    return out
+
+
+def phase_spans(phases: Mapping[str, int]) -> list[tuple[str, int, int]]:
+    """(name, first step, end step) of the phases that are not empty; [] without their edges."""
+    if not {"prune_start", "prune_end", "num_steps"} <= phases.keys():
+        return []
+    edges = [0, phases["prune_start"], phases["prune_end"], phases["num_steps"]]
+    names = ["warm-up", "gradual pruning", "fixed mask"]
+    spans = zip(names, edges, edges[1:], strict=False)
+    return [(name, left, right) for name, left, right in spans if right > left]
+
+
+def _add_line(fig: go.Figure, points: Sequence[tuple[int, float | None]], **style: Any) -> None:
+    """Add (step, value) points as a line, thinned."""
+    drawn = thinned(points, MAX_POINTS)
+    # A lone point draws no line.
+    mode = "lines" if len(drawn) > 1 else "markers"
+    trace = go.Scatter(x=[x for x, _ in drawn], y=[y for _, y in drawn], mode=mode, **style)
+    fig.add_trace(trace)
+
+
+def _shade_phases(fig: go.Figure, spans: Spans) -> None:
+    """Tint the phases behind the curves, and name those wide enough above the plot."""
+    end = max((right for _, _, right in spans), default=0)
+    for name, left, right in spans:
+        fig.add_vrect(x0=left, x1=right, fillcolor=COLOURS[name], line_width=0, layer="below")
+        if right - left > 0.12 * end:
+            label = {"text": name, "x": left, "y": 1, "yref": "paper", "opacity": 0.65}
+            place = {"showarrow": False, "xanchor": "left", "yanchor": "bottom", "font_size": 11}
+            fig.add_annotation(**label, **place)
+
+
+def _step_figure(spans: Spans, y_title: str, last_step: int, **y_axis: Any) -> go.Figure:
+    """An empty figure over training steps, phases shaded."""
+    fig = go.Figure(layout={"template": TEMPLATE})
+    _shade_phases(fig, spans)
+    end = max([last_step, *(right for _, _, right in spans)])
+    x_title = "training step"
+    fig.update_xaxes(title_text=x_title, range=[0, end], tickformat=",d", hoverformat=",d")
+    fig.update_yaxes(title_text=y_title, **y_axis)
+    return fig
+
+
+def loss_figure(steps: Records, dense_steps: Records, spans: Spans) -> go.Figure | None:
+    """Training loss (nats) by step of both runs, raw (faint) and smoothed."""
+    runs = {"dense": step_series(dense_steps, "loss"), "pruned": step_series(steps, "loss")}
+    runs = {name: points for name, points in runs.items() if points}
+    if not runs:
+        return None
+    last_step = max(points[-1][0] for points in runs.values())
+    fig = _step_figure(spans, "training loss (nats)", last_step)
+    for name, points in runs.items():
+        style = {"line": {"color": COLOURS[name], "width": 1}, "opacity": 0.25}
+        _add_line(fig, points, name=f"{name}, raw", showlegend=False, hoverinfo="skip", **style)
+    for name, points in runs.items():
+        line = {"color": COLOURS[name], "width": 2.2}
+        _add_line(fig, smoothed(points), name=name, line=line, hovertemplate="%{y:.4g}")
+    return fig.update_layout(showlegend=len(runs) > 1, height=360)
+
+
+def curve_figure(
+    records: Records, key: str, spans: Spans, *, y_title: str, colour: str, kind: str = "linear"
+) -> go.Figure | None:
+    """One quantity by step; `kind` is linear, log, or percent (of a share in [0, 1])."""
+    points = step_series(records, key)
+    if kind == "log":
+        points = [(step, value) for step, value in points if value is not None and value > 0]
+    if not points:
+        return None
+    y_axis: dict[str, Any] = {
+        "linear": {"rangemode": "tozero"},
+        # Decades only: Plotly's digits between them crowd a small plot.
+        "log": {"type": "log", "exponentformat": "power", "dtick": "D2"},
+        "percent": {"rangemode": "tozero", "tickformat": ".0%"},
+    }[kind]
+    fig = _step_figure(spans, y_title, points[-1][0], **y_axis)
+    number = "%{y:.2%}" if kind == "percent" else "%{y:.4g}"
+    line = {"color": COLOURS[colour], "width": 2}
+    name = key.replace("_", " ")
+    _add_line(fig, points, name=name, line=line, hovertemplate=number)
+    return fig
+
+
+def spike_figure(prunings: Records, spans: Spans) -> go.Figure | None:
+    """Share of the prunable weights below the spike threshold, beside the sparsity asked for."""
+    y_title = "share of prunable weights (%)"
+    style = {"y_title": y_title, "colour": "spike", "kind": "percent"}
+    fig = curve_figure(prunings, "spike_share", spans, **style)
+    if fig is None:
+        return None
+    fig.data[0].name = "in the spike"
+    line = {"color": COLOURS["dense"], "width": 1.5, "dash": "dot"}
+    sparsity = step_series(prunings, "sparsity")
+    _add_line(fig, sparsity, name="pruned", line=line, hovertemplate="%{y:.2%}")
+    return fig.update_layout(showlegend=True)
+
+
+def churn_figure(prunings: Records, spans: Spans) -> go.Figure | None:
+    """Share of the pruned set that is newly pruned, by step."""
+    # All of the first pruned set is new: that point would flatten all the others.
+    later = prunings[1:] if prunings and prunings[0].get("churn") == 1 else prunings
+    y_title = "share of the pruned set (%)"
+    return curve_figure(later, "churn", spans, y_title=y_title, colour="churn", kind="percent")
+
+
+def _sparsity_colours(values: Grid) -> dict[str, Any]:
+    """Colour scale over the values' own range: at one global threshold layers differ by little."""
+    found = [value for row in values for value in row if value is not None]
+    low, high = min(found), max(found)
+    if high - low < 1e-3:  # A flat map is one middle colour, not noise stretched to both ends.
+        low, high = low - 0.01, high + 0.01
+    fmt = ".0%" if high - low > 0.05 else ".1%"
+    title = {"text": "sparsity", "side": "top"}
+    colour_bar = {"title": title, "tickformat": fmt, "thickness": 10, "outlinewidth": 0}
+    return {"zmin": low, "zmax": high, "colorscale": SPARSITY_SCALE, "colorbar": colour_bar}
+
+
+def _row_axis(fig: go.Figure, rows: Sequence[str]) -> None:
+    """Layers from the top down, the figure as tall as they need."""
+    fig.update_yaxes(type="category", autorange="reversed", showgrid=False, automargin=True)
+    fig.update_yaxes(title_text="layer" if rows[0].isdigit() else "")
+    fig.update_layout(height=min(1400, 120 + 26 * max(4, len(rows))), hovermode="closest")
+
+
+def layer_figure(rows: Sequence[str], columns: Sequence[str], values: Grid) -> go.Figure | None:
+    """Heat map of the sparsity of each matrix (column) of each layer (row) at one pruning."""
+    values = [[finite(value) for value in row] for row in values]
+    if not any(value is not None for row in values for value in row):
+        return None
+    hover = "layer %{y}<br>%{x}<br>sparsity %{z:.2%}<extra></extra>"
+    style = {"xgap": 2, "ygap": 2, "hovertemplate": hover, **_sparsity_colours(values)}
+    if len(rows) <= 32 and len(columns) <= 12:
+        style["texttemplate"] = "%{z:.1%}"
+    labels = {"x": [html.escape(text) for text in columns], "y": [html.escape(t) for t in rows]}
+    fig = go.Figure(go.Heatmap(z=values, **labels, **style), layout={"template": TEMPLATE})
+    fig.update_xaxes(type="category", side="top", showgrid=False, automargin=True)
+    _row_axis(fig, rows)
+    return fig.update_layout(margin={"b": 16})
+
+
+def layer_history_figure(
+    rows: Sequence[str], steps: Sequence[int], values: Grid, spans: Spans
+) -> go.Figure | None:
+    """Heat map of the mean sparsity of each layer (row) from each pruning's step to the next's."""
+    values = [[finite(value) for value in row] for row in values]
+    if len(steps) < 2 or not any(value is not None for row in values for value in row):
+        return None
+    end = max([steps[-1] + 1, *(right for _, _, right in spans)])
+    fig = _step_figure(spans, "", end)
+    hover = "layer %{y}<br>from step %{text:,d}<br>mean sparsity %{z:.2%}<extra></extra>"
+    style = {"text": [steps] * len(rows), "hovertemplate": hover, **_sparsity_colours(values)}
+    # One edge more than columns: a mask holds from its pruning to the next, the last to the end.
+    labels = [html.escape(text) for text in rows]
+    fig.add_trace(go.Heatmap(x=[*steps, end], y=labels, z=values, ygap=1, **style))
+    _row_axis(fig, rows)
+    return fig
+
+
+def metric_figure(
+    dense: Mapping[str, float], pruned: Mapping[str, float], labels: Mapping[str, tuple[str, str]]
+) -> go.Figure | None:
+    """Bars of each metric as percent of the dense model's; `labels`: dense and pruned, as text."""
+    ratios = {
+        key: finite(pruned[key] / dense[key])
+        for key in dense
+        # A ratio says nothing of a metric that is zero or negative.
+        if key in pruned and (finite(dense[key]) or 0) > 0 and (finite(pruned[key]) or 0) > 0
+    }
+    if not ratios:
+        return None
+    fig = go.Figure(layout={"template": TEMPLATE})
+    names = [html.escape(key) for key in ratios]
+    # Bars stack upwards, so the pruned run first puts the dense one above it.
+    for which, run, sizes in ((1, "pruned", list(ratios.values())), (0, "dense", [1] * len(names))):
+        text = [labels[key][which] for key in ratios]
+        _add_bars(fig, names, sizes, text, name=run, marker_color=COLOURS[run])
+    fig.update_layout(showlegend=True, legend_traceorder="reversed", barmode="group", bargap=0.35)
+    title = "percent of the dense model's value"
+    fig.update_xaxes(title_text=title, tickformat=".0%", range=[0, 1.18 * max(1, *ratios.values())])
+    return fig.update_layout(height=110 + 62 * len(names))
+
+
+def _add_bars(fig: go.Figure, names: Sequence[str], sizes: Any, text: Any, **style: Any) -> None:
+    """Add horizontal bars with their value written at the end, from the top down."""
+    words = {"text": text, "textposition": "outside", "cliponaxis": False}
+    fig.add_trace(
+        go.Bar(y=names, x=sizes, orientation="h", hovertemplate="%{text}", **words, **style)
+    )
+    fig.update_yaxes(type="category", autorange="reversed", showgrid=False, automargin=True)
+    fig.update_layout(hovermode="closest")
+
+
+def time_figure(seconds: Mapping[str, float], labels: Mapping[str, str]) -> go.Figure | None:
+    """Bars of the wall time of each stage, in the order run; `labels`: the times as text."""
+    times = {stage: finite(value) for stage, value in seconds.items()}
+    times = {stage: value for stage, value in times.items() if value is not None and value >= 0}
+    if not times:
+        return None
+    longest = max(times.values())
+    units = {"seconds": 1, "minutes": 60, "hours": 3600}
+    unit = max((u for u in units if longest >= 3 * units[u]), key=units.get, default="seconds")
+    fig = go.Figure(layout={"template": TEMPLATE})
+    sizes = [value / units[unit] for value in times.values()]
+    text = [labels[stage] for stage in times]
+    names = [html.escape(stage) for stage in times]
+    _add_bars(fig, names, sizes, text, marker_color=COLOURS["pruned"])
+    fig.update_xaxes(title_text=f"wall time ({unit})", range=[0, 1.18 * max(*sizes, 1e-3)])
+    return fig.update_layout(height=100 + 36 * len(times))

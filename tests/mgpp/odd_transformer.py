@@ -1,0 +1,167 @@
+"""A small transformer with odd sizes, its data, and a one-process reference that shares no pruning code.
+
+The reference takes the prior's gradient by autograd, the threshold by sorting, and its masks are dense.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mgpp import MGPP, MixtureGaussianPrior, PruningSchedule, log_prior
+
+MICRO_BATCH, ACCUMULATION, CLIPPING = 3, 2, 0.3
+VOCABULARY, WIDTH, HEADS, FEED_FORWARD, LAYERS, LENGTH = 53, 15, 3, 37, 3, 7
+NUM_EXAMPLES = 500
+PRIOR = MixtureGaussianPrior(spike_var=1e-6, slab_var=0.05)
+ADAMW = {"lr": 3e-3, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.0}
+SCHEDULE = PruningSchedule(
+    num_steps=20,
+    warmup_steps=3,
+    finetune_steps=5,
+    interval=4,
+    initial_sparsity=0.3,
+    final_sparsity=0.85,
+)
+CASES: dict[str, tuple[int, str, dict[str, object]]] = {
+    "stage0-fp32": (0, "fp32", {}),
+    "stage1-fp32": (1, "fp32", {}),
+    "stage2-fp32": (2, "fp32", {}),
+    "stage3-fp32": (3, "fp32", {}),
+    "stage3-subgroups-fp32": (3, "fp32", {"sub_group_size": 700}),
+    "stage3-persistent-fp32": (3, "fp32", {"stage3_param_persistence_threshold": 500}),
+    "stage2-offload-fp32": (2, "fp32", {"offload_optimizer": {"device": "cpu"}}),
+    "stage3-offload-fp32": (3, "fp32", {"offload_optimizer": {"device": "cpu"}}),
+    "stage0-bf16": (0, "bf16", {}),
+    "stage1-bf16": (1, "bf16", {}),
+    "stage1-bf16+fp32": (1, "bf16+fp32", {}),
+    "stage2-bf16": (2, "bf16", {}),
+    "stage3-bf16": (3, "bf16", {}),
+}
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        # No bias: the softmax does not see a key's bias, so its gradient is rounding noise, which Adam
+        # turns into whole steps.
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH, bias=False)
+        self.out = nn.Linear(WIDTH, WIDTH)
+        self.up = nn.Linear(WIDTH, FEED_FORWARD)
+        self.down = nn.Linear(FEED_FORWARD, WIDTH)
+        self.norms = nn.ModuleList([nn.LayerNorm(WIDTH) for _ in range(2)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        heads = self.qkv(self.norms[0](x)).view(batch, length, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+        attended = functional.scaled_dot_product_attention(*heads, is_causal=True)
+        x = x + self.out(attended.transpose(1, 2).reshape(batch, length, WIDTH))
+        return x + self.down(functional.gelu(self.up(self.norms[1](x))))
+
+
+class OddTransformer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
+        self.layers = nn.ModuleList([Layer() for _ in range(LAYERS)])
+        self.head = nn.Linear(WIDTH, VOCABULARY)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+
+
+def make_model() -> OddTransformer:
+    torch.manual_seed(0)
+    return OddTransformer()
+
+
+def prunable_names(model: nn.Module) -> list[str]:
+    return [n for n, p in model.named_parameters() if n.startswith("layers.") and p.dim() == 2]
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, object]]:
+    names = set(prunable_names(model))
+    groups: list[list[nn.Parameter]] = [[], []]
+    for name, parameter in model.named_parameters():
+        groups[name not in names].append(parameter)
+    return [{"params": group} for group in groups]
+
+
+def make_method() -> MGPP:
+    return MGPP(num_examples=NUM_EXAMPLES, prior=PRIOR)
+
+
+def micro_batch(micro_step: int, rank: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1000 * micro_step + rank)
+    return torch.randint(VOCABULARY, (MICRO_BATCH, LENGTH), generator=generator)
+
+
+def loss(model: nn.Module, tokens: Tensor) -> Tensor:
+    logits = model(tokens)[:, :-1].float()
+    return functional.cross_entropy(logits.reshape(-1, VOCABULARY), tokens[:, 1:].reshape(-1))
+
+
+def reference(world_size: int) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+    """Train in one plain process; return the final weights and the dense mask of each step."""
+    model = make_model()
+    names = prunable_names(model)
+    weights = dict(model.named_parameters())
+    optimizer = torch.optim.AdamW(parameter_groups(model), **ADAMW)  # type: ignore[arg-type]
+    keep = {name: torch.ones_like(weights[name], dtype=torch.bool) for name in names}
+    history = []
+    for step in range(SCHEDULE.num_steps):
+        optimizer.zero_grad()
+        for micro in range(ACCUMULATION):
+            for rank in range(world_size):
+                batch = micro_batch(step * ACCUMULATION + micro, rank)
+                (loss(model, batch) / ACCUMULATION / world_size).backward()
+        _clip(list(weights.values()))
+        if step <= SCHEDULE.prune_end:
+            _add_prior([weights[name] for name in names], step)
+        optimizer.step()
+        with torch.no_grad():
+            if SCHEDULE.is_pruning_step(step):
+                _prune(weights, keep, names, step)
+            if step > SCHEDULE.prune_end:
+                for name in names:
+                    weights[name][~keep[name]] = 0.0
+        history.append({name: mask.clone() for name, mask in keep.items()})
+    return {name: w.detach().clone() for name, w in weights.items()}, history
+
+
+def _clip(parameters: list[nn.Parameter]) -> None:
+    # DeepSpeed divides by (norm + 1e-6) / limit where that exceeds 1.
+    norm = torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()
+    factor = (norm + 1e-6) / CLIPPING
+    if factor > 1:
+        for parameter in parameters:
+            assert parameter.grad is not None
+            parameter.grad /= factor
+
+
+def _add_prior(weights: list[nn.Parameter], step: int) -> None:
+    done = min(max((step - 3) / (14 - 3), 0), 1)
+    slab_prob = 0.1 + (0.0001 - 0.1) * done
+    for weight in weights:
+        exact = weight.detach().double().requires_grad_()
+        (-log_prior(exact, PRIOR, slab_prob).sum() / NUM_EXAMPLES).backward()
+        assert weight.grad is not None
+        weight.grad += exact.grad.float()  # type: ignore[union-attr]
+
+
+def _prune(
+    weights: dict[str, nn.Parameter], keep: dict[str, Tensor], names: list[str], step: int
+) -> None:
+    flat = torch.cat([weights[name].reshape(-1) for name in names])
+    sparsity = 0.85 + (0.3 - 0.85) * (1 - (step - 3) / 11) ** 3
+    k = int(flat.numel() * sparsity)
+    kept = torch.ones_like(flat, dtype=torch.bool)
+    kept[flat.abs().sort(stable=True).indices[:k]] = False
+    start = 0
+    for name in names:
+        weight = weights[name]
+        keep[name] = kept[start : start + weight.numel()].view_as(weight)
+        weight[~keep[name]] = 0.0
+        start += weight.numel()

@@ -1,0 +1,124 @@
+import pytest
+import torch
+from torch import nn
+
+from mgpp import GMP, MGPP, Pruner, PruningSchedule
+from mgpp.backends.torch import attach
+from tests.mgpp.sharding import contiguous_shards, per_weight_shards, run_ranks
+
+SCHEDULE = PruningSchedule(
+    num_steps=12,
+    warmup_steps=2,
+    finetune_steps=3,
+    interval=3,
+    initial_sparsity=0.2,
+    final_sparsity=0.7,
+)
+
+
+def make_weights():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator) for shape in ((9, 7), (5, 3), (4, 33))]
+
+
+def make_pruner(weights, collectives, cut_into):
+    shards = cut_into(weights, collectives.rank, collectives.world_size)
+    shapes = {f"layers.{i}.weight": tuple(w.shape) for i, w in enumerate(weights)}
+    return Pruner(shards, shapes, method=GMP(), schedule=SCHEDULE, collectives=collectives)
+
+
+def test_exactly_k_weights_are_pruned_at_every_pruning():
+    model = nn.Sequential(*[nn.Linear(13, 13) for _ in range(3)])
+    prunable = {n: p for n, p in model.named_parameters() if p.dim() == 2}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    pruner = attach(optimizer, prunable, method=MGPP(num_examples=50), schedule=SCHEDULE)
+    for step in range(SCHEDULE.num_steps):
+        optimizer.zero_grad()
+        model(torch.randn(4, 13)).square().mean().backward()
+        optimizer.step()
+        if SCHEDULE.is_pruning_step(step):
+            k = int(3 * 169 * SCHEDULE.sparsity(step))
+            assert pruner.last_pruning is not None
+            assert (pruner.last_pruning.step, pruner.last_pruning.num_pruned) == (step, k)
+            assert pruner.num_zeros() == k
+            assert sum(int((p == 0).sum()) for p in prunable.values()) == k
+    assert pruner.num_zeros() == int(3 * 169 * 0.7)  # held by the fixed mask
+    assert pruner.sparsity == pytest.approx(int(3 * 169 * 0.7) / (3 * 169))
+    zeros = torch.cat([p.detach().view(-1) for p in prunable.values()])
+    assert not torch.signbit(zeros[zeros == 0]).any()
+
+
+def test_weights_may_come_back_between_prunings_and_not_after_the_last():
+    weight = nn.Parameter(torch.linspace(0.1, 1, 20).view(4, 5))
+    optimizer = torch.optim.SGD([weight], lr=0.5)
+    pruner = attach(optimizer, {"w": weight}, method=GMP(), schedule=SCHEDULE)
+    for step in range(SCHEDULE.num_steps):
+        weight.grad = -torch.ones_like(weight)
+        optimizer.step()
+        if step in (4, 10, 11):
+            assert pruner.num_zeros() == (14 if step > 8 else 0)
+
+
+@pytest.mark.parametrize("cut_into", [contiguous_shards, per_weight_shards])
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_masks_figures_and_hash_do_not_depend_on_the_sharding(world_size, cut_into):
+    def run(collectives, cut=cut_into):
+        pruner = make_pruner(make_weights(), collectives, cut)
+        for _ in range(10):
+            pruner.finish_step()
+        figures = pruner.last_pruning, pruner.sparsity_by_weight(), pruner.mask_hash()
+        return *figures, pruner.spike_share(0.5), pruner.num_zeros()
+
+    alone = run_ranks(1, lambda c: run(c, per_weight_shards))[0]
+    assert all(result == alone for result in run_ranks(world_size, run))
+
+
+def test_hash_tells_masks_apart():
+    def hash_of(pruned):
+        weights = make_weights()
+        weights[2].view(-1)[pruned] = 0.0
+        pruner = make_pruner(weights, collectives=run_ranks(1, lambda c: c)[0], cut_into=per_weight_shards)
+        pruner._prune(1)
+        return pruner.mask_hash()
+
+    assert len({hash_of(i) for i in range(132)}) == 132
+
+
+def test_state_round_trip_and_refusal_of_other_shards():
+    def work(collectives):
+        pruner = make_pruner(make_weights(), collectives, contiguous_shards)
+        for _ in range(7):
+            pruner.finish_step()
+        fresh = make_pruner(make_weights(), collectives, contiguous_shards)
+        fresh.load_state_dict(pruner.state_dict())
+        assert (fresh.step, fresh.last_pruning) == (7, pruner.last_pruning)
+        assert fresh.mask_hash() == pruner.mask_hash()
+        for a, b in zip(fresh.shards, pruner.shards, strict=True):
+            assert torch.equal(fresh.mask(a), pruner.mask(b))
+        other = make_pruner(make_weights(), collectives, per_weight_shards)
+        with pytest.raises(ValueError, match="other shards"):
+            other.load_state_dict(pruner.state_dict())
+
+    run_ranks(2, work)
+
+
+def test_shards_that_do_not_cover_the_weights_are_refused():
+    weights = make_weights()
+    shards = contiguous_shards(weights, 0, 2)
+    shapes = {f"layers.{i}.weight": tuple(w.shape) for i, w in enumerate(weights)}
+    with pytest.raises(RuntimeError, match="of the 63 elements|of the 15 elements|of the 132"):
+        Pruner(shards, shapes, method=GMP(), schedule=SCHEDULE)
+
+
+def test_low_precision_masters_are_refused():
+    weight = nn.Parameter(torch.ones(2, 2, dtype=torch.bfloat16))
+    with pytest.raises(ValueError, match="must be float32"):
+        attach(torch.optim.SGD([weight]), {"w": weight}, method=GMP(), schedule=SCHEDULE)
+
+
+def test_a_weight_without_gradient_is_named():
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    attach(optimizer, {"w": weight}, method=MGPP(num_examples=5), schedule=SCHEDULE)
+    with pytest.raises(RuntimeError, match="w: no gradient"):
+        optimizer.step()

@@ -1,0 +1,89 @@
+"""Pruning under every ZeRO layout against one plain process."""
+
+import pytest
+import torch
+
+from mgpp import GMP, Pruner
+from mgpp.mask import pack_bits
+from tests.mgpp import odd_transformer as odd
+from tests.processes import torchrun
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("zero")
+    torchrun("tests.mgpp.zero_worker", str(folder), "two", num_processes=2, timeout=400)
+    return {
+        case: [torch.load(folder / f"two-{case}-rank{r}.pt", weights_only=True) for r in (0, 1)]
+        for case in odd.CASES
+    }
+
+
+@pytest.fixture(scope="session")
+def reference():
+    return odd.reference(world_size=2)
+
+
+def mask_hash(masks):
+    """Hash dense masks with the pruner's own hash, in one process."""
+    from mgpp import Shard
+
+    shards = [
+        Shard(
+            name=name,
+            index=i,
+            full_shape=tuple(keep.shape),
+            offset=0,
+            numel=keep.numel(),
+            flat=torch.zeros(keep.numel()),
+            start=0,
+        )
+        for i, (name, keep) in enumerate(masks.items())
+    ]
+    shapes = {s.name: s.full_shape for s in shards}
+    pruner = Pruner(shards, shapes, method=GMP(), schedule=odd.SCHEDULE)
+    state = pruner.state_dict()
+    for saved, keep in zip(state["masks"], masks.values(), strict=True):
+        saved["keep"] = pack_bits(keep.reshape(-1))
+    pruner.load_state_dict(state)
+    return pruner.mask_hash()
+
+
+@pytest.mark.parametrize("case", [c for c in odd.CASES if c.endswith("-fp32")])
+def test_fp32_equals_the_one_process_reference(case, trained, reference):
+    weights, masks = reference
+    for result in trained[case]:
+        for name, expected in weights.items():
+            torch.testing.assert_close(
+                result["weights"][name], expected, rtol=0, atol=1e-6, msg=lambda m: f"{name}: {m}"
+            )
+        assert result["hashes"] == [mask_hash(step) for step in masks]
+        for name, keep in masks[-1].items():
+            assert torch.equal(result["weights"][name] != 0, keep), name
+
+
+@pytest.mark.parametrize("case", odd.CASES)
+def test_sparsity_is_exact_and_the_ranks_agree(case, trained, reference):
+    _, masks = reference
+    num_prunable = sum(keep.numel() for keep in masks[-1].values())
+    k = int(num_prunable * 0.85)
+    first, second = trained[case]
+    assert first["hashes"] == second["hashes"]
+    assert first["pruning"] == second["pruning"]
+    assert first["pruning"]["num_pruned"] == k
+    assert first["zeros"] == k
+    zeros = sum(int((first["weights"][name] == 0).sum()) for name in masks[-1])
+    assert zeros == k
+    for name, weight in first["weights"].items():
+        assert torch.equal(weight, second["weights"][name])
+
+
+@pytest.mark.parametrize("case", [c for c in odd.CASES if "bf16" in c])
+def test_bf16_stays_near_the_reference(case, trained, reference):
+    """Rounding moves weights by a few steps of the optimizer, not by more."""
+    weights, _ = reference
+    for name, expected in weights.items():
+        found = trained[case][0]["weights"][name]
+        assert (found - expected).abs().mean() < 3 * odd.ADAMW["lr"], name

@@ -1,0 +1,82 @@
+"""Run by torchrun: trains the odd transformer under DeepSpeed in every layout, writes what came out."""
+
+import os
+import sys
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed
+import torch
+import torch.distributed as dist
+
+from mgpp.backends.deepspeed import attach
+from tests.mgpp import odd_transformer as odd
+
+
+def config(stage: int, precision: str, **zero: object) -> dict[str, object]:
+    values: dict[str, object] = {
+        "train_micro_batch_size_per_gpu": odd.MICRO_BATCH,
+        "gradient_accumulation_steps": odd.ACCUMULATION,
+        "gradient_clipping": odd.CLIPPING,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": {
+            "stage": stage,
+            "allgather_bucket_size": 100_000,
+            "reduce_bucket_size": 100_000,
+            **zero,
+        },
+    }
+    if precision != "fp32":
+        values["bf16"] = {"enabled": True}
+    if precision == "bf16+fp32":
+        values["data_types"] = {"grad_accum_dtype": "fp32"}
+    return values
+
+
+def train(stage: int, precision: str, **zero: object) -> dict[str, object]:
+    rank = dist.get_rank()
+    model = odd.make_model()
+    if precision != "fp32":
+        model = model.bfloat16()
+    names = odd.prunable_names(model)
+    optimizer = torch.optim.AdamW(odd.parameter_groups(model), **odd.ADAMW)
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=config(stage, precision, **zero)
+    )
+    prunable = {name: p for name, p in engine.module.named_parameters() if name in names}
+    pruner = attach(engine, prunable, method=odd.make_method(), schedule=odd.SCHEDULE)
+    hashes = []
+    for micro_step in range(odd.SCHEDULE.num_steps * odd.ACCUMULATION):
+        tokens = odd.micro_batch(micro_step, rank)
+        engine.backward(odd.loss(engine, tokens))
+        engine.step()
+        if engine.is_gradient_accumulation_boundary():
+            hashes.append(pruner.mask_hash())
+    assert pruner.step == odd.SCHEDULE.num_steps
+    weights = {}
+    for name, parameter in engine.module.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter], enabled=stage == 3):
+            weights[name] = parameter.detach().float().cpu().clone()
+    return {
+        "weights": weights,
+        "hashes": hashes,
+        "zeros": pruner.num_zeros(),
+        "pruning": vars(pruner.last_pruning),
+        "by_weight": pruner.sparsity_by_weight(),
+    }
+
+
+def main(folder: str, world: str) -> None:
+    from deepspeed.ops import __compatible_ops__
+
+    __compatible_ops__["deepspeed_shm_comm"] = False  # gloo carries everything; nothing to compile
+    deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+    for case, (stage, precision, zero) in odd.CASES.items():
+        result = train(stage, precision, **zero)
+        torch.save(result, f"{folder}/{world}-{case}-rank{dist.get_rank()}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,49 @@
+"""Child processes of tests: each has a timeout and is reaped with all that it started."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(
+    command: Sequence[str], *, timeout: float, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command from the project's root in a process group of its own; kill it all at the end."""
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        raise AssertionError(f"{command} ran past {timeout} s:\n{out[-4000:]}\n{err[-4000:]}") from None
+    finally:
+        _kill_group(process.pid)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def torchrun(module: str, *args: str, num_processes: int, timeout: float) -> None:
+    """Run a module on several ranks and assert that all ended well."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*launcher, f"--nproc-per-node={num_processes}", "-m", module, *args]
+    done = run(command, timeout=timeout, env={"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
+
+
+def _kill_group(group: int) -> None:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        return
