@@ -9,24 +9,35 @@ from typing import Any
 
 import jinja2
 import plotly.graph_objects as go
-from jinja2.utils import markupsafe
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from pipeline import report_figures as figures
+from pipeline.report_figures import Curve
 from pipeline.report_layers import layer_history, layer_matrix
+from pipeline.report_series import Spans, finite, phase_spans, thinned
 
 METHOD_NAMES = {
     "mgpp": "Magnitude pruning under a mixture-Gaussian prior (MGPP)",
     "gmp": "Gradual magnitude pruning (GMP)",
 }
-# Key of a training record: title, axis title, colour, kind of axis.
 STEP_CURVES = {
-    "sparsity": ("Sparsity", "sparsity (% of prunable weights)", "pruned", "percent"),
-    "threshold": ("Pruning threshold", "weight magnitude |w|", "threshold", "log"),
-    "slab_prob": ("Prior probability of the slab", "probability", "spike", "log"),
-    "lr": ("Learning rate", "learning rate", "pruned", "linear"),
-    "grad_norm": ("Gradient norm", "L2 norm over all parameters", "churn", "log"),
-    "tokens_per_second": ("Throughput", "tokens per second", "dense", "linear"),
+    "Sparsity": Curve(
+        key="sparsity", y_title="share of prunable weights (%)", colour="pruned", kind="percent"
+    ),
+    "Pruning threshold": Curve(
+        key="threshold", y_title="weight magnitude |w|", colour="threshold", kind="log"
+    ),
+    "Prior probability of the slab": Curve(
+        key="slab_prob", y_title="probability", colour="spike", kind="log"
+    ),
+    "Learning rate": Curve(key="lr", y_title="learning rate", colour="pruned"),
+    "Gradient norm": Curve(
+        key="grad_norm", y_title="L2 norm of the gradient", colour="churn", kind="log", noisy=True
+    ),
+    "Throughput": Curve(
+        key="tokens_per_second", y_title="tokens per second", colour="dense", noisy=True
+    ),
 }
 MAX_SNAPSHOTS = 80  # Of the layers over training: more columns than that add bytes, not sight.
 MINUS = "\N{MINUS SIGN}"
@@ -97,12 +108,12 @@ class Plot:
     figure: go.Figure | None
     wide: bool = False
 
-    def json(self) -> markupsafe.Markup:
+    def json(self) -> Markup:
         """The figure as JSON that is safe within a script element."""
         assert self.figure is not None
         # A name that holds "</script>" must not end the element; "<" is not needed in JSON.
         text = self.figure.to_json().replace("<", "\\u003c").replace(">", "\\u003e")
-        return markupsafe.Markup(text.replace("&", "\\u0026"))
+        return Markup(text.replace("&", "\\u0026"))
 
 
 def _number(value: float | None) -> str:
@@ -113,10 +124,10 @@ def _number(value: float | None) -> str:
     return text.replace("-", MINUS)
 
 
-def _signed(value: float | None, unit: str = "") -> str:
+def _signed(value: float | None) -> str:
     """A difference as text, with its sign."""
     text = _number(value)
-    return text if text == ABSENT else ("" if text.startswith(MINUS) else "+") + text + unit
+    return f"+{text}" if text[0].isdigit() else text
 
 
 def _bytes(count: int) -> str:
@@ -148,7 +159,7 @@ def _duration(seconds: float) -> str:
 def _difference(data: ReportData, key: str) -> float | None:
     """Metric of the pruned model less that of the dense; None where either is missing."""
     dense, pruned = (data.metrics.get(run, {}).get(key) for run in ("dense", "pruned"))
-    return None if dense is None or pruned is None else figures.finite(pruned - dense)
+    return None if dense is None or pruned is None else finite(pruned - dense)
 
 
 def _metric_card(data: ReportData) -> Card:
@@ -160,7 +171,7 @@ def _metric_card(data: ReportData) -> Card:
         return Card(label=label, value=value, note="pruned model")
     rows = [("dense", _number(dense)), ("difference", _signed(difference))]
     if dense:
-        rows.append(("relative", _signed(100 * difference / abs(dense), " %")))
+        rows.append(("relative", f"{difference / abs(dense):+.2%}".replace("-", MINUS)))
     better = (difference > 0) == data.higher_is_better
     tone, note = ("good", "better than dense") if better else ("bad", "worse than dense")
     if difference == 0:
@@ -170,7 +181,11 @@ def _metric_card(data: ReportData) -> Card:
 
 def _cards(data: ReportData) -> list[Card]:
     """Headline figures; a card without data is left out."""
-    counts = {"pruned": data.num_pruned, "prunable": data.num_prunable, "all": data.num_parameters}
+    counts = {
+        "pruned": data.num_pruned,
+        "prunable": data.num_prunable,
+        "all weights": data.num_parameters,
+    }
     rows = [(label, f"{count:,}") for label, count in counts.items()]
     sparsity = Card(
         label="sparsity", value=f"{data.sparsity:.2%}", note="of the prunable weights", rows=rows
@@ -182,7 +197,7 @@ def _cards(data: ReportData) -> list[Card]:
         value = _bytes(data.sizes[smallest])
         cards.append(Card(label="size on disk", value=value, note=smallest, rows=sizes))
     if data.seconds:
-        rates = [figures.finite(record.get("tokens_per_second")) for record in data.steps]
+        rates = [finite(record.get("tokens_per_second")) for record in data.steps]
         speed = [rate for rate in rates if rate is not None]
         rows = [("stages", f"{len(data.seconds)}")]
         if "num_steps" in data.phases:
@@ -196,10 +211,10 @@ def _cards(data: ReportData) -> list[Card]:
 
 def _metric_rows(data: ReportData) -> list[tuple[str, str, str, str]]:
     """Name, dense, pruned, difference of every metric, as text, the headline first."""
-    runs = [data.metrics.get(run, {}) for run in ("dense", "pruned")]
-    keys = sorted(dict.fromkeys([*runs[1], *runs[0]]), key=lambda key: key != data.metric)
+    dense, pruned = (data.metrics.get(run, {}) for run in ("dense", "pruned"))
+    keys = sorted({**pruned, **dense}, key=lambda key: key != data.metric)
     return [
-        (key, *(_number(run.get(key)) for run in runs), _signed(_difference(data, key)))
+        (key, _number(dense.get(key)), _number(pruned.get(key)), _signed(_difference(data, key)))
         for key in keys
     ]
 
@@ -207,29 +222,27 @@ def _metric_rows(data: ReportData) -> list[tuple[str, str, str, str]]:
 def _result_plots(data: ReportData) -> list[Plot]:
     labels = {key: (dense, pruned) for key, dense, pruned, _ in _metric_rows(data)}
     dense, pruned = (data.metrics.get(run, {}) for run in ("dense", "pruned"))
-    caption = "Each metric as a share of the dense model's; the bars carry the values themselves."
+    caption = "The dense model is 100%. At the bars' ends: the values."
     bars = figures.metric_figure(dense, pruned, labels)
     return [Plot(title="Pruned against dense", caption=caption, figure=bars)]
 
 
-def _training_plots(data: ReportData, spans: figures.Spans) -> list[Plot]:
+def _training_plots(data: ReportData, spans: Spans) -> list[Plot]:
     caption = "Faint: each record. Solid: a moving average over a fortieth of the run."
-    losses = [figures.finite(r["loss"]) for r in data.steps if r.get("loss") is not None]
+    losses = [finite(r["loss"]) for r in data.steps if r.get("loss") is not None]
     if bad := losses.count(None):
         caption += f" {bad:,} of {len(losses):,} losses of the pruned run are not finite."
     loss = figures.loss_figure(data.steps, data.dense_steps, spans)
     plots = [Plot(title="Training loss", caption=caption, figure=loss, wide=True)]
-    for key, (title, y_title, colour, kind) in STEP_CURVES.items():
-        style = {"y_title": y_title, "colour": colour, "kind": kind}
-        figure = figures.curve_figure(data.steps, key, spans, **style)
-        plots.append(Plot(title=title, figure=figure))
+    for title, curve in STEP_CURVES.items():
+        plots.append(Plot(title=title, figure=figures.curve_figure(data.steps, curve, spans)))
     return plots
 
 
-def _pruning_plots(data: ReportData, spans: figures.Spans) -> list[Plot]:
+def _pruning_plots(data: ReportData, spans: Spans) -> list[Plot]:
     spike = figures.spike_figure(data.prunings, spans)
     churn = figures.churn_figure(data.prunings, spans)
-    shots = figures.thinned([shot for shot in data.layers if shot["sparsity"]], MAX_SNAPSHOTS)
+    shots = thinned([shot for shot in data.layers if shot["sparsity"]], MAX_SNAPSHOTS)
     plots = [
         Plot(
             title="Weights in the spike",
@@ -263,7 +276,7 @@ def _pruning_plots(data: ReportData, spans: figures.Spans) -> list[Plot]:
     return plots
 
 
-def _sections(data: ReportData, spans: figures.Spans) -> dict[str, list[Plot]]:
+def _sections(data: ReportData, spans: Spans) -> dict[str, list[Plot]]:
     """Plots by section, without those that have nothing to draw."""
     labels = {stage: _duration(value) for stage, value in data.seconds.items()}
     time = figures.time_figure(data.seconds, labels)
@@ -283,15 +296,11 @@ def _sections(data: ReportData, spans: figures.Spans) -> dict[str, list[Plot]]:
 
 def render_report(data: ReportData) -> str:
     """The HTML page of a run. It holds all it needs: scripts, styles and data."""
-    loader = jinja2.PackageLoader("pipeline")
     environment = jinja2.Environment(
-        loader=loader,
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=jinja2.PackageLoader("pipeline"), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    spans = figures.phase_spans(data.phases)
+    environment.trim_blocks = environment.lstrip_blocks = True
+    spans = phase_spans(data.phases)
     return environment.get_template("report.html.jinja").render(
         data=data,
         method=METHOD_NAMES.get(data.method, data.method),
@@ -301,5 +310,5 @@ def render_report(data: ReportData) -> str:
         spans=spans,
         colours=figures.COLOURS,
         mask_hash=data.prunings[-1].get("mask_hash") if data.prunings else None,
-        plotly_js=markupsafe.Markup(get_plotlyjs()),
+        plotly_js=Markup(get_plotlyjs()),
     )

@@ -7,14 +7,14 @@ grid are left to the page, which knows whether it is light, dark or printed.
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import plotly.graph_objects as go
 
-Records = Sequence[Mapping[str, Any]]
-Spans = Sequence[tuple[str, int, int]]
+from pipeline.report_series import Points, Records, Spans, finite, smoothed, step_series, thinned
+
 Grid = Sequence[Sequence[float | None]]
 
 # Mid-tones, readable on white as well as on near-black.
@@ -28,17 +28,21 @@ COLOURS = {
     "gradual pruning": "rgba(59, 118, 225, 0.08)",
     "fixed mask": "rgba(23, 150, 138, 0.11)",
 }
-SPARSITY_SCALE = [[0.0, "#eef3fb"], [0.35, "#a9c4f0"], [0.7, "#3b76e1"], [1.0, "#16316b"]]
+SPARSITY_SCALE = [[0.0, "#eef3fb"], [0.5, "#a3c0f3"], [0.7, "#4a80e4"], [1.0, "#16316b"]]
 MAX_POINTS = 1200  # A curve has fewer pixels than this, and long runs must not bloat the page.
 
-_AXIS = {"showgrid": True, "zeroline": False, "ticks": "", "title": {"standoff": 10}}
+CLEAR = "rgba(0, 0, 0, 0)"
+
+# Clear ticks keep the labels off the axis.
+_TICKS = {"ticks": "outside", "ticklen": 6, "tickcolor": CLEAR, "exponentformat": "power"}
+_AXIS = {"showgrid": True, "zeroline": False, "title": {"standoff": 8}, **_TICKS}
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": "system-ui, -apple-system, 'Segoe UI', sans-serif", "size": 12},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
+        "paper_bgcolor": CLEAR,
+        "plot_bgcolor": CLEAR,
         "height": 300,
-        "margin": {"l": 68, "r": 16, "t": 40, "b": 52},
+        "margin": {"l": 70, "r": 30, "t": 32, "b": 48},
         "hovermode": "x unified",
         "showlegend": False,
         "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.09, "yanchor": "bottom"},
@@ -49,58 +53,44 @@ TEMPLATE = go.layout.Template(
 )
 
 
-def finite(value: Any) -> float | None:
-    """`value` to six significant digits, or None where it is absent, NaN or infinite."""
-    if value is None or not math.isfinite(value):
-        return None
-    return float(f"{value:.6g}")
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """How to draw a key of the records by step: axis title, a key of COLOURS, kind of axis.
+
+    `percent` is of a share in [0, 1]. A noisy curve is drawn raw (faint) and smoothed.
+    """
+
+    key: str
+    y_title: str
+    colour: str
+    kind: Literal["linear", "log", "percent"] = "linear"
+    noisy: bool = False
 
 
-def thinned(items: Sequence[Any], most: int) -> list[Any]:
-    """At most about `most` of `items`, evenly spaced, the last always among them."""
-    stride = math.ceil(len(items) / most) or 1
-    # Counted from the end, so that the final state of a run is what is kept.
-    return list(items[::-1][::stride][::-1])
-
-
-def step_series(records: Records, key: str) -> list[tuple[int, float | None]]:
-    """(step, value) of the records that have `key`; a value that is not finite is None, a gap."""
-    points = [(r["step"], finite(r[key])) for r in records if r.get(key) is not None]
-    return points if any(value is not None for _, value in points) else []
-
-
-def smoothed(points: Sequence[tuple[int, float | None]]) -> list[tuple[int, float | None]]:
-    """Exponential moving average of (step, value), bias-corrected, over a fortieth of the run."""
-    keep = 1 - 2 / (max(1, len(points) // 40) + 1)
-    total = weight = 0.0
-    out: list[tuple[int, float | None]] = []
-    for step, value in points:
-        if value is None:
-            out.append((step, None))
-            continue
-        total = keep * total + (1 - keep) * value
-        weight = keep * weight + (1 - keep)
-        out.append((step, finite(total / weight)))
-    return out
-
-
-def phase_spans(phases: Mapping[str, int]) -> list[tuple[str, int, int]]:
-    """(name, first step, end step) of the phases that are not empty; [] without their edges."""
-    if not {"prune_start", "prune_end", "num_steps"} <= phases.keys():
-        return []
-    edges = [0, phases["prune_start"], phases["prune_end"], phases["num_steps"]]
-    names = ["warm-up", "gradual pruning", "fixed mask"]
-    spans = zip(names, edges, edges[1:], strict=False)
-    return [(name, left, right) for name, left, right in spans if right > left]
-
-
-def _add_line(fig: go.Figure, points: Sequence[tuple[int, float | None]], **style: Any) -> None:
+def _add_line(fig: go.Figure, points: Points, **style: Any) -> None:
     """Add (step, value) points as a line, thinned."""
     drawn = thinned(points, MAX_POINTS)
     # A lone point draws no line.
     mode = "lines" if len(drawn) > 1 else "markers"
     trace = go.Scatter(x=[x for x, _ in drawn], y=[y for _, y in drawn], mode=mode, **style)
     fig.add_trace(trace)
+
+
+def _add_curve(
+    fig: go.Figure,
+    points: Points,
+    name: str,
+    colour: str,
+    *,
+    noisy: bool,
+) -> None:
+    """Add a curve; a noisy one as a faint line of every value and a solid one of their average."""
+    if noisy:
+        style = {"line": {"color": colour, "width": 1}, "opacity": 0.25, "showlegend": False}
+        _add_line(fig, points, name=f"{name}, raw", hoverinfo="skip", **style)
+    line = {"color": colour, "width": 2.2}
+    drawn = smoothed(points) if noisy else points
+    _add_line(fig, drawn, name=name, line=line, hovertemplate="%{y:.4g}")
 
 
 def _shade_phases(fig: go.Figure, spans: Spans) -> None:
@@ -134,48 +124,40 @@ def loss_figure(steps: Records, dense_steps: Records, spans: Spans) -> go.Figure
     last_step = max(points[-1][0] for points in runs.values())
     fig = _step_figure(spans, "training loss (nats)", last_step)
     for name, points in runs.items():
-        style = {"line": {"color": COLOURS[name], "width": 1}, "opacity": 0.25}
-        _add_line(fig, points, name=f"{name}, raw", showlegend=False, hoverinfo="skip", **style)
-    for name, points in runs.items():
-        line = {"color": COLOURS[name], "width": 2.2}
-        _add_line(fig, smoothed(points), name=name, line=line, hovertemplate="%{y:.4g}")
+        _add_curve(fig, points, name, COLOURS[name], noisy=True)
     return fig.update_layout(showlegend=len(runs) > 1, height=360)
 
 
-def curve_figure(
-    records: Records, key: str, spans: Spans, *, y_title: str, colour: str, kind: str = "linear"
-) -> go.Figure | None:
-    """One quantity by step; `kind` is linear, log, or percent (of a share in [0, 1])."""
-    points = step_series(records, key)
-    if kind == "log":
+def curve_figure(records: Records, curve: Curve, spans: Spans) -> go.Figure | None:
+    """One quantity by step."""
+    points = step_series(records, curve.key)
+    if curve.kind == "log":
         points = [(step, value) for step, value in points if value is not None and value > 0]
     if not points:
         return None
     y_axis: dict[str, Any] = {
         "linear": {"rangemode": "tozero"},
-        # Decades only: Plotly's digits between them crowd a small plot.
-        "log": {"type": "log", "exponentformat": "power", "dtick": "D2"},
+        # The digits 2 and 5 only: all nine crowd a small plot.
+        "log": {"type": "log", "dtick": "D2"},
         "percent": {"rangemode": "tozero", "tickformat": ".0%"},
-    }[kind]
-    fig = _step_figure(spans, y_title, points[-1][0], **y_axis)
-    number = "%{y:.2%}" if kind == "percent" else "%{y:.4g}"
-    line = {"color": COLOURS[colour], "width": 2}
-    name = key.replace("_", " ")
-    _add_line(fig, points, name=name, line=line, hovertemplate=number)
-    return fig
+    }[curve.kind]
+    fig = _step_figure(spans, curve.y_title, points[-1][0], **y_axis)
+    name = curve.key.replace("_", " ")
+    _add_curve(fig, points, name, COLOURS[curve.colour], noisy=curve.noisy)
+    return fig.update_traces(hovertemplate="%{y:.2%}") if curve.kind == "percent" else fig
 
 
 def spike_figure(prunings: Records, spans: Spans) -> go.Figure | None:
-    """Share of the prunable weights below the spike threshold, beside the sparsity asked for."""
+    """Share of the prunable weights below the spike threshold, beside the sparsity."""
     y_title = "share of prunable weights (%)"
-    style = {"y_title": y_title, "colour": "spike", "kind": "percent"}
-    fig = curve_figure(prunings, "spike_share", spans, **style)
+    curve = Curve(key="spike_share", y_title=y_title, colour="spike", kind="percent")
+    fig = curve_figure(prunings, curve, spans)
     if fig is None:
         return None
     fig.data[0].name = "in the spike"
     line = {"color": COLOURS["dense"], "width": 1.5, "dash": "dot"}
     sparsity = step_series(prunings, "sparsity")
-    _add_line(fig, sparsity, name="pruned", line=line, hovertemplate="%{y:.2%}")
+    _add_line(fig, sparsity, name="sparsity", line=line, hovertemplate="%{y:.2%}")
     return fig.update_layout(showlegend=True)
 
 
@@ -184,7 +166,8 @@ def churn_figure(prunings: Records, spans: Spans) -> go.Figure | None:
     # All of the first pruned set is new: that point would flatten all the others.
     later = prunings[1:] if prunings and prunings[0].get("churn") == 1 else prunings
     y_title = "share of the pruned set (%)"
-    return curve_figure(later, "churn", spans, y_title=y_title, colour="churn", kind="percent")
+    curve = Curve(key="churn", y_title=y_title, colour="churn", kind="percent")
+    return curve_figure(later, curve, spans)
 
 
 def _sparsity_colours(values: Grid) -> dict[str, Any]:
@@ -245,7 +228,7 @@ def metric_figure(
 ) -> go.Figure | None:
     """Bars of each metric as percent of the dense model's; `labels`: dense and pruned, as text."""
     ratios = {
-        key: finite(pruned[key] / dense[key])
+        key: round(pruned[key] / dense[key], 6)
         for key in dense
         # A ratio says nothing of a metric that is zero or negative.
         if key in pruned and (finite(dense[key]) or 0) > 0 and (finite(pruned[key]) or 0) > 0
@@ -254,14 +237,13 @@ def metric_figure(
         return None
     fig = go.Figure(layout={"template": TEMPLATE})
     names = [html.escape(key) for key in ratios]
-    # Bars stack upwards, so the pruned run first puts the dense one above it.
-    for which, run, sizes in ((1, "pruned", list(ratios.values())), (0, "dense", [1] * len(names))):
+    for which, run, sizes in ((0, "dense", [1] * len(names)), (1, "pruned", [*ratios.values()])):
         text = [labels[key][which] for key in ratios]
         _add_bars(fig, names, sizes, text, name=run, marker_color=COLOURS[run])
-    fig.update_layout(showlegend=True, legend_traceorder="reversed", barmode="group", bargap=0.35)
+    fig.update_layout(showlegend=True, legend_y=1, barmode="group", bargap=0.35)
     title = "percent of the dense model's value"
     fig.update_xaxes(title_text=title, tickformat=".0%", range=[0, 1.18 * max(1, *ratios.values())])
-    return fig.update_layout(height=110 + 62 * len(names))
+    return fig.update_layout(height=100 + 50 * len(names))
 
 
 def _add_bars(fig: go.Figure, names: Sequence[str], sizes: Any, text: Any, **style: Any) -> None:
@@ -276,17 +258,19 @@ def _add_bars(fig: go.Figure, names: Sequence[str], sizes: Any, text: Any, **sty
 
 def time_figure(seconds: Mapping[str, float], labels: Mapping[str, str]) -> go.Figure | None:
     """Bars of the wall time of each stage, in the order run; `labels`: the times as text."""
-    times = {stage: finite(value) for stage, value in seconds.items()}
-    times = {stage: value for stage, value in times.items() if value is not None and value >= 0}
+    times = {stage: value for stage, value in seconds.items() if finite(value) is not None}
     if not times:
         return None
     longest = max(times.values())
-    units = {"seconds": 1, "minutes": 60, "hours": 3600}
-    unit = max((u for u in units if longest >= 3 * units[u]), key=units.get, default="seconds")
+    unit, scale = next(
+        (unit, scale)
+        for unit, scale in (("hours", 3600), ("minutes", 60), ("seconds", 1))
+        if longest >= 3 * scale or scale == 1
+    )
     fig = go.Figure(layout={"template": TEMPLATE})
-    sizes = [value / units[unit] for value in times.values()]
+    sizes = [round(value / scale, 5) for value in times.values()]
     text = [labels[stage] for stage in times]
     names = [html.escape(stage) for stage in times]
     _add_bars(fig, names, sizes, text, marker_color=COLOURS["pruned"])
     fig.update_xaxes(title_text=f"wall time ({unit})", range=[0, 1.18 * max(*sizes, 1e-3)])
-    return fig.update_layout(height=100 + 36 * len(times))
+    return fig.update_layout(height=80 + 36 * len(times), margin_t=12)

@@ -51,7 +51,7 @@ def train(stage: int, precision: str, **zero: object) -> dict[str, object]:
         tokens = odd.micro_batch(micro_step, rank)
         engine.backward(odd.loss(engine, tokens))
         engine.step()
-        if engine.is_gradient_accumulation_boundary():
+        if (micro_step + 1) % odd.ACCUMULATION == 0:
             hashes.append(pruner.mask_hash())
     assert pruner.step == odd.SCHEDULE.num_steps
     weights = {}
