@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -13,31 +13,12 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from pipeline import report_figures as figures
-from pipeline.report_figures import Curve
-from pipeline.report_layers import layer_history, layer_matrix
+from pipeline.report_layers import difference_to_mean, layer_history, layer_matrix
 from pipeline.report_series import Spans, finite, phase_spans, thinned
 
 METHOD_NAMES = {
     "mgpp": "Magnitude pruning under a mixture-Gaussian prior (MGPP)",
     "gmp": "Gradual magnitude pruning (GMP)",
-}
-STEP_CURVES = {
-    "Sparsity": Curve(
-        key="sparsity", y_title="share of prunable weights (%)", colour="pruned", kind="percent"
-    ),
-    "Pruning threshold": Curve(
-        key="threshold", y_title="weight magnitude |w|", colour="threshold", kind="log"
-    ),
-    "Prior probability of the slab": Curve(
-        key="slab_prob", y_title="probability", colour="spike", kind="log"
-    ),
-    "Learning rate": Curve(key="lr", y_title="learning rate", colour="pruned"),
-    "Gradient norm": Curve(
-        key="grad_norm", y_title="L2 norm of the gradient", colour="churn", kind="log", noisy=True
-    ),
-    "Throughput": Curve(
-        key="tokens_per_second", y_title="tokens per second", colour="dense", noisy=True
-    ),
 }
 MAX_SNAPSHOTS = 80  # Of the layers over training: more columns than that add bytes, not sight.
 MINUS = "\N{MINUS SIGN}"
@@ -108,6 +89,12 @@ class Plot:
     figure: go.Figure | None
     wide: bool = False
 
+    @property
+    def height(self) -> int:
+        """Height of the figure, in pixels."""
+        assert self.figure is not None
+        return int(self.figure.layout.height or figures.TEMPLATE.layout.height)
+
     def json(self) -> Markup:
         """The figure as JSON that is safe within a script element."""
         assert self.figure is not None
@@ -134,11 +121,7 @@ def _bytes(count: int) -> str:
     """A size as text, in decimal units."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= scale:
-            return (
-                f"{count / scale:.3g} {unit}"
-                if count < 999 * scale
-                else f"{count / scale:.0f} {unit}"
-            )
+            return f"{count / scale:.1f} {unit}"
     return f"{count} B"
 
 
@@ -146,14 +129,12 @@ def _duration(seconds: float) -> str:
     """A wall time as text."""
     if not math.isfinite(seconds):
         return ABSENT
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return (
-        f"{minutes} min {rest:02d} s"
-        if minutes < 60
-        else f"{minutes // 60} h {minutes % 60:02d} min"
-    )
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _difference(data: ReportData, key: str) -> float | None:
@@ -184,7 +165,7 @@ def _cards(data: ReportData) -> list[Card]:
     counts = {
         "pruned": data.num_pruned,
         "prunable": data.num_prunable,
-        "all weights": data.num_parameters,
+        "parameters": data.num_parameters,
     }
     rows = [(label, f"{count:,}") for label, count in counts.items()]
     sparsity = Card(
@@ -228,13 +209,13 @@ def _result_plots(data: ReportData) -> list[Plot]:
 
 
 def _training_plots(data: ReportData, spans: Spans) -> list[Plot]:
-    caption = "Faint: each record. Solid: a moving average over a fortieth of the run."
+    caption = "Faint: single records. Solid: a moving average over a fortieth of the run."
     losses = [finite(r["loss"]) for r in data.steps if r.get("loss") is not None]
     if bad := losses.count(None):
         caption += f" {bad:,} of {len(losses):,} losses of the pruned run are not finite."
     loss = figures.loss_figure(data.steps, data.dense_steps, spans)
     plots = [Plot(title="Training loss", caption=caption, figure=loss, wide=True)]
-    for title, curve in STEP_CURVES.items():
+    for title, curve in figures.STEP_CURVES.items():
         plots.append(Plot(title=title, figure=figures.curve_figure(data.steps, curve, spans)))
     return plots
 
@@ -243,54 +224,47 @@ def _pruning_plots(data: ReportData, spans: Spans) -> list[Plot]:
     spike = figures.spike_figure(data.prunings, spans)
     churn = figures.churn_figure(data.prunings, spans)
     shots = thinned([shot for shot in data.layers if shot["sparsity"]], MAX_SNAPSHOTS)
-    plots = [
-        Plot(
-            title="Weights in the spike",
-            caption="Below the spike threshold, where the prior pulls a weight back to zero.",
-            figure=spike,
-        ),
-        Plot(
-            title="Churn",
-            caption="How much of each pruned set was not pruned the time before.",
-            figure=churn,
-        ),
-    ]
+    caption = "Weights below the spike threshold, beside those pruned."
+    plots = [Plot(title="Weights in the spike", caption=caption, figure=spike)]
+    caption = "How much of each pruned set, after the first, was not pruned the time before."
+    plots.append(Plot(title="Churn", caption=caption, figure=churn))
     if shots:
         matrix, history = layer_matrix(shots[-1]["sparsity"]), layer_history(shots)
         steps = [shot["step"] for shot in shots]
         final = figures.layer_figure(matrix.rows, matrix.columns, matrix.values)
-        over_steps = figures.layer_history_figure(history.rows, steps, history.values, spans)
+        differences = difference_to_mean(history.values)
+        over_steps = figures.layer_history_figure(
+            history.rows, steps, history.values, differences, spans
+        )
         caption = f"At the last pruning recorded, step {steps[-1]:,}. Colours span the range found."
-        plots.append(
-            Plot(title="Sparsity by layer and matrix", caption=caption, figure=final, wide=True)
-        )
-        caption = "Mean over the matrices of a layer, each held until the next pruning recorded."
-        plots.append(
-            Plot(
-                title="Sparsity by layer over training",
-                caption=caption,
-                figure=over_steps,
-                wide=True,
-            )
-        )
+        title = "Sparsity by layer and matrix"
+        plots.append(Plot(title=title, caption=caption, figure=final, wide=True))
+        title = "Sparsity by layer over training"
+        caption = "Above (blue) or below (brown) the mean layer, each mask until the next recorded."
+        plots.append(Plot(title=title, caption=caption, figure=over_steps, wide=True))
+    return plots
+
+
+def _drawn(plots: list[Plot]) -> list[Plot]:
+    """The plots that have a figure, two a row; a half-width one left over becomes wide."""
+    plots = [plot for plot in plots if plot.figure is not None]
+    halves = [index for index, plot in enumerate(plots) if not plot.wide]
+    if len(halves) % 2:
+        plots[halves[-1]] = replace(plots[halves[-1]], wide=True)
     return plots
 
 
 def _sections(data: ReportData, spans: Spans) -> dict[str, list[Plot]]:
     """Plots by section, without those that have nothing to draw."""
     labels = {stage: _duration(value) for stage, value in data.seconds.items()}
-    time = figures.time_figure(data.seconds, labels)
-    sections = {
-        "Result": _result_plots(data),
-        "Training": _training_plots(data, spans),
-        "Pruning": _pruning_plots(data, spans),
-        "Time": [
-            Plot(title="Time by stage", caption="Wall time, in order.", figure=time, wide=True)
-        ],
-    }
+    bars = figures.time_figure(data.seconds, labels)
+    time = Plot(title="Time by stage", caption="Wall time, in order.", figure=bars, wide=True)
     return {
-        name: [plot for plot in plots if plot.figure is not None]
-        for name, plots in sections.items()
+        # Beside the table of metrics, which takes the other half of the row.
+        "Result": [plot for plot in _result_plots(data) if plot.figure is not None],
+        "Training": _drawn(_training_plots(data, spans)),
+        "Pruning": _drawn(_pruning_plots(data, spans)),
+        "Time": _drawn([time]),
     }
 
 

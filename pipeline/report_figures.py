@@ -29,20 +29,21 @@ COLOURS = {
     "fixed mask": "rgba(23, 150, 138, 0.11)",
 }
 SPARSITY_SCALE = [[0.0, "#eef3fb"], [0.5, "#a3c0f3"], [0.7, "#4a80e4"], [1.0, "#16316b"]]
+DIFFERENCE_SCALE = [[0.0, "#b5651d"], [0.5, "#f1f3f6"], [1.0, "#2f66cf"]]
+CLEAR = "rgba(0, 0, 0, 0)"
 MAX_POINTS = 1200  # A curve has fewer pixels than this, and long runs must not bloat the page.
 
-CLEAR = "rgba(0, 0, 0, 0)"
-
 # Clear ticks keep the labels off the axis.
-_TICKS = {"ticks": "outside", "ticklen": 6, "tickcolor": CLEAR, "exponentformat": "power"}
+_TICKS = {"ticks": "outside", "ticklen": 6, "tickcolor": CLEAR, "tickformat": ",~g"}
 _AXIS = {"showgrid": True, "zeroline": False, "title": {"standoff": 8}, **_TICKS}
+_COLOUR_BAR = {"thickness": 10, "outlinewidth": 0}
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": "system-ui, -apple-system, 'Segoe UI', sans-serif", "size": 12},
         "paper_bgcolor": CLEAR,
         "plot_bgcolor": CLEAR,
         "height": 300,
-        "margin": {"l": 70, "r": 30, "t": 32, "b": 48},
+        "margin": {"l": 82, "r": 30, "t": 32, "b": 48},
         "hovermode": "x unified",
         "showlegend": False,
         "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.09, "yanchor": "bottom"},
@@ -67,23 +68,36 @@ class Curve:
     noisy: bool = False
 
 
+# Of the training records, by title.
+STEP_CURVES = {
+    "Sparsity": Curve(
+        key="sparsity", y_title="share of prunable weights (%)", colour="pruned", kind="percent"
+    ),
+    "Pruning threshold": Curve(
+        key="threshold", y_title="weight magnitude |w|", colour="threshold", kind="log"
+    ),
+    "Prior probability of the slab": Curve(
+        key="slab_prob", y_title="probability", colour="spike", kind="log"
+    ),
+    "Learning rate": Curve(key="lr", y_title="learning rate", colour="pruned"),
+    "Gradient norm": Curve(
+        key="grad_norm", y_title="L2 norm of the gradient", colour="churn", kind="log", noisy=True
+    ),
+    "Throughput": Curve(
+        key="tokens_per_second", y_title="tokens per second", colour="dense", noisy=True
+    ),
+}
+
+
 def _add_line(fig: go.Figure, points: Points, **style: Any) -> None:
     """Add (step, value) points as a line, thinned."""
     drawn = thinned(points, MAX_POINTS)
     # A lone point draws no line.
     mode = "lines" if len(drawn) > 1 else "markers"
-    trace = go.Scatter(x=[x for x, _ in drawn], y=[y for _, y in drawn], mode=mode, **style)
-    fig.add_trace(trace)
+    fig.add_scatter(x=[x for x, _ in drawn], y=[y for _, y in drawn], mode=mode, **style)
 
 
-def _add_curve(
-    fig: go.Figure,
-    points: Points,
-    name: str,
-    colour: str,
-    *,
-    noisy: bool,
-) -> None:
+def _add_curve(fig: go.Figure, points: Points, name: str, colour: str, *, noisy: bool) -> None:
     """Add a curve; a noisy one as a faint line of every value and a solid one of their average."""
     if noisy:
         style = {"line": {"color": colour, "width": 1}, "opacity": 0.25, "showlegend": False}
@@ -131,16 +145,16 @@ def loss_figure(steps: Records, dense_steps: Records, spans: Spans) -> go.Figure
 def curve_figure(records: Records, curve: Curve, spans: Spans) -> go.Figure | None:
     """One quantity by step."""
     points = step_series(records, curve.key)
+    y_axis: dict[str, Any] = {"rangemode": "tozero"}
+    if curve.kind == "percent":
+        y_axis["tickformat"] = ".0%"
     if curve.kind == "log":
         points = [(step, value) for step, value in points if value is not None and value > 0]
+        values = [value for _, value in points if value is not None] or [1.0]
+        # Within two decades 1, 2 and 5 are marked, beyond only the powers of ten.
+        y_axis = {"type": "log", "dtick": "D2" if max(values) < 100 * min(values) else 1}
     if not points:
         return None
-    y_axis: dict[str, Any] = {
-        "linear": {"rangemode": "tozero"},
-        # The digits 2 and 5 only: all nine crowd a small plot.
-        "log": {"type": "log", "dtick": "D2"},
-        "percent": {"rangemode": "tozero", "tickformat": ".0%"},
-    }[curve.kind]
     fig = _step_figure(spans, curve.y_title, points[-1][0], **y_axis)
     name = curve.key.replace("_", " ")
     _add_curve(fig, points, name, COLOURS[curve.colour], noisy=curve.noisy)
@@ -177,9 +191,8 @@ def _sparsity_colours(values: Grid) -> dict[str, Any]:
     if high - low < 1e-3:  # A flat map is one middle colour, not noise stretched to both ends.
         low, high = low - 0.01, high + 0.01
     fmt = ".0%" if high - low > 0.05 else ".1%"
-    title = {"text": "sparsity", "side": "top"}
-    colour_bar = {"title": title, "tickformat": fmt, "thickness": 10, "outlinewidth": 0}
-    return {"zmin": low, "zmax": high, "colorscale": SPARSITY_SCALE, "colorbar": colour_bar}
+    bar = {**_COLOUR_BAR, "title": {"text": "sparsity", "side": "top"}, "tickformat": fmt}
+    return {"zmin": low, "zmax": high, "colorscale": SPARSITY_SCALE, "colorbar": bar}
 
 
 def _row_axis(fig: go.Figure, rows: Sequence[str]) -> None:
@@ -206,19 +219,26 @@ def layer_figure(rows: Sequence[str], columns: Sequence[str], values: Grid) -> g
 
 
 def layer_history_figure(
-    rows: Sequence[str], steps: Sequence[int], values: Grid, spans: Spans
+    rows: Sequence[str], steps: Sequence[int], values: Grid, differences: Grid, spans: Spans
 ) -> go.Figure | None:
-    """Heat map of the mean sparsity of each layer (row) from each pruning's step to the next's."""
-    values = [[finite(value) for value in row] for row in values]
-    if len(steps) < 2 or not any(value is not None for row in values for value in row):
+    """Heat map of the `differences` of layers (rows) in sparsity, by step of the pruning.
+
+    Not of the `values`, as the schedule takes all layers through the same wide range together.
+    """
+    found = [abs(value) for row in differences for value in row if value is not None]
+    if len(steps) < 2 or len(rows) < 2 or not found:
         return None
+    limit = max(1e-3, *found)
+    # One edge more than columns: a mask holds from its pruning to the next, the last to the end.
     end = max([steps[-1] + 1, *(right for _, _, right in spans)])
     fig = _step_figure(spans, "", end)
-    hover = "layer %{y}<br>from step %{text:,d}<br>mean sparsity %{z:.2%}<extra></extra>"
-    style = {"text": [steps] * len(rows), "hovertemplate": hover, **_sparsity_colours(values)}
-    # One edge more than columns: a mask holds from its pruning to the next, the last to the end.
+    hover = "layer %{y}<br>from step %{customdata[0]:,d}<br>sparsity %{customdata[1]:.2%}"
+    details = [list(zip(steps, row, strict=True)) for row in values]
+    bar = {**_COLOUR_BAR, "title": {"text": "difference", "side": "top"}, "tickformat": "+.1%"}
+    style = {"zmin": -limit, "zmax": limit, "colorscale": DIFFERENCE_SCALE, "colorbar": bar}
+    style |= {"customdata": details, "hovertemplate": hover + ", %{z:+.2%} to the mean"}
     labels = [html.escape(text) for text in rows]
-    fig.add_trace(go.Heatmap(x=[*steps, end], y=labels, z=values, ygap=1, **style))
+    fig.add_heatmap(x=[*steps, end], y=labels, z=differences, ygap=1, name="", **style)
     _row_axis(fig, rows)
     return fig
 
@@ -249,9 +269,7 @@ def metric_figure(
 def _add_bars(fig: go.Figure, names: Sequence[str], sizes: Any, text: Any, **style: Any) -> None:
     """Add horizontal bars with their value written at the end, from the top down."""
     words = {"text": text, "textposition": "outside", "cliponaxis": False}
-    fig.add_trace(
-        go.Bar(y=names, x=sizes, orientation="h", hovertemplate="%{text}", **words, **style)
-    )
+    fig.add_bar(y=names, x=sizes, orientation="h", hovertemplate="%{text}", **words, **style)
     fig.update_yaxes(type="category", autorange="reversed", showgrid=False, automargin=True)
     fig.update_layout(hovermode="closest")
 

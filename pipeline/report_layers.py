@@ -72,6 +72,18 @@ def layer_history(snapshots: Sequence[Mapping[str, Any]]) -> LayerMatrix:
     return LayerMatrix(rows=rows, columns=columns, values=values)
 
 
+def difference_to_mean(values: Sequence[Sequence[float | None]]) -> list[list[float | None]]:
+    """Each value less the mean of its column."""
+    means = [_mean(column) or 0.0 for column in zip(*values, strict=True)]
+    return [
+        [
+            None if value is None or not math.isfinite(value) else round(value - mean, 6)
+            for value, mean in zip(row, means, strict=True)
+        ]
+        for row in values
+    ]
+
+
 def _mean(values: Sequence[float | None]) -> float | None:
     """Mean of the values that are finite; None where there is none."""
     found = [value for value in values if value is not None and math.isfinite(value)]

@@ -6,7 +6,12 @@ import math
 
 import pytest
 
-from pipeline.report_layers import layer_history, layer_matrix, without_common_prefix
+from pipeline.report_layers import (
+    difference_to_mean,
+    layer_history,
+    layer_matrix,
+    without_common_prefix,
+)
 
 BERT_MATRICES = [
     "attention.self.query",
@@ -65,6 +70,11 @@ def test_layer_history_is_the_mean_by_layer() -> None:
     history = layer_history(shots)
     assert (history.rows, history.columns) == (["0", "1"], ["10", "20"])
     assert history.values == [[pytest.approx(0.3), 0.6], [0.5, 0.7]]
+
+
+def test_difference_to_mean_is_by_column() -> None:
+    values = [[0.2, 0.5, None], [0.4, math.nan, None]]
+    assert difference_to_mean(values) == [[-0.1, 0.0, None], [0.1, None, None]]
 
 
 def test_common_prefix_leaves_the_last_part() -> None:

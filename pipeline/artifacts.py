@@ -1,0 +1,207 @@
+"""The artifact store: what a stage made, under a key that names all that went into it.
+
+    <storage>/<stage>-<key>/a-<uuid>/...     what one attempt wrote
+    <storage>/<stage>-<key>/_DONE.json       written last, in one put: which attempt, files, checksums
+    <storage>/<stage>-<key>/checkpoints/     of a training stage, for the next attempt to go on from
+
+A key with `_DONE.json` is never run again; one without it is as if nothing had been done. Storage is a
+local folder or any fsspec URL.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+_DONE = "_DONE.json"
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """One finished output of a stage.
+
+    Attributes:
+        stage: the stage's name.
+        key: hexadecimal name of all that went into it.
+        url: the folder that holds its files.
+        seconds: wall seconds the stage took when it ran.
+        files: size in bytes and sha256 by relative path.
+        metrics: figures the stage reported.
+        params: the parameters that went into the key.
+        inputs: keys of the input artifacts, by stage.
+    """
+
+    stage: str
+    key: str
+    url: str
+    seconds: float
+    files: dict[str, dict[str, Any]]
+    metrics: dict[str, Any]
+    params: dict[str, Any]
+    inputs: dict[str, str]
+
+    @property
+    def path(self) -> Path:
+        """The folder on this machine; fetched from remote storage once, to a temporary cache."""
+        filesystem, root = fsspec.core.url_to_fs(self.url)
+        if isinstance(filesystem, LocalFileSystem):
+            return Path(root)
+        cache = Path(tempfile.gettempdir()) / "mgpp-artifacts" / f"{self.key}-{Path(root).name}"
+        if not cache.exists():
+            fetched = Path(tempfile.mkdtemp(prefix="fetch-", dir=_made(cache.parent)))
+            filesystem.get(root.rstrip("/") + "/", str(fetched / "files") + "/", recursive=True)
+            (fetched / "files").rename(cache)
+        return cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """A stage at work: a local folder to write to, which becomes an artifact on `commit`."""
+
+    store: "ArtifactStore"
+    stage: str
+    key: str
+    url: str
+    folder: Path
+    params: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
+
+    def commit(self, metrics: dict[str, Any], seconds: float) -> Artifact:
+        """Upload if storage is remote, then write the manifest last: only now is it an artifact."""
+        files = {
+            path.relative_to(self.folder).as_posix(): _describe(path)
+            for path in sorted(self.folder.rglob("*"))
+            if path.is_file()
+        }
+        self.store.upload(self.folder, self.url)
+        manifest = {
+            "stage": self.stage,
+            "key": self.key,
+            "url": self.url.rsplit("/", 1)[-1],
+            "seconds": round(seconds, 3),
+            "files": files,
+            "metrics": metrics,
+            "params": self.params,
+            "inputs": self.inputs,
+        }
+        self.store.put_json(f"{self.store.folder_of(self.stage, self.key)}/{_DONE}", manifest)
+        artifact = self.store.find(self.stage, self.key)
+        assert artifact is not None
+        return artifact
+
+
+class ArtifactStore:
+    """Artifacts on one storage root.
+
+    Args:
+        url: a local path or an fsspec URL.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._fs, self._root = fsspec.core.url_to_fs(url)
+        self.is_local = isinstance(self._fs, LocalFileSystem)
+        self.url = self._fs.unstrip_protocol(self._root) if not self.is_local else self._root
+
+    def folder_of(self, stage: str, key: str) -> str:
+        """Return the URL of the folder in which all attempts at a key lie."""
+        return f"{self.url.rstrip('/')}/{stage}-{key}"
+
+    def find(self, stage: str, key: str) -> Artifact | None:
+        """Return the finished artifact of a key, or None."""
+        return self.read(f"{self.folder_of(stage, key)}/{_DONE}")
+
+    def read(self, manifest_url: str) -> Artifact | None:
+        """Return the artifact a manifest describes, or None where there is no manifest."""
+        try:
+            text = self._fs.cat_file(self._strip(manifest_url)).decode()
+        except FileNotFoundError:
+            return None
+        manifest = json.loads(text)
+        folder = manifest_url.rsplit("/", 1)[0]
+        return Artifact(**{**manifest, "url": f"{folder}/{manifest['url']}"})
+
+    def begin(
+        self, stage: str, key: str, params: dict[str, Any], inputs: Mapping[str, Artifact]
+    ) -> Attempt:
+        """Start an attempt at a key: a fresh folder, local even where storage is not."""
+        name = f"a-{uuid.uuid4().hex[:12]}"
+        url = f"{self.folder_of(stage, key)}/{name}"
+        if self.is_local:
+            folder = _made(Path(url))
+        else:
+            folder = Path(tempfile.mkdtemp(prefix=f"mgpp-{stage}-"))
+        keys = {name: artifact.key for name, artifact in inputs.items()}
+        return Attempt(
+            store=self, stage=stage, key=key, url=url, folder=folder, params=params, inputs=keys
+        )
+
+    def upload(self, folder: Path, url: str) -> None:
+        """Copy a local folder to storage; nothing to do where storage is local."""
+        if not self.is_local:
+            self._fs.put(f"{folder}/", self._strip(url) + "/", recursive=True)
+            shutil.rmtree(folder)
+
+    def put_json(self, url: str, value: Any) -> None:
+        """Write JSON in one put: a reader sees all of it or nothing."""
+        data = json.dumps(value, indent=1, sort_keys=True).encode()
+        if not self.is_local:
+            self._fs.pipe_file(self._strip(url), data)
+            return
+        beside = Path(f"{url}.{uuid.uuid4().hex[:8]}.tmp")
+        beside.write_bytes(data)
+        beside.replace(url)
+
+    def _strip(self, url: str) -> str:
+        return str(self._fs._strip_protocol(url))
+
+
+def make_key(stage: str, version: int, params: Any, inputs: Mapping[str, str]) -> str:
+    """Name an artifact by the stage, its code's version, its parameters and its inputs' keys.
+
+    Returns:
+        The first 16 hexadecimal digits of a sha256.
+    """
+    named = {"stage": stage, "version": version, "params": params, "inputs": dict(inputs)}
+    text = json.dumps(named, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def open_artifact(path: str) -> Artifact:
+    """Return the artifact at a path: a key's folder, an attempt's folder or the manifest itself.
+
+    Raises:
+        FileNotFoundError: if there is no finished artifact.
+    """
+    url = path.rstrip("/").removesuffix(f"/{_DONE}")
+    for folder in (url, url.rsplit("/", 1)[0]):
+        artifact = ArtifactStore(folder).read(f"{ArtifactStore(folder).url}/{_DONE}")
+        if artifact is not None:
+            return artifact
+    raise FileNotFoundError(f"{path}: no finished artifact here (no {_DONE})")
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,69 @@
+"""A training run's state on disk, and taking it up again."""
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from mgpp import Pruner
+from pipeline.errors import StageError
+from pipeline.gang import Gang
+
+_TAG = "engine"
+
+
+class Checkpoints(Protocol):
+    """Where checkpoints are kept; handed to the training loop by whoever runs it."""
+
+    def save(self, write: Callable[[Path], None], step: int) -> None:
+        """Let every worker write its part into a folder, and keep the whole."""
+
+    def latest(self) -> AbstractContextManager[Path | None]:
+        """Give the newest complete checkpoint as a local folder, or None."""
+
+
+def write_checkpoint(
+    folder: Path, *, engine: Any, pruner: Pruner | None, step: int, gang: Gang, zero_stage: int
+) -> None:
+    """Write this worker's part of the state after `step` optimizer steps; all workers must call.
+
+    DeepSpeed writes model and optimizer shards; the pruner's counters and packed masks go to a file
+    of their own, because DeepSpeed's formats would widen or drop them.
+    """
+    engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+    if pruner is not None:
+        torch.save(pruner.state_dict(), folder / _pruner_file(gang.rank))
+    if gang.is_main:
+        state = {"step": step, "world_size": gang.world_size, "zero_stage": zero_stage}
+        (folder / "state.json").write_text(json.dumps(state))
+
+
+def load_engine(folder: Path, *, engine: Any, gang: Gang, zero_stage: int) -> int:
+    """Load model and optimizer; return the number of steps done.
+
+    Raises:
+        StageError: if the checkpoint is of another world size or ZeRO stage.
+    """
+    state = json.loads((folder / "state.json").read_text())
+    for name, have in (("world_size", gang.world_size), ("zero_stage", zero_stage)):
+        if state[name] != have:
+            raise StageError(
+                f"the checkpoint of step {state['step']} was written with {name}={state[name]} and "
+                f"cannot be loaded with {name}={have}: go on with {state[name]}, or delete "
+                "the stage's checkpoints folder to start again"
+            )
+    engine.load_checkpoint(str(folder), tag=_TAG)
+    step: int = state["step"]
+    return step
+
+
+def load_pruner(folder: Path, *, pruner: Pruner, gang: Gang) -> None:
+    """Load this worker's masks and counters."""
+    pruner.load_state_dict(torch.load(folder / _pruner_file(gang.rank), weights_only=True))
+
+
+def _pruner_file(rank: int) -> str:
+    return f"pruner-rank{rank:05d}.pt"

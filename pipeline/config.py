@@ -1,0 +1,184 @@
+"""The whole configuration of a run: sections composed, read from YAML, overridden, checked at once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from yaml import YAMLError
+
+from pipeline.data import AnyDataConfig
+from pipeline.errors import ConfigError
+from pipeline.evaluate import EvaluateConfig
+from pipeline.export import ExportConfig
+from pipeline.model import ModelConfig
+from pipeline.pruning import PruneConfig
+from pipeline.section import Duration, NotNegative, Positive, Section
+from pipeline.tasks import AnyTaskConfig
+from pipeline.train import TrainConfig
+from pipeline.zero import ZeroConfig
+
+
+class DenseConfig(Section):
+    """The dense fine-tune that the pruned model is held against; what is null is as in `train`."""
+
+    enabled: bool = True
+    """Whether to run it."""
+    length: Duration | None = None
+    """Its length."""
+    lr: float | None = Field(None, gt=0)
+    """Its peak learning rate."""
+
+    def train_config(self, train: TrainConfig) -> TrainConfig:
+        """Return the training section with this one's changes."""
+        changes = {"length": self.length, "lr": self.lr}
+        return train.model_copy(update={k: v for k, v in changes.items() if v is not None})
+
+
+class ClusterConfig(Section):
+    """Where the run takes place and how many workers train."""
+
+    address: str | None = None
+    """Ray cluster to join ("auto", "ray://host:10001", "host:6379"); null starts one here."""
+    num_workers: Positive = 1
+    """Workers of a training or evaluation gang; one GPU each where there are GPUs."""
+    cpus_per_worker: Positive = 1
+    """CPU cores of each worker."""
+    gpus_per_worker: NotNegative = 0
+    """GPUs of each worker: 0 or 1."""
+    placement: Literal["PACK", "SPREAD"] = "PACK"
+    """Workers on as few nodes as possible, or over many."""
+    max_failures: NotNegative = 3
+    """How often a gang is restarted from its last checkpoint."""
+    timeout_seconds: Positive = 1800
+    """How long a collective may hang before the gang is taken for dead."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ClusterConfig":
+        if self.gpus_per_worker > 1:
+            raise ValueError(
+                f"gpus_per_worker is {self.gpus_per_worker}; a worker drives one GPU, use more workers"
+            )
+        return self
+
+
+class RunConfig(Section):
+    """One run: config -> data -> dense -> prune -> evaluate -> export -> report."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run, in reports and model cards."""
+    storage: str = "runs"
+    """Where artifacts go: a folder, or an fsspec URL (s3://, gs://)."""
+    model: ModelConfig
+    """The pretrained model."""
+    task: AnyTaskConfig
+    """What it is fine-tuned and scored on."""
+    data: AnyDataConfig
+    """Where the rows come from."""
+    train: TrainConfig = TrainConfig()
+    """How it is fine-tuned."""
+    dense: DenseConfig = DenseConfig()
+    """The dense baseline."""
+    prune: PruneConfig
+    """How it is pruned."""
+    zero: ZeroConfig = ZeroConfig()
+    """How state is sharded."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """How models are scored."""
+    export: ExportConfig = ExportConfig()
+    """How the pruned model is written."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Workers and where they are."""
+
+    def to_yaml(self) -> str:
+        """Return the configuration as YAML, defaults included."""
+        return str(OmegaConf.to_yaml(OmegaConf.create(self.model_dump(mode="json"))))
+
+
+def read_config(path: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], list[str]]:
+    """Read a YAML file and apply `key=value` overrides; return the values and the problems found."""
+    if not Path(path).is_file():
+        return {}, [f"{path}: no such file"]
+    for override in overrides:
+        if "=" not in override:
+            return {}, [f"{override!r}: an override is key=value, such as train.lr=1e-4"]
+    try:
+        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except (YAMLError, OmegaConfBaseException, TypeError) as error:
+        return {}, [f"{path}: not valid YAML: {' '.join(str(error).split())}"]
+    if not isinstance(values, dict):
+        return {}, [f"{path}: must be a mapping of sections, got {type(values).__name__}"]
+    return {str(key): value for key, value in values.items()}, []
+
+
+def parse_sections(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Parse each section by itself, so that one section's mistakes do not hide another's.
+
+    Returns:
+        The sections that are right, by name, and a problem for each thing that is wrong.
+    """
+    sections: dict[str, Any] = {}
+    problems = []
+    for key in sorted(set(values) - set(RunConfig.model_fields)):
+        problems.append(f"{key}: unknown key; allowed are {', '.join(RunConfig.model_fields)}")
+    for name, spec in RunConfig.model_fields.items():
+        if name not in values:
+            if spec.is_required():
+                problems.append(f"{name}: missing; {spec.description}")
+            else:
+                sections[name] = spec.default
+            continue
+        annotated = (spec.annotation, *spec.metadata)
+        adapter: TypeAdapter[Any] = TypeAdapter(_annotate(*annotated, discriminator=spec.discriminator))
+        try:
+            sections[name] = adapter.validate_python(values[name])
+        except ValidationError as error:
+            problems += [_describe(name, item) for item in error.errors()]
+    return sections, problems
+
+
+def parse_config(values: dict[str, Any]) -> RunConfig:
+    """Return the configuration, or raise with all that is wrong in its own terms.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    sections, problems = parse_sections(values)
+    if problems:
+        raise ConfigError(problems)
+    return RunConfig(**sections)
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a configuration file, for editors."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "mgpp run configuration",
+        **RunConfig.model_json_schema(),
+    }
+
+
+def _annotate(annotation: Any, *metadata: Any, discriminator: Any) -> Any:
+    from typing import Annotated
+
+    marks = [*metadata, *([Field(discriminator=discriminator)] if discriminator else [])]
+    for mark in marks:
+        annotation = Annotated[annotation, mark]
+    return annotation
+
+
+def _describe(section: str, item: Any) -> str:
+    # pydantic puts the tag of a chosen union member into the location; it is no key of the file.
+    tags = {"mgpp", "gmp", "classification", "regression", "causal-lm", "files", "hub", "function"}
+    parts = [str(part) for part in item["loc"]]
+    kept = [part for i, part in enumerate(parts) if not (part in tags and i < len(parts))]
+    key = ".".join([section, *kept])
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        return f"{key}: unknown key"
+    if item["type"] == "missing":
+        return f"{key}: missing"
+    return f"{key}: {message[0].lower()}{message[1:]}, got {item['input']!r}"

@@ -1,0 +1,133 @@
+"""The evaluation stage: each worker scores its share of the rows, the main one computes the metrics."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import load_from_disk
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from pipeline.gang import Gang
+from pipeline.model import ModelConfig, load_model, load_tokenizer
+from pipeline.recorder import Progress
+from pipeline.section import Positive, Section
+from pipeline.tasks import Task
+from pipeline.tasks.base import Metrics
+from pipeline.zero import DTYPES, ZeroConfig, deepspeed_config, init_deepspeed
+
+VERSION = 1
+
+
+class EvaluateConfig(Section):
+    """How models are scored on the validation rows."""
+
+    batch_size: Positive = 32
+    """Rows a worker takes in one forward pass."""
+    max_rows: Positive | None = None
+    """Use only the first rows."""
+
+
+def evaluate(
+    *,
+    models: dict[str, Path],
+    task: Task,
+    config: EvaluateConfig,
+    zero: ZeroConfig,
+    data: Path,
+    trust_remote_code: bool,
+    gang: Gang,
+    progress: Progress,
+) -> dict[str, Metrics]:
+    """Score each model on the validation rows.
+
+    Every row is scored once, by one worker, whatever the number of workers.
+
+    Args:
+        models: folders with trained models, by name ("dense", "pruned").
+        task: what they are scored on.
+        config: how.
+        zero: precision, and whether the model is sharded (stage 3).
+        data: the data stage's folder.
+        trust_remote_code: run code that comes with the models.
+        gang: the workers; all call this function.
+        progress: called with the number of rows done.
+
+    Returns:
+        The metrics by model, on the main worker ({} elsewhere).
+    """
+    init_deepspeed(gang.backend)
+    rows = load_from_disk(str(data / "dataset"))["validation"]
+    if config.max_rows is not None:
+        rows = rows.select(range(min(config.max_rows, len(rows))))
+    collate = task.collator(load_tokenizer(ModelConfig(path=str(data / "tokenizer"))))
+    mine = list(range(gang.rank, len(rows), gang.world_size))
+    if zero.stage == 3 and len(mine) < -(-len(rows) // gang.world_size):
+        mine.append(-1)  # sharded workers run each forward pass together; this row is not counted
+    batches = DataLoader(Subset(rows, mine), batch_size=config.batch_size, collate_fn=collate)
+    metrics: dict[str, Metrics] = {}
+    for number, (name, path) in enumerate(models.items()):
+        config_of_model = ModelConfig(path=str(path), trust_remote_code=trust_remote_code)
+        model = _inference_model(config_of_model, task, zero, config.batch_size, gang)
+        parts: list[dict[str, Tensor]] = []
+        with torch.inference_mode():
+            for i, batch in enumerate(batches):
+                on_device = {key: value.to(gang.device) for key, value in batch.items()}
+                predicted = task.predict(model(**on_device), on_device)
+                parts.append({key: value.cpu() for key, value in predicted.items()})
+                progress(
+                    {
+                        "event": "evaluate",
+                        "model": name,
+                        "step": number * len(batches) + i,
+                        "num_steps": len(models) * len(batches),
+                    }
+                )
+        gathered = gang.gather(_joined(parts, num_rows=sum(i >= 0 for i in mine)))
+        if gathered is not None:
+            metrics[name] = task.score(_whole(gathered))
+    return metrics
+
+
+def _inference_model(
+    config: ModelConfig, task: Task, zero: ZeroConfig, batch_size: int, gang: Gang
+) -> Any:
+    settings = None
+    if zero.stage == 3:
+        settings = deepspeed_config(
+            zero.model_copy(update={"offload_optimizer": False}),
+            micro_batch_size=batch_size,
+            accumulation=1,
+            gradient_clipping=None,
+            on_gpu=gang.device.type == "cuda",
+        )
+    model = load_model(
+        config,
+        task.auto_model,
+        model_kwargs={},
+        dtype=DTYPES[zero.precision],
+        seed=0,
+        zero3=settings,
+    )
+    if settings is None:
+        return model.to(gang.device).eval()
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(model=model, config=settings)
+    return engine.eval()
+
+
+def _joined(parts: list[dict[str, Tensor]], num_rows: int) -> dict[str, np.ndarray]:
+    """Join one worker's batches, without the rows that only kept it in step."""
+    if not parts:
+        return {}
+    return {
+        name: torch.cat([part[name] for part in parts]).numpy()[:num_rows] for name in parts[0]
+    }
+
+
+def _whole(gathered: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Join all workers' predictions (a worker without rows sends none)."""
+    filled = [part for part in gathered if part]
+    return {name: np.concatenate([part[name] for part in filled]) for name in filled[0]}

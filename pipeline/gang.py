@@ -1,0 +1,51 @@
+"""The workers of one training or evaluation: who this process is among them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gang:
+    """One worker's place in its gang; the process group is already there.
+
+    Attributes:
+        rank: this worker, from 0.
+        world_size: number of workers.
+        device: where its tensors live.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @classmethod
+    def current(cls) -> "Gang":
+        """Describe this process in the default process group; one device a process is set already."""
+        on_gpu = torch.cuda.is_available() and dist.get_backend() == "nccl"
+        device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+        return cls(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this worker writes what is written once."""
+        return self.rank == 0
+
+    @property
+    def backend(self) -> str:
+        """The collective library that fits the device."""
+        return "nccl" if self.device.type == "cuda" else "gloo"
+
+    def sum(self, *values: float) -> list[float]:
+        """Return each value summed over the workers."""
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return [float(value) for value in tensor.tolist()]
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """Return every worker's value in rank order on the main worker, None elsewhere."""
+        gathered: list[Any] | None = [None] * self.world_size if self.is_main else None
+        dist.gather_object(value, gathered)
+        return gathered

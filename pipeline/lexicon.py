@@ -1,0 +1,40 @@
+"""The demo's data: the sentiment of single words, from the lexicon that `vaderSentiment` carries."""
+
+import random
+
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+from pipeline.errors import ConfigError
+from pipeline.sources import resolve_path
+
+
+def load_words(*, min_rating: float = 0.5, held_out: float = 1 / 6, seed: int = 0) -> DatasetDict:
+    """Return words labelled negative or positive, split by a seeded shuffle.
+
+    Args:
+        min_rating: smallest |mean rating| (of -4 to 4) taken.
+        held_out: share of the words kept for validation.
+        seed: of the shuffle.
+
+    Raises:
+        ConfigError: if the package is not installed.
+    """
+    try:
+        path = resolve_path("package:vaderSentiment/vader_lexicon.txt")
+    except ValueError as error:
+        raise ConfigError([f"data.function: {error}"]) from error
+    with open(path, encoding="utf-8") as file:
+        fields = [line.split("\t") for line in file if line.strip()]
+    rated = [(word, float(rating)) for word, rating, *_ in fields]
+    rows = [
+        {"word": word, "label": int(rating > 0)}
+        for word, rating in rated
+        if word.isalpha() and abs(rating) >= min_rating
+    ]
+    random.Random(seed).shuffle(rows)
+    num_held_out = int(len(rows) * held_out)
+    features = Features(word=Value("string"), label=ClassLabel(names=["negative", "positive"]))
+    return DatasetDict(
+        train=Dataset.from_list(rows[num_held_out:], features=features),
+        validation=Dataset.from_list(rows[:num_held_out], features=features),
+    )

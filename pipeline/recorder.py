@@ -1,0 +1,56 @@
+"""What a training run leaves behind of itself: JSONL, TensorBoard events, and progress for people."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+Progress = Callable[[dict[str, Any]], None]
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Recorder:
+    """Writes records as they come; only the main worker has one.
+
+    Args:
+        folder: where `metrics.jsonl` and `tensorboard/` go.
+        progress: called with each step record.
+    """
+
+    def __init__(self, folder: Path, progress: Progress) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / METRICS_FILE).open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(folder / "tensorboard"))
+        self._progress = progress
+
+    def write(self, event: str, step: int, values: dict[str, Any]) -> None:
+        """Write one record: `event` is "step", "prune" or "layers"."""
+        record = {"event": event, "step": step, **values}
+        self._file.write(json.dumps(record, default=float) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if isinstance(value, int | float) and math.isfinite(value):
+                self._events.add_scalar(f"{event}/{name}", value, step)
+        if event == "step":
+            self._progress(record)
+
+    def close(self) -> None:
+        """Flush everything to disk."""
+        self._file.close()
+        self._events.close()
+
+
+def read_records(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Read `metrics.jsonl` back: records by event, each step once (a resumed run repeats some)."""
+    by_event: dict[str, dict[int, dict[str, Any]]] = {}
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            record = json.loads(line)
+            by_event.setdefault(record.pop("event"), {})[record["step"]] = record
+    return {
+        event: [records[step] for step in sorted(records)] for event, records in by_event.items()
+    }

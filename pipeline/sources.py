@@ -1,0 +1,37 @@
+"""Where models and data come from: paths inside installed packages, and what identifies a file."""
+
+import hashlib
+from importlib.util import find_spec
+from pathlib import Path
+
+from pipeline.artifacts import file_sha256
+
+_PACKAGE = "package:"
+
+
+def resolve_path(path: str) -> str:
+    """Turn `package:NAME/inner/path` into the file's path; return any other path as it is.
+
+    Raises:
+        ValueError: if the package is not installed or has no such file.
+    """
+    if not path.startswith(_PACKAGE):
+        return path
+    name, _, inner = path.removeprefix(_PACKAGE).partition("/")
+    spec = find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"{path}: package {name!r} is not installed; `pip install` it")
+    found = Path(next(iter(spec.submodule_search_locations))) / inner
+    if not found.exists():
+        raise ValueError(f"{path}: package {name!r} has no {inner!r}")
+    return str(found)
+
+
+def content_sha256(path: Path) -> str:
+    """Return a sha256 of a file, or of all files of a folder with their names."""
+    if path.is_file():
+        return file_sha256(path)
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        digest.update(f"{file.relative_to(path).as_posix()}\0{file_sha256(file)}\n".encode())
+    return digest.hexdigest()

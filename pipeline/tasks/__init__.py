@@ -1,0 +1,33 @@
+"""The families of tasks: an explicit registry, one file a family."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from pipeline.tasks.base import Task, TaskConfig, TokenizedData
+from pipeline.tasks.causal_lm import CausalLM, CausalLMConfig
+from pipeline.tasks.sequence import (
+    Classification,
+    ClassificationConfig,
+    Regression,
+    RegressionConfig,
+)
+
+AnyTaskConfig = Annotated[
+    ClassificationConfig | RegressionConfig | CausalLMConfig, Field(discriminator="type")
+]
+
+TASKS: dict[str, Any] = {
+    "classification": Classification,
+    "regression": Regression,
+    "causal-lm": CausalLM,
+}
+
+
+def make_task(config: Any) -> Task:
+    """Build the task its settings name."""
+    task: Task = TASKS[config.type](config)
+    return task
+
+
+__all__ = ["TASKS", "AnyTaskConfig", "Task", "TaskConfig", "TokenizedData", "make_task"]

@@ -1,0 +1,65 @@
+"""What a family of tasks must say: its columns, how it is tokenized, scored and which figure leads."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from datasets import DatasetDict
+from torch import Tensor
+
+from pipeline.section import Positive, Section
+
+Metrics = dict[str, float]
+Predictions = Mapping[str, np.ndarray]
+
+
+class TaskConfig(Section):
+    """What every task's settings share."""
+
+    max_length: Positive = 128
+    """Longest input in tokens; longer ones are cut (language modelling: the length of a block)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizedData:
+    """A tokenized dataset and what the model must know of it.
+
+    Attributes:
+        splits: `train` and `validation`, with model inputs only.
+        model_kwargs: what the model's config takes from the data (num_labels, ...).
+    """
+
+    splits: DatasetDict
+    model_kwargs: dict[str, Any]
+
+
+class Task(ABC):
+    """One family of tasks; built from its settings."""
+
+    auto_model: ClassVar[str]
+    """The transformers auto class that loads the model."""
+    headline: str
+    """The metric shown first."""
+    higher_is_better: bool
+
+    @abstractmethod
+    def columns(self) -> dict[str, str]:
+        """Return the data columns it needs: configuration key -> column name."""
+
+    @abstractmethod
+    def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
+        """Turn raw rows into model inputs."""
+
+    @abstractmethod
+    def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
+        """Return the function that makes a batch of rows."""
+
+    @abstractmethod
+    def predict(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Reduce one batch's model outputs to what the metrics need, one row an example."""
+
+    @abstractmethod
+    def score(self, predictions: Predictions) -> Metrics:
+        """Compute the metrics over all examples."""

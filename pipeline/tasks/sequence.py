@@ -1,0 +1,154 @@
+"""Classification and regression of one or two texts."""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from datasets import ClassLabel, DatasetDict, Value
+from pydantic import Field
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, mean_squared_error
+from torch import Tensor
+from transformers import DataCollatorWithPadding
+
+from pipeline.errors import ConfigError
+from pipeline.tasks.base import Metrics, Predictions, Task, TaskConfig, TokenizedData
+
+Columns = Annotated[list[str], Field(min_length=1, max_length=2)]
+
+
+class ClassificationConfig(TaskConfig):
+    """Classification of one or two texts."""
+
+    type: Literal["classification"]
+    text: Columns
+    """The column of the text, or the two columns of a pair."""
+    label: str
+    """The column of the label: integers or strings."""
+    metric: Literal["accuracy", "f1", "matthews"] = "accuracy"
+    """The metric shown first; all are computed."""
+
+
+class RegressionConfig(TaskConfig):
+    """Regression of a number from one or two texts."""
+
+    type: Literal["regression"]
+    text: Columns
+    """The column of the text, or the two columns of a pair."""
+    label: str
+    """The column of the number."""
+    metric: Literal["pearson", "spearman", "mse"] = "pearson"
+    """The metric shown first; all are computed."""
+
+
+class _SequenceTask(Task):
+    auto_model = "AutoModelForSequenceClassification"
+
+    def __init__(self, config: ClassificationConfig | RegressionConfig) -> None:
+        self.config = config
+        self.headline = config.metric
+        self.higher_is_better = config.metric != "mse"
+
+    def columns(self) -> dict[str, str]:
+        texts = {f"task.text.{i}": column for i, column in enumerate(self.config.text)}
+        return {**texts, "task.label": self.config.label}
+
+    def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
+        labels, model_kwargs = self.labels(splits)
+
+        def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
+            texts = [[str(text) for text in rows[column]] for column in self.config.text]
+            encoded = tokenizer(*texts, truncation=True, max_length=self.config.max_length)
+            return {**encoded, "labels": [labels(value) for value in rows[self.config.label]]}
+
+        mapped = DatasetDict(
+            {
+                name: split.map(
+                    encode,
+                    batched=True,
+                    num_proc=num_proc,
+                    remove_columns=split.column_names,
+                    desc=f"tokenize {name}",
+                )
+                for name, split in splits.items()
+            }
+        )
+        return TokenizedData(splits=mapped, model_kwargs=model_kwargs)
+
+    def labels(self, splits: DatasetDict) -> tuple[Callable[[Any], Any], dict[str, Any]]:
+        """Return how a raw label becomes the model's, and what the model must know of it."""
+        raise NotImplementedError
+
+    def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
+        pad = DataCollatorWithPadding(tokenizer)
+        return lambda rows: dict(pad(rows))
+
+
+class Classification(_SequenceTask):
+    """Scored by accuracy, F1 (of class 1 if there are two, else macro) and Matthews correlation."""
+
+    def labels(self, splits: DatasetDict) -> tuple[Callable[[Any], Any], dict[str, Any]]:
+        column = self.config.label
+        feature = splits["train"].features[column]
+        if isinstance(feature, ClassLabel):
+            names, index = feature.names, {i: i for i in range(feature.num_classes)}
+        else:
+            values = sorted(set(splits["train"].unique(column)))
+            names, index = [str(value) for value in values], {v: i for i, v in enumerate(values)}
+        unseen = set(splits["validation"].unique(column)) - set(index)
+        if unseen or len(names) < 2:
+            why = f"unseen in training: {sorted(unseen)}" if unseen else f"only {names}"
+            raise ConfigError(
+                [f"task.label: column {column!r} needs at least two labels, all in training; {why}"]
+            )
+        id2label = dict(enumerate(names))
+        return index.__getitem__, {
+            "num_labels": len(names),
+            "id2label": id2label,
+            "label2id": {name: i for i, name in id2label.items()},
+            "problem_type": "single_label_classification",
+        }
+
+    def predict(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"predicted": outputs.logits.argmax(dim=-1), "label": batch["labels"]}
+
+    def score(self, predictions: Predictions) -> Metrics:
+        label, predicted = predictions["label"], predictions["predicted"]
+        average = "binary" if label.max(initial=0) < 2 and predicted.max(initial=0) < 2 else "macro"
+        return {
+            "accuracy": float(accuracy_score(label, predicted)),
+            "f1": float(f1_score(label, predicted, average=average)),
+            "matthews": float(matthews_corrcoef(label, predicted)),
+        }
+
+
+class Regression(_SequenceTask):
+    """Scored by Pearson and Spearman correlation and mean squared error."""
+
+    def labels(self, splits: DatasetDict) -> tuple[Callable[[Any], Any], dict[str, Any]]:
+        for name, split in splits.items():
+            feature = split.features[self.config.label]
+            if not (isinstance(feature, Value) and feature.dtype.startswith(("int", "float"))):
+                raise ConfigError(
+                    [
+                        f"task.label: column {self.config.label!r} of {name} holds {feature}; "
+                        "regression needs numbers"
+                    ]
+                )
+        return float, {"num_labels": 1, "problem_type": "regression"}
+
+    def predict(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            "predicted": outputs.logits.squeeze(-1).to(torch.float32),
+            "label": batch["labels"].to(torch.float32),
+        }
+
+    def score(self, predictions: Predictions) -> Metrics:
+        label = predictions["label"].astype(np.float64)
+        predicted = predictions["predicted"].astype(np.float64)
+        return {
+            "pearson": float(pearsonr(label, predicted).statistic),
+            "spearman": float(spearmanr(label, predicted).statistic),
+            "mse": float(mean_squared_error(label, predicted)),
+        }

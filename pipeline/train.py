@@ -1,0 +1,376 @@
+"""The training stage: a fine-tune under DeepSpeed, dense or pruned as it goes.
+
+A plain function over a process group that is already there; it runs the same under Ray and torchrun.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from datasets import load_from_disk
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mgpp import Pruner, select_prunable
+from mgpp.backends.deepspeed import attach
+from pipeline import checkpoint
+from pipeline.batches import BatchPlan
+from pipeline.checkpoint import Checkpoints
+from pipeline.errors import StageError
+from pipeline.gang import Gang
+from pipeline.model import ModelConfig, load_model, load_tokenizer
+from pipeline.pruning import PruneConfig
+from pipeline.recorder import Progress, Recorder
+from pipeline.section import Duration, NotNegative, Positive, Section
+from pipeline.tasks import Task
+from pipeline.weights import fingerprints, full_state_dict
+from pipeline.zero import DTYPES, ZeroConfig, deepspeed_config, init_deepspeed
+
+VERSION = 1
+WEIGHTS_FILE = "weights.json"
+_NUM_LAYER_RECORDS = 20
+
+
+class TrainConfig(Section):
+    """Fine-tuning, with or without pruning."""
+
+    length: Duration = Duration("3ep")
+    """How long to train: steps (500) or epochs ("3ep")."""
+    batch_size: Positive = 32
+    """Rows an optimizer step takes, over all workers and accumulation."""
+    micro_batch_size: Positive | None = None
+    """Rows a worker takes in one forward pass; batch_size over the workers unless given."""
+    lr: Annotated[float, Field(gt=0)] = 5e-5
+    """Peak learning rate of AdamW."""
+    lr_warmup: Duration = Duration(0)
+    """Linear warm-up of the rate."""
+    lr_final_factor: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """The rate falls linearly to this share of the peak."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's decay rates."""
+    eps: Annotated[float, Field(gt=0)] = 1e-6
+    """AdamW's epsilon."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decoupled weight decay, on matrices only."""
+    gradient_clipping: Annotated[float, Field(gt=0)] | None = None
+    """Largest global norm of the loss gradient; the prior is added after it."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass instead of keeping them."""
+    seed: NotNegative = 0
+    """Of the new head, the order of rows and dropout."""
+    log_every: Positive = 10
+    """Steps between two records."""
+    checkpoint_every: Positive | None = 500
+    """Steps between two checkpoints; null keeps none."""
+
+    def batch_plan(self, *, num_rows: int, world_size: int) -> BatchPlan:
+        """Return how rows are dealt out."""
+        return BatchPlan(
+            num_rows=num_rows,
+            batch_size=self.batch_size,
+            micro_batch_size=self.micro_batch_size or max(self.batch_size // world_size, 1),
+            world_size=world_size,
+            seed=self.seed,
+        )
+
+    def num_steps(self, steps_per_epoch: int) -> int:
+        """Return the run's optimizer steps."""
+        return self.length.steps(steps_per_epoch=steps_per_epoch)
+
+    def lr_at(self, step: int, num_steps: int, warmup_steps: int) -> float:
+        """Return the learning rate of a step: linear up, then linear down to the final factor."""
+        if step < warmup_steps:
+            return self.lr * (step + 1) / warmup_steps
+        done = (step - warmup_steps) / max(num_steps - warmup_steps, 1)
+        return self.lr * (1 + (self.lr_final_factor - 1) * done)
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """One run at work: what the loop's functions share."""
+
+    config: TrainConfig
+    gang: Gang
+    engine: Any
+    pruner: Pruner | None
+    recorder: Recorder | None
+    plan: BatchPlan
+    num_steps: int
+    warmup_steps: int
+    window: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "tokens": 0.0})
+    window_start: float = field(default_factory=time.perf_counter)
+    steps_in_window: int = 0
+
+
+def train(
+    *,
+    model_config: ModelConfig,
+    task: Task,
+    config: TrainConfig,
+    zero: ZeroConfig,
+    prune: PruneConfig | None,
+    data: Path,
+    model_kwargs: dict[str, Any],
+    output: Path,
+    gang: Gang,
+    checkpoints: Checkpoints,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Fine-tune and, with `prune`, prune; write the model and its records to `output`.
+
+    Args:
+        model_config: the pretrained model.
+        task: what it is fine-tuned on.
+        config: how.
+        zero: how state is sharded.
+        prune: the method and its schedule; None fine-tunes the dense model.
+        data: the data stage's folder.
+        model_kwargs: what the data asks of the model.
+        output: where the main worker writes.
+        gang: the workers; all call this function.
+        checkpoints: where checkpoints are kept.
+        progress: called with each record.
+
+    Returns:
+        The run's figures, on every worker.
+    """
+    init_deepspeed(gang.backend)
+    rows = load_from_disk(str(data / "dataset"))["train"]
+    plan = config.batch_plan(num_rows=len(rows), world_size=gang.world_size)
+    num_steps = config.num_steps(plan.steps_per_epoch)
+    schedule = prune.schedule(num_steps, plan.steps_per_epoch) if prune else None
+    engine = _make_engine(model_config, task, config, zero, prune, model_kwargs, plan, gang)
+    with checkpoints.latest() as saved:
+        step = 0
+        if saved is not None:
+            step = checkpoint.load_engine(saved, engine=engine, gang=gang, zero_stage=zero.stage)
+        pruner = None
+        if prune is not None and schedule is not None:
+            # After loading: it may replace the optimizer's groups, and with them what was hooked.
+            weights = dict(engine.module.named_parameters())
+            names = select_prunable(engine.module, prune.include, prune.exclude)
+            pruner = attach(
+                engine,
+                {name: weights[name] for name in names},
+                method=prune.method.build(num_examples=len(rows)),
+                schedule=schedule,
+            )
+            if saved is not None:
+                checkpoint.load_pruner(saved, pruner=pruner, gang=gang)
+    run = _Run(
+        config=config,
+        gang=gang,
+        engine=engine,
+        pruner=pruner,
+        recorder=Recorder(output, progress) if gang.is_main else None,
+        plan=plan,
+        num_steps=num_steps,
+        warmup_steps=config.lr_warmup.steps(
+            steps_per_epoch=plan.steps_per_epoch, num_steps=num_steps
+        ),
+    )
+    collate = task.collator(load_tokenizer(ModelConfig(path=str(data / "tokenizer"))))
+    loader = DataLoader(
+        rows,
+        batch_sampler=list(plan.micro_batches(gang.rank, step, num_steps)),
+        collate_fn=collate,
+        pin_memory=gang.device.type == "cuda",
+    )
+    batches = iter(loader)
+    for step in range(step, num_steps):
+        train_step(run, step, batches)
+        done = step + 1
+        if config.checkpoint_every and done % config.checkpoint_every == 0 and done < num_steps:
+            checkpoints.save(lambda folder, done=done: _checkpoint(run, folder, done, zero), done)
+    figures = _finish(run, task, prune, data, output, zero)
+    if run.recorder:
+        run.recorder.close()
+    return figures
+
+
+def train_step(run: _Run, step: int, batches: Iterator[dict[str, Tensor]]) -> None:
+    """Take one optimizer step: set the rate, forward and backward each micro-batch, record."""
+    for group in run.engine.basic_optimizer.param_groups:
+        group["lr"] = run.config.lr_at(step, run.num_steps, run.warmup_steps)
+    # Dropout is drawn from (seed, step, rank), so that a resumed run draws what it would have drawn.
+    torch.manual_seed((run.config.seed * 1_000_003 + step) * 65_537 + run.gang.rank)
+    for _ in range(run.plan.accumulation):
+        forward_backward(run, next(batches))
+        run.engine.step()
+    run.steps_in_window += 1
+    if (step + 1) % run.config.log_every == 0 or step + 1 == run.num_steps:
+        _record_step(run, step)
+    if run.pruner and run.pruner.last_pruning and run.pruner.last_pruning.step == step:
+        _record_pruning(run, run.pruner, step)
+
+
+def forward_backward(run: _Run, batch: dict[str, Tensor]) -> None:
+    """Run one micro-batch; its loss and tokens are added to the record under way."""
+    on_device = {name: t.to(run.gang.device, non_blocking=True) for name, t in batch.items()}
+    loss = run.engine(**on_device).loss
+    run.engine.backward(loss)
+    run.window["loss"] += loss.detach().float() / run.plan.accumulation
+    mask = batch.get("attention_mask")
+    run.window["tokens"] += float(batch["input_ids"].numel() if mask is None else mask.sum())
+
+
+def _record_step(run: _Run, step: int) -> None:
+    loss, tokens = run.gang.sum(float(run.window["loss"]), run.window["tokens"])
+    loss /= run.gang.world_size * run.steps_in_window
+    if not math.isfinite(loss):
+        raise StageError(
+            f"the loss is {loss} at step {step}: lower train.lr, set train.gradient_clipping, or use "
+            "bf16 or fp32 instead of fp16; the last checkpoint is good"
+        )
+    now = time.perf_counter()
+    norm = run.engine.get_global_grad_norm()
+    values: dict[str, Any] = {
+        "num_steps": run.num_steps,
+        "epoch": (step + 1) / run.plan.steps_per_epoch,
+        "loss": loss,
+        "lr": run.engine.basic_optimizer.param_groups[0]["lr"],
+        "tokens_per_second": tokens / (now - run.window_start),
+        "step_seconds": (now - run.window_start) / run.steps_in_window,
+        "grad_norm": float(norm) if norm is not None else None,
+    }
+    if run.pruner:
+        values["phase"] = run.pruner.schedule.phase(step)
+        values["sparsity"] = run.pruner.sparsity
+        last = run.pruner.last_pruning
+        values["threshold"] = last.threshold if last else None
+        values |= run.pruner.method.log_values(step, run.pruner.schedule)
+    if run.recorder:
+        run.recorder.write("step", step, values)
+    run.window = {"loss": 0.0, "tokens": 0.0}
+    run.window_start, run.steps_in_window = now, 0
+
+
+def _record_pruning(run: _Run, pruner: Pruner, step: int) -> None:
+    """Record a pruning; sums over the workers, so all of them call."""
+    values = {k: v for k, v in vars(pruner.last_pruning).items() if k != "step"}
+    values["mask_hash"] = pruner.mask_hash()
+    threshold = pruner.method.log_values(step, pruner.schedule).get("spike_threshold")
+    if threshold is not None:
+        values["spike_share"] = pruner.spike_share(threshold)
+    schedule = pruner.schedule
+    every = max((schedule.prune_end - schedule.prune_start) // _NUM_LAYER_RECORDS, 1)
+    since_start = step - schedule.prune_start
+    layers = None
+    if step == schedule.prune_end or since_start % every < schedule.interval:
+        layers = pruner.sparsity_by_weight()
+    if run.recorder:
+        run.recorder.write("prune", step, values)
+        if layers:
+            run.recorder.write("layers", step, {"sparsity": layers})
+
+
+def _make_engine(
+    model_config: ModelConfig,
+    task: Task,
+    config: TrainConfig,
+    zero: ZeroConfig,
+    prune: PruneConfig | None,
+    model_kwargs: dict[str, Any],
+    plan: BatchPlan,
+    gang: Gang,
+) -> Any:
+    import deepspeed
+
+    settings = deepspeed_config(
+        zero,
+        micro_batch_size=plan.micro_batch_size,
+        accumulation=plan.accumulation,
+        gradient_clipping=config.gradient_clipping,
+        on_gpu=gang.device.type == "cuda",
+    )
+    model = load_model(
+        model_config,
+        task.auto_model,
+        model_kwargs=model_kwargs,
+        dtype=DTYPES[zero.precision],
+        seed=config.seed,
+        zero3=settings if zero.stage == 3 else None,
+    )
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    prunable = set(select_prunable(model, prune.include, prune.exclude)) if prune else set()
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, prunable, config.weight_decay),
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        fused=True,
+    )
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    engine.train()
+    return engine
+
+
+def parameter_groups(
+    model: torch.nn.Module, prunable: set[str], weight_decay: float
+) -> list[dict[str, Any]]:
+    """Return AdamW's groups: prunable weights first, other matrices, then vectors without decay."""
+    groups: list[list[torch.nn.Parameter]] = [[], [], []]
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            dims = len(getattr(parameter, "ds_shape", parameter.shape))
+            groups[0 if name in prunable else 1 if dims > 1 else 2].append(parameter)
+    decays = (weight_decay, weight_decay, 0.0)
+    return [
+        {"params": group, "weight_decay": decay}
+        for group, decay in zip(groups, decays, strict=True)
+        if group
+    ]
+
+
+def _checkpoint(run: _Run, folder: Path, step: int, zero: ZeroConfig) -> None:
+    checkpoint.write_checkpoint(
+        folder,
+        engine=run.engine,
+        pruner=run.pruner,
+        step=step,
+        gang=run.gang,
+        zero_stage=zero.stage,
+    )
+
+
+def _finish(
+    run: _Run, task: Task, prune: PruneConfig | None, data: Path, output: Path, zero: ZeroConfig
+) -> dict[str, Any]:
+    """Write the trained model with its tokenizer and fingerprints; return the run's figures."""
+    import json
+
+    figures: dict[str, Any] = {"num_steps": run.num_steps}
+    pruner = run.pruner
+    if pruner is not None:
+        figures |= {
+            "num_prunable": pruner.num_prunable,
+            "num_zeros": pruner.num_zeros(),
+            "mask_hash": pruner.mask_hash(),
+            "prune_start": pruner.schedule.prune_start,
+            "prune_end": pruner.schedule.prune_end,
+            **{k: v for k, v in vars(pruner.last_pruning).items() if k in ("num_pruned", "sparsity", "threshold")},
+        }
+        if figures["num_zeros"] < figures["num_pruned"]:
+            raise StageError(
+                f"{figures['num_pruned']} weights were pruned but only {figures['num_zeros']} are "
+                "zero: the mask was not kept"
+            )
+    model = run.engine.module
+    state = full_state_dict(model, run.gang, partitioned=zero.stage == 3)
+    if run.gang.is_main:
+        figures["num_parameters"] = sum(
+            getattr(p, "ds_numel", p.numel()) for p in model.parameters()
+        )
+        model.save_pretrained(output / "model", state_dict=state, max_shard_size="5GB")
+        load_tokenizer(ModelConfig(path=str(data / "tokenizer"))).save_pretrained(output / "model")
+        names = [name for name, _ in model.named_parameters()]
+        prunable = pruner.names if pruner else ()
+        found = fingerprints(((name, state[name]) for name in names), prunable)
+        (output / WEIGHTS_FILE).write_text(json.dumps(found, indent=1))
+    return figures
