@@ -1,0 +1,184 @@
+"""The command line: `mgpp run`, `validate`, `show`, `schema`."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mgpp.version import __version__
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Prune large pretrained transformers under a mixture-Gaussian prior.",
+)
+
+ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file of the run.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, such as train.lr=1e-4."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+_EXIT_FAILED, _EXIT_BAD_INPUT = 1, 2
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"mgpp {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Run all stages that are not done: data, dense, prune, evaluate, export, report."""
+    with _reported_errors(as_json) as emit:
+        from launch.cluster import cluster_capacity, connected, local_capacity
+        from launch.flow import run_stages, unfinished
+        from pipeline.artifacts import ArtifactStore
+        from pipeline.validate import validate
+
+        console = Console(stderr=True)
+        changes = list(overrides or [])
+        settings = validate(config, changes, None)
+        joins = settings.cluster.address or os.environ.get("RAY_ADDRESS")
+        if not joins:
+            validate(config, changes, local_capacity())
+        store = ArtifactStore(os.path.abspath(settings.storage) if "://" not in settings.storage else settings.storage)
+        if unfinished(settings, store):
+            with connected(settings.cluster):
+                if joins:
+                    validate(config, changes, cluster_capacity())
+                result = run_stages(settings, store, console)
+        else:
+            result = run_stages(settings, store, console)
+        summary = result.summary()
+        if not as_json:
+            Console().print(_table(summary, result.artifacts))
+            typer.echo(f"model   {summary['model']}\nreport  {summary['report']}")
+        emit(summary)
+
+
+@app.command()
+def validate(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Check a configuration, its model, its data and the room for its workers; start nothing."""
+    with _reported_errors(as_json) as emit:
+        from launch.cluster import local_capacity
+        from pipeline.stages import plan_stages
+        from pipeline.validate import validate as check
+
+        settings = check(config, list(overrides or []), None)
+        if not (settings.cluster.address or os.environ.get("RAY_ADDRESS")):
+            check(config, list(overrides or []), local_capacity())
+        keys = {stage.name: stage.key for stage in plan_stages(settings)}
+        if not as_json:
+            typer.echo(f"{config} is valid")
+            for name, key in keys.items():
+                typer.echo(f"  {name:<9} {key}")
+        emit({"status": "valid", "keys": keys})
+
+
+@app.command()
+def show(
+    artifact: Annotated[str, typer.Argument(help="Folder of an artifact, local or a URL.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show what an artifact holds and what went into it."""
+    with _reported_errors(as_json) as emit:
+        from pipeline.artifacts import open_artifact
+        from pipeline.errors import ConfigError
+
+        try:
+            found = open_artifact(artifact)
+        except FileNotFoundError as error:
+            raise ConfigError([str(error)]) from error
+        values = {name: value for name, value in vars(found).items()}
+        if not as_json:
+            from omegaconf import OmegaConf
+
+            files = {name: entry["bytes"] for name, entry in found.files.items()}
+            typer.echo(OmegaConf.to_yaml(OmegaConf.create({**values, "files": files})).rstrip())
+        emit(values)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a configuration file, for editors."""
+    from pipeline.config import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+@contextmanager
+def _reported_errors(as_json: bool) -> Iterator[Any]:
+    """Turn errors into messages and exit codes; with JSON keep standard output for one last line."""
+    out = os.dup(1)
+    if as_json:
+        sys.stdout.flush()
+        os.dup2(2, 1)  # whatever libraries and child processes print goes to standard error
+
+    def emit(values: dict[str, Any]) -> None:
+        if as_json:
+            sys.stdout.flush()
+            os.write(out, (json.dumps(values, default=str) + "\n").encode())
+
+    from pipeline.errors import ConfigError, StageError
+
+    try:
+        yield emit
+    except ConfigError as error:
+        for problem in error.problems:
+            typer.echo(f"error: {problem}", err=True)
+        emit({"status": "invalid", "errors": error.problems})
+        raise typer.Exit(_EXIT_BAD_INPUT) from None
+    except StageError as error:
+        typer.echo(f"error: {error}", err=True)
+        emit({"status": "failed", "errors": [str(error)]})
+        raise typer.Exit(_EXIT_FAILED) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on from the last checkpoint", err=True)
+        emit({"status": "interrupted"})
+        raise typer.Exit(130) from None
+    finally:
+        os.close(out)
+
+
+def _table(summary: dict[str, Any], artifacts: dict[str, Any]) -> Table:
+    """Return the closing table: metrics, sparsity, sizes, seconds."""
+    metrics, sizes = summary["metrics"], summary["bytes"]
+    table = Table(title=f"{artifacts['export'].params['name']}", title_justify="left")
+    table.add_column("")
+    table.add_column("dense", justify="right")
+    table.add_column("pruned", justify="right")
+    dense = metrics.get("dense", {})
+    for name, value in metrics["pruned"].items():
+        table.add_row(name, f"{dense[name]:.4f}" if name in dense else "-", f"{value:.4f}")
+    figures = artifacts["export"].metrics
+    counts = f"{figures['num_zeros']:,} of {figures['num_prunable']:,}"
+    table.add_row("sparsity", "0.00%", f"{summary['sparsity']:.2%} ({counts})")
+    table.add_row("size on disk", *(_megabytes(sizes.get(k)) for k in ("dense model", "pruned model")))
+    table.add_section()
+    for name, seconds in summary["seconds"].items():
+        table.add_row(f"{name}, seconds", "", "done before" if name in summary["cached"] else f"{seconds:.1f}")
+    table.add_row("all, seconds", "", f"{sum(summary['seconds'].values()):.1f}")
+    return table
+
+
+def _megabytes(size: int | None) -> str:
+    return "-" if size is None else f"{size / 1e6:,.1f} MB"
+
+
+def main() -> None:
+    """Run the command line."""
+    sys.path.append(os.getcwd())  # functions that a configuration names may lie here
+    app()

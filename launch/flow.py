@@ -1,0 +1,110 @@
+"""A whole run on Ray: stage after stage, each only if its output is not there already."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from launch.gang import run_on_gang
+from launch.progress import StageDisplay, make_board
+from pipeline.artifacts import Artifact, ArtifactStore
+from pipeline.config import RunConfig
+from pipeline.errors import StageError
+from pipeline.stages import NoCheckpoints, Stage, model_sizes, plan_stages, run_stage
+from pipeline.validate import check_schedule
+
+
+@dataclass(kw_only=True)
+class RunResult:
+    """What a run made.
+
+    Attributes:
+        artifacts: by stage.
+        seconds: wall seconds of each stage now (0 where it was done already).
+        cached: the stages that were done already.
+    """
+
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    cached: list[str] = field(default_factory=list)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the outcome for other tools."""
+        return {
+            "status": "done",
+            "sparsity": self.artifacts["export"].metrics["sparsity"],
+            "metrics": self.artifacts["evaluate"].metrics,
+            "artifacts": {name: artifact.url for name, artifact in self.artifacts.items()},
+            "model": f"{self.artifacts['export'].url}/model",
+            "report": f"{self.artifacts['report'].url}/report.html",
+            "seconds": {name: round(seconds, 3) for name, seconds in self.seconds.items()},
+            "cached": self.cached,
+            "bytes": model_sizes(self.artifacts),
+        }
+
+
+def unfinished(config: RunConfig, store: ArtifactStore) -> list[Stage]:
+    """Return the stages whose output is not in the store."""
+    return [s for s in plan_stages(config) if store.find(s.name, s.key) is None]
+
+
+def run_stages(config: RunConfig, store: ArtifactStore, console: Console) -> RunResult:
+    """Run all stages that are not done; the cluster must be connected unless none is left.
+
+    Raises:
+        ConfigError: if the data shows that the configuration cannot run.
+        StageError: if a stage fails for a reason its user can act on.
+    """
+    result = RunResult()
+    for stage in plan_stages(config):
+        artifact = store.find(stage.name, stage.key)
+        result.seconds[stage.name] = 0.0
+        if artifact is not None:
+            result.cached.append(stage.name)
+            console.print(f"{stage.name:<9} done before", highlight=False)
+        else:
+            started = time.monotonic()
+            artifact = _run_one(stage, config, store, result.artifacts, console)
+            result.seconds[stage.name] = time.monotonic() - started
+        result.artifacts[stage.name] = artifact
+        if stage.name == "data":
+            check_schedule(config, artifact.metrics["num_rows"]["train"])
+    return result
+
+
+def _run_one(
+    stage: Stage,
+    config: RunConfig,
+    store: ArtifactStore,
+    artifacts: dict[str, Artifact],
+    console: Console,
+) -> Artifact:
+    inputs = {name: artifacts[name] for name in stage.inputs}
+    board = make_board()
+    with StageDisplay(stage.name, console, lambda: ray.get(board.latest.remote())):
+        if stage.gang:
+            run_on_gang(stage, config, store, inputs, board)
+        else:
+            ray.get(_run_alone.remote(stage, config, store.url, inputs))
+    artifact = store.find(stage.name, stage.key)
+    if artifact is None:
+        raise StageError(f"stage {stage.name} ended without an artifact")
+    return artifact
+
+
+@ray.remote(num_cpus=1, max_retries=1)
+def _run_alone(
+    stage: Stage, config: RunConfig, storage: str, inputs: dict[str, Artifact]
+) -> None:
+    """Run a stage that needs no gang, as a Ray task."""
+    run_stage(
+        stage,
+        config,
+        ArtifactStore(storage),
+        inputs,
+        gang=None,
+        checkpoints=NoCheckpoints(),
+        progress=lambda record: None,
+    )

@@ -1,0 +1,325 @@
+"""The flow of stages: what each needs, what names its output, and how it is run.
+
+    data -> dense -> prune -> evaluate -> export -> report
+
+Keys follow from the configuration alone, so the whole flow is known before anything runs.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pipeline import data, evaluate, export, train
+from pipeline.artifacts import Artifact, ArtifactStore, make_key
+from pipeline.checkpoint import Checkpoints
+from pipeline.config import RunConfig
+from pipeline.gang import Gang
+from pipeline.model import load_tokenizer, model_identity
+from pipeline.recorder import METRICS_FILE, Progress, read_records
+from pipeline.report import ReportData, render_report
+from pipeline.tasks import make_task
+
+_REPORT_VERSION = 1
+_PACKAGES = ("mgpp", "torch", "deepspeed", "ray", "transformers", "datasets")
+# Settings of training that do not change what comes out, but for rounding.
+_NOT_IN_KEY = {"micro_batch_size", "log_every", "checkpoint_every", "gradient_checkpointing"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One node of the flow.
+
+    Attributes:
+        name: of the stage, and of the folder of its artifacts.
+        key: names its output.
+        params: what of the configuration went into the key.
+        inputs: the stages whose artifacts it reads.
+        gang: whether it runs on all workers together.
+    """
+
+    name: str
+    key: str
+    params: dict[str, Any]
+    inputs: tuple[str, ...]
+    gang: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a stage is run with besides the configuration.
+
+    Attributes:
+        inputs: artifacts of the stages before it.
+        output: folder to write to (of the main worker).
+        gang: the workers, for a stage that has them.
+        checkpoints: where a training stage keeps its state.
+        progress: called with records for people to watch.
+    """
+
+    inputs: dict[str, Artifact]
+    output: Path
+    gang: Gang | None
+    checkpoints: Checkpoints
+    progress: Progress
+
+
+class NoCheckpoints:
+    """Keeps nothing: for stages that do not train, and for loops run by hand."""
+
+    def save(self, write: Callable[[Path], None], step: int) -> None:
+        """Forget it."""
+
+    def latest(self) -> AbstractContextManager[Path | None]:
+        """There is none."""
+        return nullcontext(None)
+
+
+def plan_stages(config: RunConfig) -> list[Stage]:
+    """Return the stages of a run in order, with the key of each."""
+    model = model_identity(config.model)
+    precision = config.zero.model_dump(mode="json", include={"precision", "grad_accum_dtype"})
+    settings = config.train.model_dump(mode="json", exclude=_NOT_IN_KEY)
+    dense = config.dense.train_config(config.train).model_dump(mode="json", exclude=_NOT_IN_KEY)
+    models = ("dense", "prune") if config.dense.enabled else ("prune",)
+    specs: list[tuple[str, int, dict[str, Any], tuple[str, ...], bool]] = [
+        (
+            "data",
+            data.VERSION,
+            {
+                "data": data.data_identity(config.data),
+                "task": config.task.model_dump(mode="json", exclude={"metric"}),
+                "tokenizer": {k: model[k] for k in ("path", "revision", "gguf_file")},
+            },
+            (),
+            False,
+        ),
+        ("dense", train.VERSION, {"model": model, "train": dense, **precision}, ("data",), True),
+        (
+            "prune",
+            train.VERSION,
+            {
+                "model": model,
+                "train": settings,
+                "prune": config.prune.model_dump(mode="json"),
+                **precision,
+            },
+            ("data",),
+            True,
+        ),
+        (
+            "evaluate",
+            evaluate.VERSION,
+            {"evaluate": config.evaluate.model_dump(mode="json"), **precision},
+            ("data", *models),
+            True,
+        ),
+        (
+            "export",
+            export.VERSION,
+            {"export": config.export.model_dump(mode="json"), "name": config.name},
+            ("data", "prune", "evaluate"),
+            False,
+        ),
+        (
+            "report",
+            _REPORT_VERSION,
+            {"name": config.name, "metric": make_task(config.task).headline},
+            ("data", *models, "evaluate", "export"),
+            False,
+        ),
+    ]
+    keys: dict[str, str] = {}
+    stages = []
+    for name, code_version, params, inputs, gang in specs:
+        if name == "dense" and not config.dense.enabled:
+            continue
+        keys[name] = make_key(name, code_version, params, {i: keys[i] for i in inputs})
+        stages.append(Stage(name=name, key=keys[name], params=params, inputs=inputs, gang=gang))
+    return stages
+
+
+def run_stage(
+    stage: Stage,
+    config: RunConfig,
+    store: ArtifactStore,
+    inputs: dict[str, Artifact],
+    *,
+    gang: Gang | None,
+    checkpoints: Checkpoints,
+    progress: Progress,
+) -> None:
+    """Run one stage in this process, and commit its output where this process is the main one."""
+    started = time.monotonic()
+    main = gang is None or gang.is_main
+    attempt = store.begin(stage.name, stage.key, stage.params, inputs) if main else None
+    context = Context(
+        inputs=inputs,
+        output=attempt.folder if attempt else Path(),
+        gang=gang,
+        checkpoints=checkpoints,
+        progress=progress,
+    )
+    metrics = _RUN[stage.name](config, context)
+    if attempt is not None:
+        attempt.commit(metrics, time.monotonic() - started)
+
+
+def _run_data(config: RunConfig, context: Context) -> dict[str, Any]:
+    return data.prepare_data(
+        config.data, make_task(config.task), load_tokenizer(config.model), context.output
+    )
+
+
+def _run_dense(config: RunConfig, context: Context) -> dict[str, Any]:
+    return _train(config, context, config.dense.train_config(config.train), pruned=False)
+
+
+def _run_prune(config: RunConfig, context: Context) -> dict[str, Any]:
+    return _train(config, context, config.train, pruned=True)
+
+
+def _train(
+    config: RunConfig, context: Context, settings: train.TrainConfig, *, pruned: bool
+) -> dict[str, Any]:
+    assert context.gang is not None
+    return train.train(
+        model_config=config.model,
+        task=make_task(config.task),
+        config=settings,
+        zero=config.zero,
+        prune=config.prune if pruned else None,
+        data=context.inputs["data"].path,
+        model_kwargs=_model_kwargs(context.inputs["data"]),
+        output=context.output,
+        gang=context.gang,
+        checkpoints=context.checkpoints,
+        progress=context.progress,
+    )
+
+
+def _run_evaluate(config: RunConfig, context: Context) -> dict[str, Any]:
+    assert context.gang is not None
+    names = {"dense": "dense", "prune": "pruned"}
+    return dict(
+        evaluate.evaluate(
+            models={
+                label: context.inputs[stage].path / "model"
+                for stage, label in names.items()
+                if stage in context.inputs
+            },
+            task=make_task(config.task),
+            config=config.evaluate,
+            zero=config.zero,
+            data=context.inputs["data"].path,
+            trust_remote_code=config.model.trust_remote_code,
+            gang=context.gang,
+            progress=context.progress,
+        )
+    )
+
+
+def _run_export(config: RunConfig, context: Context) -> dict[str, Any]:
+    pruned = context.inputs["prune"]
+    figures = pruned.metrics
+    method = config.prune.method.model_dump(mode="json")
+    scheduled = {k: figures[k] for k in ("prune_start", "prune_end", "num_steps", "num_prunable")}
+    folder = pruned.path
+    return export.export_model(
+        trained=folder / "model",
+        weights=export.read_weights(folder, train.WEIGHTS_FILE),
+        auto_model=make_task(config.task).auto_model,
+        pruning={
+            "method": method,
+            "sparsity": figures["sparsity"],
+            "num_pruned": figures["num_pruned"],
+            "mask_hash": figures["mask_hash"],
+            **scheduled,
+            "tool": f"mgpp {version('mgpp')}",
+        },
+        card={
+            "name": config.name,
+            "model": config.model.path,
+            "method": config.prune.method.name,
+            "sparsity": figures["sparsity"],
+            "num_pruned": figures["num_pruned"],
+            "metrics": context.inputs["evaluate"].metrics,
+            "num_rows": context.inputs["data"].metrics["num_rows"]["validation"],
+            "config": config.to_yaml(),
+            "versions": _versions(),
+            **scheduled,
+        },
+        config=config.export,
+        trust_remote_code=config.model.trust_remote_code,
+        output=context.output,
+    )
+
+
+def _run_report(config: RunConfig, context: Context) -> dict[str, Any]:
+    pruned, exported = context.inputs["prune"], context.inputs["export"]
+    task = make_task(config.task)
+    records = read_records(pruned.path / METRICS_FILE)
+    dense = context.inputs.get("dense")
+    page = render_report(
+        ReportData(
+            name=config.name,
+            model=config.model.path,
+            method=config.prune.method.name,
+            metric=task.headline,
+            higher_is_better=task.higher_is_better,
+            metrics=context.inputs["evaluate"].metrics,
+            sparsity=exported.metrics["sparsity"],
+            num_pruned=exported.metrics["num_zeros"],
+            num_prunable=exported.metrics["num_prunable"],
+            num_parameters=exported.metrics["num_parameters"],
+            sizes=model_sizes(context.inputs),
+            seconds={name: artifact.seconds for name, artifact in context.inputs.items()},
+            steps=records.get("step", []),
+            dense_steps=read_records(dense.path / METRICS_FILE).get("step", []) if dense else [],
+            prunings=records.get("prune", []),
+            layers=records.get("layers", []),
+            phases={k: pruned.metrics[k] for k in ("prune_start", "prune_end", "num_steps")},
+            config=config.to_yaml(),
+            versions=_versions(),
+        )
+    )
+    (context.output / "report.html").write_text(page, encoding="utf-8")
+    return {"bytes": len(page.encode())}
+
+
+_RUN: dict[str, Callable[[RunConfig, Context], dict[str, Any]]] = {
+    "data": _run_data,
+    "dense": _run_dense,
+    "prune": _run_prune,
+    "evaluate": _run_evaluate,
+    "export": _run_export,
+    "report": _run_report,
+}
+
+
+def model_sizes(artifacts: dict[str, Artifact]) -> dict[str, int]:
+    """Return the bytes of each model's weights on disk."""
+
+    def size(artifact: Artifact) -> int:
+        return sum(
+            entry["bytes"] for name, entry in artifact.files.items() if name.endswith(".safetensors")
+        )
+
+    labels = {"dense": "dense model", "export": "pruned model"}
+    return {label: size(artifacts[name]) for name, label in labels.items() if name in artifacts}
+
+
+def _model_kwargs(artifact: Artifact) -> dict[str, Any]:
+    """Return what the data asks of the model; JSON made strings of the label numbers."""
+    kwargs = json.loads(json.dumps(artifact.metrics["model_kwargs"]))
+    if "id2label" in kwargs:
+        kwargs["id2label"] = {int(i): name for i, name in kwargs["id2label"].items()}
+    return dict(kwargs)
+
+
+def _versions() -> dict[str, str]:
+    return {package: version(package) for package in _PACKAGES}

@@ -1,0 +1,144 @@
+"""All that can be found wrong with a configuration before anything is started or written."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mgpp import select_prunable
+from pipeline.config import RunConfig, parse_sections, read_config
+from pipeline.data import load_splits, missing_columns
+from pipeline.errors import ConfigError
+from pipeline.model import build_empty, load_model_config, load_tokenizer
+from pipeline.tasks import make_task
+from pipeline.zero import problems_of
+
+_MANY_STEPS = 10**6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capacity:
+    """What a cluster can hold: the cores and GPUs of each node."""
+
+    nodes: tuple[tuple[float, float], ...]
+
+    def num_workers(self, cpus: int, gpus: int) -> int:
+        """Return how many workers of a size fit at once."""
+        return sum(
+            int(min(node_cpus // cpus, node_gpus // gpus if gpus else node_cpus // cpus))
+            for node_cpus, node_gpus in self.nodes
+        )
+
+
+def validate(path: str, overrides: Sequence[str], capacity: Capacity | None) -> RunConfig:
+    """Read, parse and check a configuration file.
+
+    Args:
+        path: the YAML file.
+        overrides: `key=value` changes.
+        capacity: what the cluster has, or None if that is not to be checked.
+
+    Raises:
+        ConfigError: with every problem found, in the file's own terms.
+    """
+    values, problems = read_config(path, overrides)
+    if problems:
+        raise ConfigError(problems)
+    sections, problems = parse_sections(values)
+    problems += _model_problems(sections)
+    problems += _data_problems(sections)
+    problems += _training_problems(sections)
+    if "cluster" in sections and capacity is not None:
+        problems += _cluster_problems(sections["cluster"], capacity)
+    if problems:
+        raise ConfigError(problems)
+    return RunConfig(**sections)
+
+
+def check_schedule(config: RunConfig, num_rows: int) -> None:
+    """Check what depends on the number of training rows, once it is known.
+
+    Raises:
+        ConfigError: if the rows do not fill a batch, or prune_start is not before prune_end.
+    """
+    try:
+        plan = config.train.batch_plan(num_rows=num_rows, world_size=config.cluster.num_workers)
+    except ValueError as error:
+        raise ConfigError([f"train.batch_size: {error}"]) from error
+    try:
+        config.prune.schedule(config.train.num_steps(plan.steps_per_epoch), plan.steps_per_epoch)
+    except ValueError as error:
+        raise ConfigError([f"prune: {error}"]) from error
+
+
+def _model_problems(sections: dict[str, Any]) -> list[str]:
+    if "model" not in sections:
+        return []
+    model, task, prune = (sections.get(name) for name in ("model", "task", "prune"))
+    problems = []
+    try:
+        load_tokenizer(model)
+        load_model_config(model)
+    except ConfigError as error:
+        return error.problems
+    if task is None:
+        return []
+    try:
+        empty = build_empty(model, make_task(task).auto_model)
+    except (ValueError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        return [f"model.path: {model.path!r} cannot be built for a {task.type} task: {reason}"]
+    if prune is not None:
+        try:
+            select_prunable(empty, prune.include, prune.exclude)
+        except ValueError as error:
+            key = "prune.exclude" if str(error).startswith("exclude") else "prune.include"
+            problems.append(f"{key}: {error}")
+    return problems
+
+
+def _data_problems(sections: dict[str, Any]) -> list[str]:
+    if "data" not in sections:
+        return []
+    try:
+        splits = load_splits(sections["data"], streaming=True)
+    except ConfigError as error:
+        return error.problems
+    if "task" not in sections:
+        return []
+    return missing_columns(sections["data"], make_task(sections["task"]), splits)
+
+
+def _training_problems(sections: dict[str, Any]) -> list[str]:
+    problems = problems_of(sections["zero"]) if "zero" in sections else []
+    train, cluster, prune = (sections.get(name) for name in ("train", "cluster", "prune"))
+    if train is None:
+        return problems
+    if train.length.unit == "%":
+        problems.append(f"train.length: {train.length.text!r} is a share; give steps or epochs")
+        return problems
+    if cluster is not None:
+        try:
+            train.batch_plan(num_rows=train.batch_size, world_size=cluster.num_workers)
+        except ValueError as error:
+            problems.append(f"train.batch_size: {error} (cluster.num_workers)")
+    # Where all lengths are in one unit, their order does not depend on the number of rows.
+    lengths = [train.length, prune.warmup, prune.finetune] if prune is not None else []
+    units = {length.unit for length in lengths if length.unit != "%" and length.value}
+    if len(units) == 1:
+        per_epoch = 1 if units == {"steps"} else _MANY_STEPS
+        try:
+            prune.schedule(train.num_steps(per_epoch), per_epoch)
+        except ValueError as error:
+            problems.append(f"prune: {error}")
+    return problems
+
+
+def _cluster_problems(cluster: Any, capacity: Capacity) -> list[str]:
+    fitting = capacity.num_workers(cluster.cpus_per_worker, cluster.gpus_per_worker)
+    if fitting >= cluster.num_workers:
+        return []
+    nodes = ", ".join(f"{cpus:g} CPUs and {gpus:g} GPUs" for cpus, gpus in capacity.nodes)
+    return [
+        f"cluster.num_workers: got {cluster.num_workers} workers of {cluster.cpus_per_worker} CPUs "
+        f"and {cluster.gpus_per_worker} GPUs; the cluster can hold {fitting} (nodes: {nodes})"
+    ]
