@@ -1,0 +1,1 @@
+"""Ray, the command line and cluster templates; no stage logic."""

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -54,7 +55,7 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
         joins = settings.cluster.address or os.environ.get("RAY_ADDRESS")
         if not joins:
             validate(config, changes, local_capacity())
-        store = ArtifactStore(os.path.abspath(settings.storage) if "://" not in settings.storage else settings.storage)
+        store = ArtifactStore(_absolute(settings.storage))
         if unfinished(settings, store):
             with connected(settings.cluster):
                 if joins:
@@ -102,7 +103,7 @@ def show(
             found = open_artifact(artifact)
         except FileNotFoundError as error:
             raise ConfigError([str(error)]) from error
-        values = {name: value for name, value in vars(found).items()}
+        values = dict(vars(found))
         if not as_json:
             from omegaconf import OmegaConf
 
@@ -166,12 +167,21 @@ def _table(summary: dict[str, Any], artifacts: dict[str, Any]) -> Table:
     figures = artifacts["export"].metrics
     counts = f"{figures['num_zeros']:,} of {figures['num_prunable']:,}"
     table.add_row("sparsity", "0.00%", f"{summary['sparsity']:.2%} ({counts})")
-    table.add_row("size on disk", *(_megabytes(sizes.get(k)) for k in ("dense model", "pruned model")))
+    table.add_row(
+        "size on disk", *(_megabytes(sizes.get(k)) for k in ("dense model", "pruned model"))
+    )
     table.add_section()
     for name, seconds in summary["seconds"].items():
-        table.add_row(f"{name}, seconds", "", "done before" if name in summary["cached"] else f"{seconds:.1f}")
+        table.add_row(
+            f"{name}, seconds", "", "done before" if name in summary["cached"] else f"{seconds:.1f}"
+        )
     table.add_row("all, seconds", "", f"{sum(summary['seconds'].values()):.1f}")
     return table
+
+
+def _absolute(storage: str) -> str:
+    """Return a local folder's absolute path: workers have other working directories."""
+    return storage if "://" in storage else str(Path(storage).expanduser().resolve())
 
 
 def _megabytes(size: int | None) -> str:
@@ -180,5 +190,5 @@ def _megabytes(size: int | None) -> str:
 
 def main() -> None:
     """Run the command line."""
-    sys.path.append(os.getcwd())  # functions that a configuration names may lie here
+    sys.path.append(str(Path.cwd()))  # functions that a configuration names may lie here
     app()

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 
@@ -30,7 +31,7 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
     # Functions that a configuration names may lie in the folder the command was given in.
-    path = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {"env_vars": {"PYTHONPATH": path, **_passed_on()}}
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     try:
@@ -47,7 +48,9 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
                 address=address,
                 log_to_driver=False,
                 logging_level="error",
-                runtime_env=environment if not os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") else None,
+                runtime_env=environment
+                if not os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
+                else None,
             )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(
@@ -72,7 +75,11 @@ def cluster_capacity() -> Capacity:
 
 def _passed_on() -> dict[str, str]:
     """Settings of this process that workers need too; no secrets among them."""
-    names = ("HF_HUB_OFFLINE", "HF_HOME", "HF_DATASETS_OFFLINE", "MGPP_DEEPSPEED_SHM", "DS_ACCELERATOR")
+    names = (
+        "HF_HUB_OFFLINE",
+        "HF_HOME",
+        "HF_DATASETS_OFFLINE",
+        "MGPP_DEEPSPEED_SHM",
+        "DS_ACCELERATOR",
+    )
     return {name: os.environ[name] for name in names if name in os.environ}
-
-

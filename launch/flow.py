@@ -87,17 +87,15 @@ def _run_one(
         if stage.gang:
             run_on_gang(stage, config, store, inputs, board)
         else:
-            ray.get(_run_alone.remote(stage, config, store.url, inputs))
+            task = ray.remote(num_cpus=1, max_retries=1)(_run_alone)
+            ray.get(task.remote(stage, config, store.url, inputs))
     artifact = store.find(stage.name, stage.key)
     if artifact is None:
         raise StageError(f"stage {stage.name} ended without an artifact")
     return artifact
 
 
-@ray.remote(num_cpus=1, max_retries=1)
-def _run_alone(
-    stage: Stage, config: RunConfig, storage: str, inputs: dict[str, Artifact]
-) -> None:
+def _run_alone(stage: Stage, config: RunConfig, storage: str, inputs: dict[str, Artifact]) -> None:
     """Run a stage that needs no gang, as a Ray task."""
     run_stage(
         stage,

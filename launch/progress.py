@@ -101,7 +101,9 @@ class StageDisplay:
         while not self._stop.wait(_POLL_SECONDS):
             record = self._latest()
             if record is not None and record != shown and time.monotonic() >= next_line:
-                self._console.print(f"{self._stage:<9} {describe(record)}", highlight=False, soft_wrap=True)
+                self._console.print(
+                    f"{self._stage:<9} {describe(record)}", highlight=False, soft_wrap=True
+                )
                 shown, next_line = record, time.monotonic() + _PLAIN_SECONDS
 
 

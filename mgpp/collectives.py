@@ -1,7 +1,7 @@
 """The one collective the pruner needs, handed in so that the rest knows no process group."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ class Collectives:
     rank: int = 0
     world_size: int = 1
     all_reduce: Callable[[Tensor], None] = _identity
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @classmethod
     def over(cls, group: Any = None, device: torch.device | None = None) -> "Collectives":

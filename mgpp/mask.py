@@ -23,9 +23,7 @@ def unpack_bits(packed: Tensor, numel: int) -> Tensor:
     """Unpack the first `numel` bits of a 1-D uint8 tensor into bool."""
     _check(packed, torch.uint8)
     if num_bytes(numel) != packed.numel():
-        raise ValueError(
-            f"{numel} bits take {num_bytes(numel)} bytes, got {packed.numel()} bytes"
-        )
+        raise ValueError(f"{numel} bits take {num_bytes(numel)} bytes, got {packed.numel()} bytes")
     return _table(packed.device)[packed.to(torch.int32)].view(-1)[:numel]
 
 

@@ -11,8 +11,8 @@ from mgpp.collectives import Collectives
 from mgpp.mask import all_kept, count_bits, num_bytes, pack_bits, unpack_bits
 from mgpp.methods.base import Method
 from mgpp.schedule import PruningSchedule
-from mgpp.shards import Shard, check_coverage
-from mgpp.threshold import CHUNK, Cut, find_cut, pruned_chunks
+from mgpp.shards import CHUNK, Shard, check_coverage
+from mgpp.threshold import Cut, find_cut, pruned_chunks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +200,7 @@ class Pruner:
 
     def _apply_mask(self, position: int) -> None:
         packed = self._keep[position].split(CHUNK // 8)
-        for chunk, bits in zip(self.shards[position].weight.split(CHUNK), packed, strict=True):
+        for chunk, bits in zip(self.shards[position].chunks(), packed, strict=True):
             chunk.masked_fill_(~unpack_bits(bits, chunk.numel()), 0.0)
 
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mgpp.mask import unpack_bits
-from mgpp.shards import Shard
-from mgpp.threshold import CHUNK
+from mgpp.shards import CHUNK, Shard
 
 # The multipliers of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number
 # generators", 2014), as signed 64-bit integers.
@@ -15,12 +14,12 @@ _MIX = (-0x61C8864680B583EB, -0x4B47D0C1A1E98BB9)
 
 def num_zeros(shards: Sequence[Shard]) -> int:
     """Count weights equal to zero."""
-    return sum(int((chunk == 0).sum()) for s in shards for chunk in s.weight.split(CHUNK))
+    return sum(int((chunk == 0).sum()) for s in shards for chunk in s.chunks())
 
 
 def num_below(shards: Sequence[Shard], magnitude: float) -> int:
     """Count weights whose magnitude is below `magnitude`."""
-    return sum(int((c.abs() < magnitude).sum()) for s in shards for c in s.weight.split(CHUNK))
+    return sum(int((c.abs() < magnitude).sum()) for s in shards for c in s.chunks())
 
 
 def positions_hash(keep: Tensor, numel: int, first: int) -> int:

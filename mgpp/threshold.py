@@ -18,8 +18,6 @@ from mgpp.shards import Shard
 
 _MAGNITUDE = 0x7FFFFFFF
 _NUM_BINS = 1 << 16
-# A multiple of 8, so that packed masks can be made chunk by chunk; 1 MiB of weights at a time.
-CHUNK = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +46,7 @@ def magnitude_bits(weight: Tensor) -> Tensor:
     return weight.view(torch.int32) & _MAGNITUDE
 
 
-def find_cut(
-    shards: Sequence[Shard], k: int, num_weights: int, collectives: Collectives
-) -> Cut:
+def find_cut(shards: Sequence[Shard], k: int, num_weights: int, collectives: Collectives) -> Cut:
     """Find which k weights have the smallest magnitude over all shards of all ranks.
 
     Ties at the k-th value go in global order: by weight, then by position in it. That order does
@@ -78,7 +74,9 @@ def find_cut(
     return Cut(k=k, bits=bits, tied_quota=quota)
 
 
-def pruned_chunks(shards: Sequence[Shard], position: int, cut: Cut) -> Iterator[tuple[Tensor, Tensor]]:
+def pruned_chunks(
+    shards: Sequence[Shard], position: int, cut: Cut
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (chunk of a shard's weights, bool: goes), chunk by chunk.
 
     Args:
@@ -87,7 +85,7 @@ def pruned_chunks(shards: Sequence[Shard], position: int, cut: Cut) -> Iterator[
         cut: the result of `find_cut`.
     """
     quota = 0 if cut.tied_quota is None else cut.tied_quota[position]
-    for chunk in shards[position].weight.split(CHUNK):
+    for chunk in shards[position].chunks():
         bits = magnitude_bits(chunk)
         goes = bits <= cut.bits if cut.tied_quota is None else bits < cut.bits
         if quota:
@@ -105,12 +103,10 @@ def _count(shards: Sequence[Shard], collectives: Collectives, high: int | None) 
     """
     counts = torch.zeros(_NUM_BINS, dtype=torch.int64, device=collectives.device)
     for shard in shards:
-        for chunk in shard.weight.split(CHUNK):
+        for chunk in shard.chunks():
             bits = magnitude_bits(chunk)
-            if high is None:
-                bits = bits >> 16
-            else:
-                bits = bits[bits >> 16 == high] & (_NUM_BINS - 1)
+            upper = bits >> 16
+            bits = upper if high is None else bits[upper == high] & (_NUM_BINS - 1)
             counts += torch.bincount(bits, minlength=_NUM_BINS).to(counts.device)
     collectives.all_reduce(counts)
     return counts
@@ -135,8 +131,7 @@ def _share_ties(
 ) -> tuple[int, ...]:
     """Divide the `num_tied` ties that go among the shards, in global order."""
     local = [
-        sum(int((magnitude_bits(c) == bits).sum()) for c in shard.weight.split(CHUNK))
-        for shard in shards
+        sum(int((magnitude_bits(c) == bits).sum()) for c in shard.chunks()) for shard in shards
     ]
     by_weight = [0] * num_weights
     for shard, count in zip(shards, local, strict=True):

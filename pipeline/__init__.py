@@ -1,0 +1,1 @@
+"""Stages as plain functions, and what they are made of; no Ray."""

@@ -59,7 +59,10 @@ class Artifact:
         if not cache.exists():
             fetched = Path(tempfile.mkdtemp(prefix="fetch-", dir=_made(cache.parent)))
             filesystem.get(root.rstrip("/") + "/", str(fetched / "files") + "/", recursive=True)
-            (fetched / "files").rename(cache)
+            try:
+                (fetched / "files").rename(cache)
+            except OSError:  # another worker of this machine was first
+                shutil.rmtree(fetched)
         return cache
 
 
@@ -135,10 +138,8 @@ class ArtifactStore:
         """Start an attempt at a key: a fresh folder, local even where storage is not."""
         name = f"a-{uuid.uuid4().hex[:12]}"
         url = f"{self.folder_of(stage, key)}/{name}"
-        if self.is_local:
-            folder = _made(Path(url))
-        else:
-            folder = Path(tempfile.mkdtemp(prefix=f"mgpp-{stage}-"))
+        local = _made(Path(url)) if self.is_local else None
+        folder = local or Path(tempfile.mkdtemp(prefix=f"mgpp-{stage}-"))
         keys = {name: artifact.key for name, artifact in inputs.items()}
         return Attempt(
             store=self, stage=stage, key=key, url=url, folder=folder, params=params, inputs=keys
@@ -149,6 +150,12 @@ class ArtifactStore:
         if not self.is_local:
             self._fs.put(f"{folder}/", self._strip(url) + "/", recursive=True)
             shutil.rmtree(folder)
+
+    def discard(self, url: str) -> None:
+        """Delete a folder that is no longer needed; it may be missing."""
+        path = self._strip(url)
+        if self._fs.exists(path):
+            self._fs.rm(path, recursive=True)
 
     def put_json(self, url: str, value: Any) -> None:
         """Write JSON in one put: a reader sees all of it or nothing."""

@@ -34,7 +34,9 @@ class BatchPlan:
                 f"{self.micro_batch_size} x {self.world_size} workers"
             )
         if self.num_rows < self.batch_size:
-            raise ValueError(f"{self.num_rows} training rows do not fill one batch of {self.batch_size}")
+            raise ValueError(
+                f"{self.num_rows} training rows do not fill one batch of {self.batch_size}"
+            )
 
     @property
     def steps_per_epoch(self) -> int:

@@ -1,6 +1,7 @@
 """A training run's state on disk, and taking it up again."""
 
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from mgpp import Pruner
 from pipeline.errors import StageError
 from pipeline.gang import Gang
+from pipeline.recorder import METRICS_FILE
 
 _TAG = "engine"
 
@@ -26,16 +28,26 @@ class Checkpoints(Protocol):
 
 
 def write_checkpoint(
-    folder: Path, *, engine: Any, pruner: Pruner | None, step: int, gang: Gang, zero_stage: int
+    folder: Path,
+    *,
+    engine: Any,
+    pruner: Pruner | None,
+    records: Path | None,
+    step: int,
+    gang: Gang,
+    zero_stage: int,
 ) -> None:
     """Write this worker's part of the state after `step` optimizer steps; all workers must call.
 
     DeepSpeed writes model and optimizer shards; the pruner's counters and packed masks go to a file
-    of their own, because DeepSpeed's formats would widen or drop them.
+    of their own, because DeepSpeed's formats would widen or drop them. The main worker adds the
+    records so far, which a later attempt goes on with.
     """
     engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
     if pruner is not None:
         torch.save(pruner.state_dict(), folder / _pruner_file(gang.rank))
+    if records is not None:
+        shutil.copyfile(records, folder / METRICS_FILE)
     if gang.is_main:
         state = {"step": step, "world_size": gang.world_size, "zero_stage": zero_stage}
         (folder / "state.json").write_text(json.dumps(state))
@@ -58,6 +70,12 @@ def load_engine(folder: Path, *, engine: Any, gang: Gang, zero_stage: int) -> in
     engine.load_checkpoint(str(folder), tag=_TAG)
     step: int = state["step"]
     return step
+
+
+def load_records(folder: Path) -> str:
+    """Return the records up to the checkpoint."""
+    path = folder / METRICS_FILE
+    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 def load_pruner(folder: Path, *, pruner: Pruner, gang: Gang) -> None:

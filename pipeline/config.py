@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -28,7 +28,7 @@ class DenseConfig(Section):
     """Whether to run it."""
     length: Duration | None = None
     """Its length."""
-    lr: float | None = Field(None, gt=0)
+    lr: Annotated[float, Field(gt=0)] | None = None
     """Its peak learning rate."""
 
     def train_config(self, train: TrainConfig) -> TrainConfig:
@@ -121,9 +121,10 @@ def parse_sections(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         The sections that are right, by name, and a problem for each thing that is wrong.
     """
     sections: dict[str, Any] = {}
-    problems = []
-    for key in sorted(set(values) - set(RunConfig.model_fields)):
-        problems.append(f"{key}: unknown key; allowed are {', '.join(RunConfig.model_fields)}")
+    problems = [
+        f"{key}: unknown key; allowed are {', '.join(RunConfig.model_fields)}"
+        for key in sorted(set(values) - set(RunConfig.model_fields))
+    ]
     for name, spec in RunConfig.model_fields.items():
         if name not in values:
             if spec.is_required():
@@ -132,7 +133,9 @@ def parse_sections(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
                 sections[name] = spec.default
             continue
         annotated = (spec.annotation, *spec.metadata)
-        adapter: TypeAdapter[Any] = TypeAdapter(_annotate(*annotated, discriminator=spec.discriminator))
+        adapter: TypeAdapter[Any] = TypeAdapter(
+            _annotate(*annotated, discriminator=spec.discriminator)
+        )
         try:
             sections[name] = adapter.validate_python(values[name])
         except ValidationError as error:
@@ -162,8 +165,6 @@ def json_schema() -> dict[str, Any]:
 
 
 def _annotate(annotation: Any, *metadata: Any, discriminator: Any) -> Any:
-    from typing import Annotated
-
     marks = [*metadata, *([Field(discriminator=discriminator)] if discriminator else [])]
     for mark in marks:
         annotation = Annotated[annotation, mark]
@@ -171,14 +172,54 @@ def _annotate(annotation: Any, *metadata: Any, discriminator: Any) -> Any:
 
 
 def _describe(section: str, item: Any) -> str:
-    # pydantic puts the tag of a chosen union member into the location; it is no key of the file.
-    tags = {"mgpp", "gmp", "classification", "regression", "causal-lm", "files", "hub", "function"}
+    """Return a problem in the file's own terms: the key, what was got, what is allowed."""
     parts = [str(part) for part in item["loc"]]
-    kept = [part for i, part in enumerate(parts) if not (part in tags and i < len(parts))]
-    key = ".".join([section, *kept])
-    message = item["msg"].removeprefix("Value error, ")
+    model: Any = RunConfig
+    path: list[str] = []
+    for part in [section, *parts]:
+        # pydantic puts the tag of a chosen union member into the location; it is no key of the file.
+        member = _member(model, path, part)
+        if member is not None:
+            model = member
+            continue
+        path.append(part)
+        inner = _sections(model.model_fields[part].annotation) if part in _fields(model) else []
+        model = inner[0] if len(inner) == 1 else inner or model
+    key = ".".join(path)
     if item["type"] == "extra_forbidden":
-        return f"{key}: unknown key"
+        return f"{key}: unknown key; allowed are {', '.join(_fields(model))}"
     if item["type"] == "missing":
         return f"{key}: missing"
-    return f"{key}: {message[0].lower()}{message[1:]}, got {item['input']!r}"
+    if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        tag = item["ctx"]["discriminator"].strip("'")
+        got = item["input"].get(tag) if isinstance(item["input"], dict) else item["input"]
+        allowed = item["ctx"].get("expected_tags") or "; ".join(
+            str(get_args(member.model_fields[tag].annotation)[0]) for member in model
+        )
+        return f"{key}.{tag}: got {got!r}; allowed are {allowed}"
+    message = item["msg"].removeprefix("Value error, ")
+    got = item["input"]
+    shown = "" if isinstance(got, dict) else f", got {got!r}"
+    return f"{key}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _member(model: Any, path: list[str], part: str) -> Any:
+    """Return the member of a union that a tag names."""
+    if not isinstance(model, list):
+        return None
+    for member in model:
+        for spec in member.model_fields.values():
+            if get_origin(spec.annotation) is Literal and get_args(spec.annotation) == (part,):
+                return member
+    return None
+
+
+def _fields(model: Any) -> list[str]:
+    return [] if isinstance(model, list) else list(model.model_fields)
+
+
+def _sections(annotation: Any) -> list[Any]:
+    """Return the section classes inside an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for inner in get_args(annotation) for section in _sections(inner)]

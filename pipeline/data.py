@@ -183,7 +183,9 @@ def _load_files(config: FilesConfig, streaming: bool) -> DatasetDict:
                 )
             )
         except Exception as error:  # readers raise what they like; all of it is the file's fault
-            raise ConfigError([f"data.{split}: {paths[0]} cannot be read: {_root(error)}"]) from error
+            raise ConfigError(
+                [f"data.{split}: {paths[0]} cannot be read: {_root(error)}"]
+            ) from error
     return splits
 
 
@@ -249,7 +251,9 @@ def _function(config: FunctionConfig) -> Callable[..., Any]:
     try:
         function: Callable[..., Any] = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ConfigError([f"data.function: {config.function} cannot be imported: {error}"]) from error
+        raise ConfigError(
+            [f"data.function: {config.function} cannot be imported: {error}"]
+        ) from error
     return function
 
 

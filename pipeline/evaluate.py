@@ -122,9 +122,7 @@ def _joined(parts: list[dict[str, Tensor]], num_rows: int) -> dict[str, np.ndarr
     """Join one worker's batches, without the rows that only kept it in step."""
     if not parts:
         return {}
-    return {
-        name: torch.cat([part[name] for part in parts]).numpy()[:num_rows] for name in parts[0]
-    }
+    return {name: torch.cat([part[name] for part in parts]).numpy()[:num_rows] for name in parts[0]}
 
 
 def _whole(gathered: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -119,7 +119,10 @@ def check_export(
 
 def _write_card(folder: Path, card: dict[str, Any]) -> None:
     template = Environment(
-        loader=PackageLoader("pipeline"), trim_blocks=True, lstrip_blocks=True, autoescape=False
+        loader=PackageLoader("pipeline"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # noqa: S701  # Markdown, not HTML
     ).get_template("model_card.md.jinja")
     data = ModelCardData(library_name="transformers", tags=["pruned", "sparse", card["method"]])
     text = f"---\n{data.to_yaml()}\n---\n\n{template.render(**card)}"

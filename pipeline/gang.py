@@ -25,7 +25,9 @@ class Gang:
     def current(cls) -> "Gang":
         """Describe this process in the default process group; one device a process is set already."""
         on_gpu = torch.cuda.is_available() and dist.get_backend() == "nccl"
-        device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+        device = (
+            torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+        )
         return cls(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
 
     @property

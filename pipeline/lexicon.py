@@ -1,6 +1,7 @@
 """The demo's data: the sentiment of single words, from the lexicon that `vaderSentiment` carries."""
 
 import random
+from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
@@ -23,7 +24,7 @@ def load_words(*, min_rating: float = 0.5, held_out: float = 1 / 6, seed: int = 
         path = resolve_path("package:vaderSentiment/vader_lexicon.txt")
     except ValueError as error:
         raise ConfigError([f"data.function: {error}"]) from error
-    with open(path, encoding="utf-8") as file:
+    with Path(path).open(encoding="utf-8") as file:
         fields = [line.split("\t") for line in file if line.strip()]
     rated = [(word, float(rating)) for word, rating, *_ in fields]
     rows = [

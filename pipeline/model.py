@@ -5,12 +5,11 @@ from typing import Any
 
 import torch
 import transformers
-from pydantic import Field
 from torch import nn
 from transformers.integrations import HfDeepSpeedConfig
 
 from pipeline.errors import ConfigError
-from pipeline.section import Section
+from pipeline.section import Section, Share
 from pipeline.sources import content_sha256, resolve_path
 
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.gguf")
@@ -33,7 +32,7 @@ class ModelConfig(Section):
     """Changes to the model's own configuration (num_hidden_layers, dropout, ...)."""
     random_init: bool = False
     """Start from random weights: only the configuration and the tokenizer are read."""
-    dropout: float | None = Field(None, ge=0, lt=1)
+    dropout: Share | None = None
     """Dropout of hidden states and attention, where the architecture has it under a usual name."""
 
 
@@ -162,7 +161,9 @@ def model_identity(config: ModelConfig) -> dict[str, Any]:
     values = config.model_dump(mode="json")
     location = Path(_location(config))
     if location.exists():
-        values["path"] = content_sha256(location / config.gguf_file if config.gguf_file else location)
+        values["path"] = content_sha256(
+            location / config.gguf_file if config.gguf_file else location
+        )
     else:
         values["revision"] = getattr(load_model_config(config), "_commit_hash", None)
     return values

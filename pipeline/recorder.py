@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 Progress = Callable[[dict[str, Any]], None]
 
 METRICS_FILE = "metrics.jsonl"
@@ -19,13 +17,20 @@ class Recorder:
     Args:
         folder: where `metrics.jsonl` and `tensorboard/` go.
         progress: called with each step record.
+        history: lines of the run that this one goes on from, written again first.
     """
 
-    def __init__(self, folder: Path, progress: Progress) -> None:
+    def __init__(self, folder: Path, progress: Progress, history: str = "") -> None:
+        from torch.utils.tensorboard import SummaryWriter  # heavy; only the main worker needs it
+
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / METRICS_FILE).open("a", encoding="utf-8")
+        self.path = folder / METRICS_FILE
+        self._file = self.path.open("w", encoding="utf-8")
         self._events = SummaryWriter(str(folder / "tensorboard"))
         self._progress = progress
+        for line in history.splitlines():
+            record = json.loads(line)
+            self.write(record.pop("event"), record.pop("step"), record)
 
     def write(self, event: str, step: int, values: dict[str, Any]) -> None:
         """Write one record: `event` is "step", "prune" or "layers"."""

@@ -26,7 +26,7 @@ class Duration:
         match = self._PATTERN.match(str(text).strip()) if not isinstance(text, bool) else None
         if match is None or (match["unit"] is None and "." in match["value"]):
             raise ValueError(
-                f"got {text!r}; allowed are steps (500), epochs ('2ep') or a share ('10%')"
+                "not a length; allowed are steps (500), epochs ('2ep') or a share ('10%')"
             )
         self.text = str(text).strip()
         self.value = float(match["value"])
@@ -75,7 +75,12 @@ class Duration:
         return {
             "anyOf": [
                 {"type": "integer", "minimum": 0},
-                {"type": "string", "pattern": cls._PATTERN.pattern.replace("?P<value>", "").replace("?P<unit>", "")},
+                {
+                    "type": "string",
+                    "pattern": cls._PATTERN.pattern.replace("?P<value>", "").replace(
+                        "?P<unit>", ""
+                    ),
+                },
             ],
             "description": "Steps (500), epochs ('2ep') or a share of all steps ('10%').",
         }

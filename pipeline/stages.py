@@ -21,7 +21,6 @@ from pipeline.config import RunConfig
 from pipeline.gang import Gang
 from pipeline.model import load_tokenizer, model_identity
 from pipeline.recorder import METRICS_FILE, Progress, read_records
-from pipeline.report import ReportData, render_report
 from pipeline.tasks import make_task
 
 _REPORT_VERSION = 1
@@ -260,6 +259,8 @@ def _run_export(config: RunConfig, context: Context) -> dict[str, Any]:
 
 
 def _run_report(config: RunConfig, context: Context) -> dict[str, Any]:
+    from pipeline.report import ReportData, render_report  # plotly is slow to import
+
     pruned, exported = context.inputs["prune"], context.inputs["export"]
     task = make_task(config.task)
     records = read_records(pruned.path / METRICS_FILE)
@@ -306,7 +307,9 @@ def model_sizes(artifacts: dict[str, Artifact]) -> dict[str, int]:
 
     def size(artifact: Artifact) -> int:
         return sum(
-            entry["bytes"] for name, entry in artifact.files.items() if name.endswith(".safetensors")
+            entry["bytes"]
+            for name, entry in artifact.files.items()
+            if name.endswith(".safetensors")
         )
 
     labels = {"dense": "dense model", "export": "pruned model"}

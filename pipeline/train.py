@@ -7,6 +7,8 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,6 +61,8 @@ class TrainConfig(Section):
     """AdamW's decoupled weight decay, on matrices only."""
     gradient_clipping: Annotated[float, Field(gt=0)] | None = None
     """Largest global norm of the loss gradient; the prior is added after it."""
+    freeze: list[str] = []
+    """Patterns of parameters that are not trained ("*.embeddings.*")."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of keeping them."""
     seed: NotNegative = 0
@@ -145,10 +149,13 @@ def train(
     num_steps = config.num_steps(plan.steps_per_epoch)
     schedule = prune.schedule(num_steps, plan.steps_per_epoch) if prune else None
     engine = _make_engine(model_config, task, config, zero, prune, model_kwargs, plan, gang)
+    first_step, history = 0, ""
     with checkpoints.latest() as saved:
-        step = 0
         if saved is not None:
-            step = checkpoint.load_engine(saved, engine=engine, gang=gang, zero_stage=zero.stage)
+            first_step = checkpoint.load_engine(
+                saved, engine=engine, gang=gang, zero_stage=zero.stage
+            )
+            history = checkpoint.load_records(saved)
         pruner = None
         if prune is not None and schedule is not None:
             # After loading: it may replace the optimizer's groups, and with them what was hooked.
@@ -167,7 +174,7 @@ def train(
         gang=gang,
         engine=engine,
         pruner=pruner,
-        recorder=Recorder(output, progress) if gang.is_main else None,
+        recorder=Recorder(output, progress, history) if gang.is_main else None,
         plan=plan,
         num_steps=num_steps,
         warmup_steps=config.lr_warmup.steps(
@@ -177,16 +184,16 @@ def train(
     collate = task.collator(load_tokenizer(ModelConfig(path=str(data / "tokenizer"))))
     loader = DataLoader(
         rows,
-        batch_sampler=list(plan.micro_batches(gang.rank, step, num_steps)),
+        batch_sampler=list(plan.micro_batches(gang.rank, first_step, num_steps)),
         collate_fn=collate,
         pin_memory=gang.device.type == "cuda",
     )
     batches = iter(loader)
-    for step in range(step, num_steps):
+    for step in range(first_step, num_steps):
         train_step(run, step, batches)
         done = step + 1
         if config.checkpoint_every and done % config.checkpoint_every == 0 and done < num_steps:
-            checkpoints.save(lambda folder, done=done: _checkpoint(run, folder, done, zero), done)
+            checkpoints.save(partial(_checkpoint, run, zero, done), done)
     figures = _finish(run, task, prune, data, output, zero)
     if run.recorder:
         run.recorder.close()
@@ -298,6 +305,7 @@ def _make_engine(
     )
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
+    freeze(model, config.freeze)
     prunable = set(select_prunable(model, prune.include, prune.exclude)) if prune else set()
     optimizer = torch.optim.AdamW(
         parameter_groups(model, prunable, config.weight_decay),
@@ -309,6 +317,20 @@ def _make_engine(
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     engine.train()
     return engine
+
+
+def freeze(model: torch.nn.Module, patterns: list[str]) -> None:
+    """Exclude the parameters that match from training.
+
+    Raises:
+        ValueError: if a pattern matches no parameter.
+    """
+    for pattern in patterns:
+        matching = [p for name, p in model.named_parameters() if fnmatchcase(name, pattern)]
+        if not matching:
+            raise ValueError(f"pattern {pattern!r} matches no parameter")
+        for parameter in matching:
+            parameter.requires_grad_(False)
 
 
 def parameter_groups(
@@ -328,11 +350,12 @@ def parameter_groups(
     ]
 
 
-def _checkpoint(run: _Run, folder: Path, step: int, zero: ZeroConfig) -> None:
+def _checkpoint(run: _Run, zero: ZeroConfig, step: int, folder: Path) -> None:
     checkpoint.write_checkpoint(
         folder,
         engine=run.engine,
         pruner=run.pruner,
+        records=run.recorder.path if run.recorder else None,
         step=step,
         gang=run.gang,
         zero_stage=zero.stage,
@@ -354,7 +377,11 @@ def _finish(
             "mask_hash": pruner.mask_hash(),
             "prune_start": pruner.schedule.prune_start,
             "prune_end": pruner.schedule.prune_end,
-            **{k: v for k, v in vars(pruner.last_pruning).items() if k in ("num_pruned", "sparsity", "threshold")},
+            **{
+                k: v
+                for k, v in vars(pruner.last_pruning).items()
+                if k in ("num_pruned", "sparsity", "threshold")
+            },
         }
         if figures["num_zeros"] < figures["num_pruned"]:
             raise StageError(

@@ -73,7 +73,7 @@ def check_schedule(config: RunConfig, num_rows: int) -> None:
 def _model_problems(sections: dict[str, Any]) -> list[str]:
     if "model" not in sections:
         return []
-    model, task, prune = (sections.get(name) for name in ("model", "task", "prune"))
+    model, task, prune = sections["model"], sections.get("task"), sections.get("prune")
     problems = []
     try:
         load_tokenizer(model)
@@ -110,9 +110,9 @@ def _data_problems(sections: dict[str, Any]) -> list[str]:
 
 def _training_problems(sections: dict[str, Any]) -> list[str]:
     problems = problems_of(sections["zero"]) if "zero" in sections else []
-    train, cluster, prune = (sections.get(name) for name in ("train", "cluster", "prune"))
-    if train is None:
+    if "train" not in sections:
         return problems
+    train, cluster, prune = sections["train"], sections.get("cluster"), sections.get("prune")
     if train.length.unit == "%":
         problems.append(f"train.length: {train.length.text!r} is a share; give steps or epochs")
         return problems
@@ -124,7 +124,7 @@ def _training_problems(sections: dict[str, Any]) -> list[str]:
     # Where all lengths are in one unit, their order does not depend on the number of rows.
     lengths = [train.length, prune.warmup, prune.finetune] if prune is not None else []
     units = {length.unit for length in lengths if length.unit != "%" and length.value}
-    if len(units) == 1:
+    if prune is not None and len(units) == 1:
         per_epoch = 1 if units == {"steps"} else _MANY_STEPS
         try:
             prune.schedule(train.num_steps(per_epoch), per_epoch)

@@ -28,7 +28,9 @@ def run(
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         out, err = process.communicate()
-        raise AssertionError(f"{command} ran past {timeout} s:\n{out[-4000:]}\n{err[-4000:]}") from None
+        raise AssertionError(
+            f"{command} ran past {timeout} s:\n{out[-4000:]}\n{err[-4000:]}"
+        ) from None
     finally:
         _kill_group(process.pid)
     return subprocess.CompletedProcess(command, process.returncode, out, err)

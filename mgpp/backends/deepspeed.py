@@ -127,8 +127,14 @@ def _layout(engine: Any, group: dict[str, Any], prunable: Mapping[str, nn.Parame
     flats: list[Tensor] = []
     if stage == 3:
         optimizer = engine.optimizer
-        in_group = [optimizer.sub_group_to_group_id[i] == 0 for i in range(len(optimizer.fp16_groups))]
-        flats = [f for f, ours in zip(optimizer.fp32_partitioned_groups_flat, in_group, strict=True) if ours]
+        in_group = [
+            optimizer.sub_group_to_group_id[i] == 0 for i in range(len(optimizer.fp16_groups))
+        ]
+        flats = [
+            f
+            for f, ours in zip(optimizer.fp32_partitioned_groups_flat, in_group, strict=True)
+            if ours
+        ]
     else:
         flats = list(group["params"])
     by_flat: dict[int, list[Shard]] = {id(flat): [] for flat in flats}

@@ -79,7 +79,10 @@ class CausalLM(Task):
     def predict(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         logits = outputs.logits[:, :-1].float().transpose(1, 2)
         losses = functional.cross_entropy(logits, batch["labels"][:, 1:], reduction="none")
-        return {"loss": losses.double().sum(dim=1), "num_tokens": (batch["labels"][:, 1:] >= 0).sum(dim=1)}
+        return {
+            "loss": losses.double().sum(dim=1),
+            "num_tokens": (batch["labels"][:, 1:] >= 0).sum(dim=1),
+        }
 
     def score(self, predictions: Predictions) -> Metrics:
         num_tokens = int(np.sum(predictions["num_tokens"]))

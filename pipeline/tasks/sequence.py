@@ -7,8 +7,6 @@ import numpy as np
 import torch
 from datasets import ClassLabel, DatasetDict, Value
 from pydantic import Field
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, mean_squared_error
 from torch import Tensor
 from transformers import DataCollatorWithPadding
 
@@ -114,6 +112,8 @@ class Classification(_SequenceTask):
         return {"predicted": outputs.logits.argmax(dim=-1), "label": batch["labels"]}
 
     def score(self, predictions: Predictions) -> Metrics:
+        from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef  # slow to import
+
         label, predicted = predictions["label"], predictions["predicted"]
         average = "binary" if label.max(initial=0) < 2 and predicted.max(initial=0) < 2 else "macro"
         return {
@@ -145,6 +145,9 @@ class Regression(_SequenceTask):
         }
 
     def score(self, predictions: Predictions) -> Metrics:
+        from scipy.stats import pearsonr, spearmanr  # slow to import
+        from sklearn.metrics import mean_squared_error
+
         label = predictions["label"].astype(np.float64)
         predicted = predictions["predicted"].astype(np.float64)
         return {

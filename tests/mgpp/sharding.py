@@ -29,7 +29,7 @@ def run_ranks(world_size: int, work: Callable[[Collectives], T]) -> list[T]:
 
         try:
             results[rank] = work(Collectives(rank, world_size, all_reduce))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  # raised again below
             errors.append(error)
             barrier.abort()
 
@@ -39,7 +39,9 @@ def run_ranks(world_size: int, work: Callable[[Collectives], T]) -> list[T]:
     for thread in threads:
         thread.join(timeout=60)
     if errors:
-        raise next((e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0])
+        raise next(
+            (e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0]
+        )
     return results  # type: ignore[return-value]
 
 
@@ -70,9 +72,7 @@ def per_weight_shards(weights: list[Tensor], rank: int, world_size: int) -> list
     return shards
 
 
-def _shard(
-    index: int, weight: Tensor, offset: int, numel: int, flat: Tensor, start: int
-) -> Shard:
+def _shard(index: int, weight: Tensor, offset: int, numel: int, flat: Tensor, start: int) -> Shard:
     return Shard(
         name=f"layers.{index}.weight",
         index=index,

@@ -77,7 +77,9 @@ def test_hash_tells_masks_apart():
     def hash_of(pruned):
         weights = make_weights()
         weights[2].view(-1)[pruned] = 0.0
-        pruner = make_pruner(weights, collectives=run_ranks(1, lambda c: c)[0], cut_into=per_weight_shards)
+        pruner = make_pruner(
+            weights, collectives=run_ranks(1, lambda c: c)[0], cut_into=per_weight_shards
+        )
         pruner._prune(1)
         return pruner.mask_hash()
 
@@ -106,7 +108,7 @@ def test_shards_that_do_not_cover_the_weights_are_refused():
     weights = make_weights()
     shards = contiguous_shards(weights, 0, 2)
     shapes = {f"layers.{i}.weight": tuple(w.shape) for i, w in enumerate(weights)}
-    with pytest.raises(RuntimeError, match="of the 63 elements|of the 15 elements|of the 132"):
+    with pytest.raises(RuntimeError, match="of the 132 elements"):
         Pruner(shards, shapes, method=GMP(), schedule=SCHEDULE)
 
 

@@ -1,7 +1,13 @@
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from mgpp import select_prunable
 
@@ -10,7 +16,9 @@ from mgpp import select_prunable
 def bert():
     with torch.device("meta"):
         return BertForSequenceClassification(
-            BertConfig(num_hidden_layers=2, hidden_size=8, intermediate_size=12, num_attention_heads=2)
+            BertConfig(
+                num_hidden_layers=2, hidden_size=8, intermediate_size=12, num_attention_heads=2
+            )
         )
 
 
@@ -25,7 +33,9 @@ def test_default_takes_conv1d_of_gpt2_and_projections_of_llama():
     with torch.device("meta"):
         gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=8, n_head=2))
         llama = LlamaForCausalLM(
-            LlamaConfig(num_hidden_layers=2, hidden_size=8, intermediate_size=12, num_attention_heads=2)
+            LlamaConfig(
+                num_hidden_layers=2, hidden_size=8, intermediate_size=12, num_attention_heads=2
+            )
         )
     assert len(select_prunable(gpt2)) == 2 * 4
     assert len(select_prunable(llama)) == 2 * 7

