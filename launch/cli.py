@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -145,6 +146,10 @@ def _reported_errors(as_json: bool) -> Iterator[Any]:
     except StageError as error:
         typer.echo(f"error: {error}", err=True)
         emit({"status": "failed", "errors": [str(error)]})
+        raise typer.Exit(_EXIT_FAILED) from None
+    except Exception as error:  # noqa: BLE001  # the last stop before the shell
+        traceback.print_exc()
+        emit({"status": "failed", "errors": [f"{type(error).__name__}: {error}"]})
         raise typer.Exit(_EXIT_FAILED) from None
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command goes on from the last checkpoint", err=True)

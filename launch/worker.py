@@ -14,6 +14,9 @@ import ray
 from ray import train as ray_train
 from ray.train import Checkpoint
 
+# What follows from the settings or the code, not from a machine; a lost peer is a RuntimeError.
+_NOT_WORTH_TRYING_AGAIN = (ValueError, TypeError, LookupError, AttributeError, AssertionError)
+
 
 def work(settings: dict[str, Any]) -> None:
     """Run a stage as one of a gang.
@@ -50,8 +53,8 @@ def work(settings: dict[str, Any]) -> None:
     except ConfigError as error:
         ray.get(board.fail.remote("config", error.problems))
         raise
-    except StageError as error:
-        ray.get(board.fail.remote("stage", str(error)))
+    except (StageError, *_NOT_WORTH_TRYING_AGAIN) as error:
+        ray.get(board.fail.remote("stage", f"{type(error).__name__}: {error}"))
         raise
 
 

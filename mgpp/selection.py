@@ -28,7 +28,8 @@ def select_prunable(
         ValueError: if a pattern matches no parameter, names one that is not a matrix, or nothing
             is left to prune.
     """
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    # A parameter that ZeRO 3 has sharded is empty itself and keeps its shape beside it.
+    shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in model.named_parameters()}
     excluded = {n for pattern in exclude for n in _matching(pattern, shapes, "exclude")}
     selected = set(_default_names(model)) if not include else set()
     for pattern in include:

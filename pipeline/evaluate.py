@@ -115,7 +115,8 @@ def _inference_model(
     import deepspeed
 
     engine, *_ = deepspeed.initialize(model=model, config=settings)
-    return engine.eval()
+    engine.eval()
+    return engine
 
 
 def _joined(parts: list[dict[str, Tensor]], num_rows: int) -> dict[str, np.ndarray]:

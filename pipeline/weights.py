@@ -50,9 +50,7 @@ def fingerprints(named: Iterable[tuple[str, Tensor]], prunable: Iterable[str]) -
         found[name] = {
             "shape": list(values.shape),
             "dtype": str(values.dtype).removeprefix("torch."),
-            "sha256": hashlib.sha256(
-                memoryview(values.view(-1).view(torch.uint8).numpy())
-            ).hexdigest(),
+            "sha256": hashlib.sha256(values.view(-1).view(torch.uint8).numpy().data).hexdigest(),
         }
         if name in counted:
             found[name]["zeros"] = int((values == 0).sum())

@@ -1,0 +1,65 @@
+"""A tiny BERT and a small CSV, made here: no test of the pipeline needs the network."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import csv
+from pathlib import Path
+
+import pytest
+
+GOOD = ["good", "great", "lovely", "fine", "superb", "happy", "bright", "kind"]
+BAD = ["bad", "awful", "ugly", "poor", "dreadful", "sad", "dull", "cruel"]
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, "a", "day", "##s", "not"]
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random two-layer BERT and a WordPiece tokenizer."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
+    tokenizer = BertTokenizerFast(vocab=str(vocabulary))
+    assert len(tokenizer) == len(VOCABULARY)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def words_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CSV with the columns `text` and `label`: 48 rows, as many of each label."""
+    path = tmp_path_factory.mktemp("words") / "words.csv"
+    pairs = [(f"a {word} day", label) for label, words in enumerate((BAD, GOOD)) for word in words]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows(pairs * 3)
+    return path
+
+
+@pytest.fixture(scope="session")
+def datasets_cache(tmp_path_factory: pytest.TempPathFactory):
+    """Send what `datasets` keeps of read files to a temporary folder."""
+    import datasets
+
+    folder = str(tmp_path_factory.mktemp("datasets-cache"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+        datasets.disable_progress_bars()
+        yield Path(folder)
+        datasets.enable_progress_bars()

@@ -1,0 +1,305 @@
+"""What is found wrong with a configuration before anything is started or written."""
+
+import re
+import shutil
+
+import pytest
+import yaml
+
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+from pipeline.validate import Capacity, check_schedule, validate
+
+pytestmark = pytest.mark.usefixtures("datasets_cache")
+
+TWO_NODES = Capacity(nodes=((4.0, 0.0), (3.0, 0.0)))
+
+
+@pytest.fixture
+def config_file(tmp_path, tiny_bert, words_csv):
+    """A valid configuration of a run on the tiny BERT."""
+    values = {
+        "name": "tiny",
+        "storage": str(tmp_path / "storage"),
+        "model": {"path": str(tiny_bert)},
+        "task": {"type": "classification", "text": ["text"], "label": "label", "max_length": 16},
+        "data": {"source": "files", "train": str(words_csv)},
+        "train": {"length": 20, "batch_size": 8},
+        "prune": {"sparsity": 0.5, "warmup": 2, "finetune": 4, "interval": 2},
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def problems(path, *overrides, capacity=None):
+    with pytest.raises(ConfigError) as raised:
+        validate(str(path), overrides, capacity)
+    assert not (path.parent / "storage").exists()
+    return raised.value.problems
+
+
+def only_problem(path, *overrides, capacity=None):
+    (problem,) = problems(path, *overrides, capacity=capacity)
+    return problem
+
+
+def test_a_valid_config_is_returned_and_nothing_is_written(config_file, tiny_bert, words_csv):
+    before = sorted(config_file.parent.rglob("*"))
+    config = validate(str(config_file), ["train.lr=3e-5"], TWO_NODES)
+    assert isinstance(config, RunConfig)
+    assert config.train.lr == 3e-5
+    assert config.model.path == str(tiny_bert)
+    assert config.data.train == str(words_csv)
+    assert sorted(config_file.parent.rglob("*")) == before
+
+
+def test_a_missing_file_and_a_bad_override(config_file, tmp_path):
+    missing = tmp_path / "missing.yaml"
+    assert only_problem(missing) == f"{missing}: no such file"
+    assert only_problem(config_file, "train.lr").startswith("'train.lr': an override is key=value")
+
+
+# The model.
+
+
+def test_a_missing_model_folder(config_file, tmp_path):
+    missing = tmp_path / "nowhere"
+    problem = only_problem(config_file, f"model.path={missing}")
+    assert problem.startswith(f"model.path: no tokenizer in {str(missing)!r}")
+
+
+def test_a_missing_package(config_file):
+    problem = only_problem(config_file, "model.path=package:no_such_package/model")
+    assert problem.startswith("model.path: package:no_such_package/model: ")
+    assert "not installed" in problem
+
+
+def test_a_model_folder_without_weights(config_file, tiny_bert, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_bert, bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    problem = only_problem(config_file, f"model.path={bare}")
+    assert problem.startswith(f"model.path: {str(bare)!r} has no weights")
+    assert "model.random_init" in problem
+    validate(str(config_file), [f"model.path={bare}", "model.random_init=true"], None)
+
+
+def test_a_model_folder_without_a_configuration(config_file, tiny_bert, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_bert, bare, ignore=shutil.ignore_patterns("config.json"))
+    assert only_problem(config_file, f"model.path={bare}").startswith(f"model.path: {str(bare)!r}")
+
+
+def test_model_settings_the_architecture_does_not_have(config_file):
+    found = problems(config_file, "model.overrides.num_layer=3", "model.overrides.layers=4")
+    assert found == [
+        "model.overrides.num_layer: bert has no such setting",
+        "model.overrides.layers: bert has no such setting",
+    ]
+
+
+def test_model_settings_that_cannot_be_built(config_file):
+    problem = only_problem(config_file, "model.overrides.num_attention_heads=3")
+    assert problem.startswith("model.path: ")
+    assert "cannot be built for a classification task" in problem
+
+
+# What is pruned.
+
+
+@pytest.mark.parametrize("kind", ["include", "exclude"])
+def test_a_pattern_that_matches_no_weight(config_file, kind):
+    problem = only_problem(config_file, f"prune.{kind}=['*.nonsense.*']")
+    assert problem.startswith(
+        f"prune.{kind}: {kind} pattern '*.nonsense.*' matches no parameter; there are: bert."
+    )
+
+
+def test_a_pattern_that_takes_vectors(config_file):
+    problem = only_problem(config_file, "prune.include=['*.layer.*']")
+    assert problem.startswith("prune.include: the include patterns also take ")
+    assert "only matrices are prunable" in problem
+
+
+def test_nothing_left_to_prune(config_file):
+    problem = only_problem(config_file, "prune.exclude=['*']")
+    assert "no weight is left to prune" in problem
+
+
+def test_a_pattern_that_freezes_nothing(config_file):
+    problem = only_problem(config_file, "train.freeze=['*.nonsense.*']")
+    assert problem.startswith("train.freeze: ")
+    assert "'*.nonsense.*'" in problem
+
+
+# The data.
+
+
+def test_a_label_column_that_is_not_in_the_data(config_file):
+    problem = only_problem(config_file, "task.label=sentiment")
+    assert problem == (
+        "task.label: column 'sentiment' is not in the train data; there are: ['label', 'text']"
+    )
+
+
+def test_every_column_that_is_not_in_the_data(config_file):
+    found = problems(config_file, "task.label=sentiment", "task.text=[first,second]")
+    assert [line.split(":")[0] for line in found] == ["task.text.0", "task.text.1", "task.label"]
+
+
+def test_a_renamed_column_is_there(config_file):
+    overrides = ["task.text=[sentence]", "data.rename={text: sentence}"]
+    validate(str(config_file), overrides, None)
+
+
+def test_missing_data_files_are_all_named(config_file):
+    found = problems(config_file, "data.train=no.csv", "data.validation=none.csv")
+    assert found == ["data.train: no.csv is not a file", "data.validation: none.csv is not a file"]
+
+
+def test_a_missing_data_file(config_file):
+    assert only_problem(config_file, "data.train=no.csv") == "data.train: no.csv is not a file"
+
+
+# The schedule, the batches and the workers.
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["train.length=20", "prune.warmup=12", "prune.finetune=8"],
+        ["train.length=20", "prune.warmup=19", "prune.finetune=10%"],
+        ["train.length=2ep", "prune.warmup=1ep", "prune.finetune=1ep"],
+        ["train.length=2ep", "prune.warmup=60%", "prune.finetune=60%"],
+        ["train.length=3ep", "prune.warmup=1.5ep", "prune.finetune=2ep"],
+        ["train.length=0", "prune.warmup=10%", "prune.finetune=10%"],
+    ],
+)
+def test_prune_start_must_come_before_prune_end(config_file, overrides):
+    problem = only_problem(config_file, *overrides)
+    assert problem.startswith("prune: prune_start (")
+    assert "must come before prune_end" in problem
+
+
+def test_lengths_in_several_units_wait_for_the_data(config_file):
+    overrides = ["train.length=2ep", "prune.warmup=3", "prune.finetune=10%"]
+    config = validate(str(config_file), overrides, None)
+    check_schedule(config, num_rows=80)
+    with pytest.raises(ConfigError, match="prune: prune_start"):
+        check_schedule(config, num_rows=16)  # 4 steps: the last pruning would come at the first
+
+
+@pytest.mark.parametrize("section", ["train", "dense"])
+def test_a_run_cannot_last_a_share_of_itself(config_file, section):
+    problem = only_problem(config_file, f"{section}.length=50%")
+    assert problem == f"{section}.length: '50%' is a share; give steps or epochs"
+
+
+def test_more_workers_than_the_cluster_holds(config_file):
+    overrides = ["cluster.num_workers=4", "cluster.cpus_per_worker=2"]
+    problem = only_problem(config_file, *overrides, capacity=TWO_NODES)
+    assert problem == (
+        "cluster.num_workers: got 4 workers of 2 CPUs and 0 GPUs; the cluster can hold 3 "
+        "(nodes: 4 CPUs and 0 GPUs, 3 CPUs and 0 GPUs)"
+    )
+    assert validate(str(config_file), overrides, None).cluster.num_workers == 4
+
+
+def test_workers_with_gpus_on_a_cluster_without(config_file):
+    problem = only_problem(config_file, "cluster.gpus_per_worker=1", capacity=TWO_NODES)
+    assert "the cluster can hold 0" in problem
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cpus", "gpus", "fitting"),
+    [
+        (((4, 0),), 1, 0, 4),
+        (((4, 0), (3, 0)), 2, 0, 3),
+        (((16, 8), (16, 2)), 1, 1, 10),
+        (((4, 8),), 2, 1, 2),
+        (((4, 0),), 1, 1, 0),
+        (((0.5, 0),), 1, 0, 0),
+        ((), 1, 0, 0),
+    ],
+)
+def test_a_worker_does_not_span_nodes(nodes, cpus, gpus, fitting):
+    assert Capacity(nodes=nodes).num_workers(cpus, gpus) == fitting
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["train.batch_size=8", "cluster.num_workers=3"],
+        ["train.batch_size=2", "cluster.num_workers=4"],
+        ["train.batch_size=8", "train.micro_batch_size=3"],
+        ["train.batch_size=8", "train.micro_batch_size=4", "cluster.num_workers=4"],
+    ],
+)
+def test_batch_size_must_be_a_multiple_of_the_workers(config_file, overrides):
+    problem = only_problem(config_file, *overrides)
+    assert problem.startswith("train.batch_size: batch_size ")
+    assert "must be a multiple of micro_batch_size" in problem
+    assert problem.endswith("(cluster.num_workers)")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["zero.stage=0", "zero.precision=fp16"], "zero.precision"),
+        (["zero.stage=2", "zero.offload_parameters=true"], "zero.offload_parameters"),
+        (["zero.stage=0", "zero.offload_optimizer=true"], "zero.offload_optimizer"),
+        (["zero.stage=2", "zero.grad_accum_dtype=fp32"], "zero.grad_accum_dtype"),
+    ],
+)
+def test_zero_settings_that_deepspeed_gets_wrong(config_file, overrides, key):
+    assert only_problem(config_file, *overrides).startswith(f"{key}: ")
+
+
+def test_problems_of_all_kinds_at_once(config_file, tmp_path):
+    found = problems(
+        config_file,
+        "nonsense=1",
+        "evaluate.batch_size=none",
+        f"model.path={tmp_path / 'nowhere'}",
+        "task.label=sentiment",
+        "train.length=4",
+        "train.batch_size=9",
+        "zero.stage=0",
+        "zero.precision=fp16",
+        "cluster.num_workers=8",
+        capacity=TWO_NODES,
+    )
+    keys = [re.split(r"[: ]", line)[0] for line in found]
+    assert keys == [
+        "nonsense",
+        "evaluate.batch_size",
+        "model.path",
+        "task.label",
+        "zero.precision",
+        "train.batch_size",
+        "prune",
+        "cluster.num_workers",
+    ]
+
+
+@pytest.mark.parametrize("section", ["model", "task", "data", "train", "prune", "zero", "cluster"])
+def test_a_section_that_does_not_parse_hides_nothing_else(config_file, section):
+    found = problems(config_file, f"{section}=null", "evaluate.max_rows=0", capacity=TWO_NODES)
+    assert {line.split(":")[0] for line in found} == {section, "evaluate.max_rows"}
+
+
+# Once the number of rows is known.
+
+
+def test_rows_that_fill_a_batch_and_a_schedule_that_fits(config_file):
+    config = validate(str(config_file), [], None)
+    assert check_schedule(config, num_rows=8) is None
+
+
+def test_rows_that_do_not_fill_a_batch(config_file):
+    config = validate(str(config_file), [], None)
+    with pytest.raises(ConfigError) as raised:
+        check_schedule(config, num_rows=7)
+    assert raised.value.problems == [
+        "train.batch_size: 7 training rows do not fill one batch of 8"
+    ]
