@@ -21,6 +21,8 @@ class CausalLMConfig(TaskConfig):
     type: Literal["causal-lm"]
     text: str = "text"
     """The column of the text."""
+    end_of_text: bool = True
+    """Put the end-of-text token after each row; false where a row is a line and not a document."""
 
 
 class CausalLM(Task):
@@ -38,7 +40,8 @@ class CausalLM(Task):
 
     def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
         length, column = self.config.max_length, self.config.text
-        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        ends = self.config.end_of_text and tokenizer.eos_token_id is not None
+        end = [tokenizer.eos_token_id] if ends else []
 
         def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
             # A row without text is a gap between paragraphs, not a document.

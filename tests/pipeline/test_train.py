@@ -1,0 +1,81 @@
+"""Training as a plain function under torchrun: interrupted anywhere, it ends as if it never was."""
+
+import json
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, DatasetDict
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from pipeline.recorder import read_records
+from pipeline.train import TrainConfig
+from tests.pipeline.conftest import BAD, GOOD
+from tests.pipeline.train_worker import CASES, LENGTH, STOP_AFTER
+from tests.processes import torchrun
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_bert, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    rows = [
+        {**tokenizer(f"a {word} day"), "labels": label}
+        for label, words in enumerate((BAD, GOOD))
+        for word in words
+    ]
+    splits = DatasetDict(train=Dataset.from_list(rows * 3), validation=Dataset.from_list(rows))
+    splits.save_to_disk(str(folder / "data" / "dataset"))
+    tokenizer.save_pretrained(folder / "data" / "tokenizer")
+    arguments = [str(tiny_bert), str(folder / "data"), str(folder / "out")]
+    torchrun("tests.pipeline.train_worker", *arguments, num_processes=2, timeout=400)
+    return folder / "out"
+
+
+def weights_of(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "weights.json").read_text())
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stop", STOP_AFTER)
+@pytest.mark.parametrize("case", CASES)
+def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(trained, case, stop):
+    whole, resumed = trained / f"{case}-None", trained / f"{case}-{stop}"
+    assert weights_of(resumed) == weights_of(whole)
+    for event in ("prune", "layers"):
+        a, b = (read_records(f / "metrics.jsonl")[event] for f in (whole, resumed))
+        assert a == b
+    figures = [json.loads((f / "figures.json").read_text()) for f in (whole, resumed)]
+    assert figures[0] == figures[1]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("case", CASES)
+def test_the_written_model_has_exactly_the_zeros_reported(trained, case):
+    folder = trained / f"{case}-None"
+    figures = json.loads((folder / "figures.json").read_text())
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "model", dtype="auto")
+    matrices = [p for n, p in model.named_parameters() if ".layer." in n and p.dim() == 2]
+    num_prunable = sum(p.numel() for p in matrices)
+    assert figures["num_prunable"] == num_prunable
+    assert figures["num_pruned"] == int(num_prunable * 0.7)
+    assert sum(int((p == 0).sum()) for p in matrices) == figures["num_zeros"]
+    assert figures["num_zeros"] == figures["num_pruned"]
+    assert (
+        sum(entry.get("zeros", 0) for entry in weights_of(folder).values()) == figures["num_zeros"]
+    )
+
+
+@pytest.mark.distributed
+def test_records_cover_the_run_once(trained):
+    steps = read_records(trained / "stage2-9" / "metrics.jsonl")["step"]
+    assert [r["step"] for r in steps][-1] == LENGTH - 1
+    assert len({r["step"] for r in steps}) == len(steps)
+    assert steps[0]["loss"] > 0
+
+
+def test_learning_rate_rises_and_falls_linearly():
+    config = TrainConfig(lr=1.0, lr_final_factor=0.2)
+    assert [config.lr_at(t, 14, 4) for t in (0, 1, 3)] == [0.25, 0.5, 1.0]
+    assert config.lr_at(4, 14, 4) == 1.0
+    assert config.lr_at(9, 14, 4) == pytest.approx(0.6)
+    assert config.lr_at(14, 14, 4) == pytest.approx(0.2)

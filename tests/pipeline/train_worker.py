@@ -1,0 +1,103 @@
+"""Run by torchrun: trains the tiny BERT whole, then interrupted and resumed, and writes what came out."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch.distributed as dist
+
+from pipeline.gang import Gang
+from pipeline.model import ModelConfig, load_tokenizer
+from pipeline.pruning import PruneConfig
+from pipeline.stages import NoCheckpoints
+from pipeline.tasks import make_task
+from pipeline.tasks.sequence import ClassificationConfig
+from pipeline.train import TrainConfig, train
+from pipeline.zero import ZeroConfig
+
+CASES: dict[str, dict[str, Any]] = {
+    "stage0": {"stage": 0},
+    "stage2": {"stage": 2},
+    "stage3": {"stage": 3},
+    "stage2-bf16": {"stage": 2, "precision": "bf16"},
+}
+LENGTH, STOP_AFTER = 20, (2, 9, 17)  # warm-up, gradual, fixed mask
+
+
+class Interrupted(Exception):
+    """Stands for the death of the run."""
+
+
+class FolderCheckpoints:
+    """Keeps one checkpoint in a folder shared by the ranks; stops the run after saving it."""
+
+    def __init__(self, folder: Path, stop_at: int | None) -> None:
+        self.folder, self.stop_at = folder, stop_at
+
+    def save(self, write: Callable[[Path], None], step: int) -> None:
+        if step == self.stop_at:
+            write(self.folder)
+            dist.barrier()
+            raise Interrupted
+
+    @contextmanager
+    def latest(self) -> Iterator[Path | None]:
+        yield self.folder if self.folder.exists() else None
+
+
+def run(case: str, bert: Path, data: Path, output: Path, checkpoints: Any) -> dict[str, Any]:
+    task = make_task(ClassificationConfig(type="classification", text=["text"], label="label"))
+    return train(
+        model_config=ModelConfig(path=str(bert)),
+        task=task,
+        config=TrainConfig(
+            length=LENGTH,
+            batch_size=8,
+            micro_batch_size=2,
+            lr=1e-3,
+            log_every=3,
+            checkpoint_every=1,
+        ),
+        zero=ZeroConfig(**CASES[case], bucket_elements=10_000),
+        prune=PruneConfig(sparsity=0.7, initial_sparsity=0.2, warmup=3, finetune=5, interval=3),
+        data=data,
+        model_kwargs={"num_labels": 2},
+        output=output,
+        gang=Gang.current(),
+        checkpoints=checkpoints,
+        progress=lambda record: None,
+    )
+
+
+def main(bert: str, data: str, output: str) -> None:
+    dist.init_process_group("gloo")
+    load_tokenizer(ModelConfig(path=bert))
+    for case in CASES:
+        for stop in (None, *STOP_AFTER):
+            folder = Path(output) / f"{case}-{stop}"
+            checkpoint = Path(output) / f"{case}-{stop}-checkpoint"
+            if stop is not None:
+                try:
+                    run(case, Path(bert), Path(data), folder, FolderCheckpoints(checkpoint, stop))
+                except Interrupted:
+                    dist.barrier()
+                    if dist.get_rank() == 0:
+                        shutil.rmtree(folder)
+                    dist.barrier()
+            kept = FolderCheckpoints(checkpoint, None) if stop is not None else NoCheckpoints()
+            figures = run(case, Path(bert), Path(data), folder, kept)
+            if dist.get_rank() == 0:
+                (folder / "figures.json").write_text(json.dumps(figures))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
