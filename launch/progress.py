@@ -97,10 +97,12 @@ class StageDisplay:
 
     def _print_lines(self) -> None:
         self._console.print(f"{self._stage:<9} starting", highlight=False)
-        shown, next_line = None, time.monotonic()
-        while not self._stop.wait(_POLL_SECONDS):
-            record = self._latest()
-            if record is not None and record != shown and time.monotonic() >= next_line:
+        shown, next_line, stopped = None, time.monotonic(), False
+        while not stopped:
+            stopped = self._stop.wait(_POLL_SECONDS)
+            record = self._latest()  # once more after the end, for the last line
+            due = stopped or time.monotonic() >= next_line
+            if record is not None and record != shown and due:
                 self._console.print(
                     f"{self._stage:<9} {describe(record)}", highlight=False, soft_wrap=True
                 )

@@ -20,6 +20,9 @@ from pipeline.tasks import AnyTaskConfig
 from pipeline.train import TrainConfig
 from pipeline.zero import ZeroConfig
 
+# Keys that say which kind of section theirs is.
+_TAGS = ("data.source", "task.type", "prune.method.name")
+
 
 class DenseConfig(Section):
     """The dense fine-tune that the pruned model is held against; what is null is as in `train`."""
@@ -105,7 +108,13 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any
         if "=" not in override:
             return {}, [f"{override!r}: an override is key=value, such as train.lr=1e-4"]
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        loaded, changes = OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))
+        for tag in _TAGS:
+            chosen = OmegaConf.select(changes, tag)
+            if chosen is not None and chosen != OmegaConf.select(loaded, tag):
+                # Another kind of section: the settings of the one in the file are none of its own.
+                OmegaConf.update(loaded, tag.rpartition(".")[0], {}, merge=False)
+        merged = OmegaConf.merge(loaded, changes)
         values = OmegaConf.to_container(merged, resolve=True)
     except (YAMLError, OmegaConfBaseException, TypeError) as error:
         return {}, [f"{path}: not valid YAML: {' '.join(str(error).split())}"]

@@ -24,7 +24,7 @@ def project(tmp_path_factory):
     words = [a + b for a in SYLLABLES for b in SYLLABLES]
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
     (folder / "vocab.txt").write_text("\n".join(vocabulary))
-    tokenizer = BertTokenizerFast(vocab_file=str(folder / "vocab.txt"))
+    tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"))
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(
         BertConfig(

@@ -7,7 +7,7 @@ import uuid
 
 import fsspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.artifacts import ArtifactStore, file_sha256, make_key, open_artifact
@@ -96,7 +96,8 @@ def test_every_part_changes_the_key():
     assert all(len(key) == 16 and int(key, 16) >= 0 for key in keys)
 
 
-@given(params=st.dictionaries(st.text(max_size=3), values, min_size=1))
+@settings(max_examples=30, deadline=None)
+@given(params=st.dictionaries(st.text(max_size=3), values, min_size=1, max_size=4))
 def test_the_order_of_keys_changes_nothing(params):
     def turned(value):
         if isinstance(value, dict):
@@ -238,12 +239,22 @@ def test_a_relative_path_opens(tmp_path, monkeypatch):
     committed = begin(store).commit({}, 0.0)
     monkeypatch.chdir(tmp_path)
     assert open_artifact("storage/train-0123abcd") == committed
-    monkeypatch.chdir(committed.path)
-    assert open_artifact(".") == committed
+    assert open_artifact(f"storage/train-0123abcd/{committed.path.name}") == committed
     monkeypatch.chdir(committed.path.parent)
     assert open_artifact(".") == committed
-    assert open_artifact(committed.path.name) == committed
-    assert open_artifact("_DONE.json") == committed
+
+
+@pytest.mark.parametrize("path", ["{attempt}", "_DONE.json"])
+def test_a_path_of_one_part_opens(tmp_path, monkeypatch, path):
+    committed = begin(ArtifactStore(str(tmp_path / "storage"))).commit({}, 0.0)
+    monkeypatch.chdir(committed.path.parent)
+    assert open_artifact(path.format(attempt=committed.path.name)) == committed
+
+
+def test_the_attempts_folder_opens_from_inside(tmp_path, monkeypatch):
+    committed = begin(ArtifactStore(str(tmp_path / "storage"))).commit({}, 0.0)
+    monkeypatch.chdir(committed.path)
+    assert open_artifact(".") == committed
 
 
 # Files.

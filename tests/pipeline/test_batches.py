@@ -68,9 +68,7 @@ def test_the_seed_chooses_the_order():
 @given(plan=plans())
 def test_workers_and_micro_batches_make_up_the_batch_of_a_step(plan):
     num_steps = 2 * plan.steps_per_epoch
-    by_rank = [
-        list(plan.micro_batches(rank, 0, num_steps)) for rank in range(plan.world_size)
-    ]
+    by_rank = [list(plan.micro_batches(rank, 0, num_steps)) for rank in range(plan.world_size)]
     assert plan.accumulation * plan.micro_batch_size * plan.world_size == plan.batch_size
     for step in range(num_steps):
         begin = step * plan.accumulation

@@ -196,7 +196,9 @@ def test_every_problem_of_a_file_at_once():
 
 
 def test_an_unknown_section_lists_the_sections():
-    assert only_problem(changed(trian={})) == f"trian: unknown key; allowed are {', '.join(SECTIONS)}"
+    assert (
+        only_problem(changed(trian={})) == f"trian: unknown key; allowed are {', '.join(SECTIONS)}"
+    )
 
 
 def test_an_unknown_key_lists_the_keys_of_its_section():
@@ -217,7 +219,7 @@ def test_an_unknown_key_of_a_chosen_method_lists_that_methods_keys():
 def test_an_unknown_key_of_a_chosen_task_lists_that_tasks_keys():
     task = {"type": "causal-lm", "label": "l"}
     assert only_problem(changed(task=task)) == (
-        "task.label: unknown key; allowed are max_length, type, text"
+        "task.label: unknown key; allowed are max_length, type, text, end_of_text"
     )
 
 
@@ -277,7 +279,13 @@ def test_a_section_must_be_a_mapping(section, value):
 @pytest.mark.parametrize(
     ("section", "values", "key", "got", "allowed"),
     [
-        ("task", {"type": "qa"}, "task.type", "'qa'", ["classification", "regression", "causal-lm"]),
+        (
+            "task",
+            {"type": "qa"},
+            "task.type",
+            "'qa'",
+            ["classification", "regression", "causal-lm"],
+        ),
         ("task", {}, "task.type", "None", ["classification", "regression", "causal-lm"]),
         ("data", {"source": "web"}, "data.source", "'web'", ["files", "hub", "function"]),
         ("data", {"train": "x.csv"}, "data.source", "None", ["files", "hub", "function"]),

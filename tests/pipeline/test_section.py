@@ -105,7 +105,23 @@ def test_a_section_is_frozen_and_refuses_unknown_keys():
 # The schema is for editors: what it lets through is what a file may hold.
 @pytest.mark.parametrize(
     "value",
-    [0, 500, "500", "2ep", "0.5ep", "10%", "2.5%", -1, 1.5, "1.5", "-1", "ep", "2 weeks", None, True],
+    [
+        0,
+        500,
+        "500",
+        "2ep",
+        "0.5ep",
+        "10%",
+        "2.5%",
+        -1,
+        1.5,
+        "1.5",
+        "-1",
+        "ep",
+        "2 weeks",
+        None,
+        True,
+    ],
 )
 def test_schema_allows_what_is_a_length(value):
     jsonschema = pytest.importorskip("jsonschema")

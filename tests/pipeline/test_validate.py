@@ -300,6 +300,4 @@ def test_rows_that_do_not_fill_a_batch(config_file):
     config = validate(str(config_file), [], None)
     with pytest.raises(ConfigError) as raised:
         check_schedule(config, num_rows=7)
-    assert raised.value.problems == [
-        "train.batch_size: 7 training rows do not fill one batch of 8"
-    ]
+    assert raised.value.problems == ["train.batch_size: 7 training rows do not fill one batch of 8"]
