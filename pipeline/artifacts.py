@@ -126,7 +126,7 @@ class ArtifactStore:
         """Return the artifact a manifest describes, or None where there is no manifest."""
         try:
             text = self._fs.cat_file(self._strip(manifest_url)).decode()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         manifest = json.loads(text)
         folder = manifest_url.rsplit("/", 1)[0]
@@ -188,10 +188,13 @@ def open_artifact(path: str) -> Artifact:
     Raises:
         FileNotFoundError: if there is no finished artifact.
     """
-    url = path.rstrip("/").removesuffix(f"/{_DONE}")
-    for folder in (url, url.rsplit("/", 1)[0]):
+    url = path.rstrip("/") if "://" in path else str(Path(path).expanduser().resolve())
+    url = url.removesuffix(f"/{_DONE}")
+    parent, _, name = url.rpartition("/")
+    for folder in (url, parent):
         artifact = ArtifactStore(folder).read(f"{ArtifactStore(folder).url}/{_DONE}")
-        if artifact is not None:
+        # Another attempt's manifest may lie beside an attempt that was given up.
+        if artifact is not None and (folder == url or artifact.url.endswith(f"/{name}")):
             return artifact
     raise FileNotFoundError(f"{path}: no finished artifact here (no {_DONE})")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -51,8 +52,7 @@ class BatchPlan:
     def rows_of_step(self, step: int) -> list[int]:
         """Return the rows of a step's whole batch, in order."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = torch.randperm(self.num_rows, generator=generator)
+        order = _order_of_epoch(self.num_rows, self.seed * 1_000_003 + epoch)
         rows: list[int] = order[place * self.batch_size : (place + 1) * self.batch_size].tolist()
         return rows
 
@@ -64,3 +64,8 @@ class BatchPlan:
             for micro in range(self.accumulation):
                 begin = (micro * self.world_size + rank) * size
                 yield rows[begin : begin + size]
+
+
+@lru_cache(maxsize=2)
+def _order_of_epoch(num_rows: int, seed: int) -> torch.Tensor:
+    return torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed))

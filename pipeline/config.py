@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from yaml import YAMLError
@@ -104,11 +104,13 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any
     """Read a YAML file and apply `key=value` overrides; return the values and the problems found."""
     if not Path(path).is_file():
         return {}, [f"{path}: no such file"]
-    for override in overrides:
-        if "=" not in override:
-            return {}, [f"{override!r}: an override is key=value, such as train.lr=1e-4"]
+    problems = [problem for override in overrides for problem in _override_problems(override)]
+    if problems:
+        return {}, problems
     try:
         loaded, changes = OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))
+        if not isinstance(loaded, DictConfig):
+            return {}, [f"{path}: must be a mapping of sections, got {_kind(loaded)}"]
         for tag in _TAGS:
             chosen = OmegaConf.select(changes, tag)
             if chosen is not None and chosen != OmegaConf.select(loaded, tag):
@@ -116,11 +118,25 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any
                 OmegaConf.update(loaded, tag.rpartition(".")[0], {}, merge=False)
         merged = OmegaConf.merge(loaded, changes)
         values = OmegaConf.to_container(merged, resolve=True)
-    except (YAMLError, OmegaConfBaseException, TypeError) as error:
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
         return {}, [f"{path}: not valid YAML: {' '.join(str(error).split())}"]
-    if not isinstance(values, dict):
-        return {}, [f"{path}: must be a mapping of sections, got {type(values).__name__}"]
+    assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}, []
+
+
+def _override_problems(override: str) -> list[str]:
+    key, equals, _ = override.partition("=")
+    if not equals or not all(key.split(".")):
+        return [f"{override!r}: an override is key=value, such as train.lr=1e-4"]
+    try:
+        OmegaConf.from_dotlist([override])
+    except (YAMLError, OmegaConfBaseException) as error:
+        return [f"{override!r}: the value is not valid YAML: {' '.join(str(error).split())}"]
+    return []
+
+
+def _kind(loaded: Any) -> str:
+    return type(OmegaConf.to_container(loaded)).__name__
 
 
 def parse_sections(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -187,7 +203,7 @@ def _describe(section: str, item: Any) -> str:
     path: list[str] = []
     for part in [section, *parts]:
         # pydantic puts the tag of a chosen union member into the location; it is no key of the file.
-        member = _member(model, path, part)
+        member = _member(model, part)
         if member is not None:
             model = member
             continue
@@ -212,7 +228,7 @@ def _describe(section: str, item: Any) -> str:
     return f"{key}: {message[0].lower()}{message[1:]}{shown}"
 
 
-def _member(model: Any, path: list[str], part: str) -> Any:
+def _member(model: Any, part: str) -> Any:
     """Return the member of a union that a tag names."""
     if not isinstance(model, list):
         return None

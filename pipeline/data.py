@@ -1,15 +1,16 @@
 """The data stage: raw rows from files, a hub dataset or a function, tokenized once."""
 
 import csv
+import math
 from collections.abc import Callable
 from importlib import import_module
-from inspect import getsourcefile
+from inspect import getsourcefile, signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import datasets
 from datasets import Dataset, DatasetDict
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from pipeline.artifacts import file_sha256
 from pipeline.errors import ConfigError
@@ -19,10 +20,21 @@ from pipeline.tasks import Task
 
 VERSION = 1
 
+OneOrMore = Annotated[
+    list[str],
+    BeforeValidator(
+        lambda given: [given] if isinstance(given, str) else given,
+        json_schema_input_type=str | list[str],
+    ),
+]
+
+# Words such as "null" and "NA" are words; only an empty field is a missing value.
+_AS_WRITTEN: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
+
 # suffix -> (builder of `datasets`, its arguments). TSV has no quoting in the form GLUE is given in.
 _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"delimiter": "\t", "quoting": csv.QUOTE_NONE}),
+    ".csv": ("csv", _AS_WRITTEN),
+    ".tsv": ("csv", {"delimiter": "\t", "quoting": csv.QUOTE_NONE, **_AS_WRITTEN}),
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
     ".parquet": ("parquet", {}),
@@ -50,9 +62,9 @@ class FilesConfig(_DataConfig):
     """Local files: CSV, TSV, JSON, JSONL, Parquet or text, by their ending."""
 
     source: Literal["files"]
-    train: str | list[str]
+    train: OneOrMore
     """Path or paths; `package:NAME/inner/path` reaches into an installed package."""
-    validation: str | list[str] | None = None
+    validation: OneOrMore | None = None
     """Path or paths; without them a share of the training rows is held out."""
     options: dict[str, Any] = {}
     """Arguments for the reader of `datasets` (column_names, delimiter, quoting, field, ...)."""
@@ -118,13 +130,18 @@ def load_splits(config: Any, *, streaming: bool = False) -> DatasetDict:
         ConfigError: if a file, a dataset or a split is not there or cannot be read.
     """
     splits = _LOADERS[config.source](config, streaming)
-    for old, new in config.rename.items():
-        for name, split in splits.items():
-            if old in (split.column_names or []):
-                splits[name] = split.rename_column(old, new)
+    splits = type(splits)({name: _renamed(name, s, config.rename) for name, s in splits.items()})
     if streaming:
         return splits
     if "validation" not in splits:
+        num_rows = len(splits["train"])
+        if not 1 <= math.ceil(num_rows * config.validation_share) < num_rows:
+            raise ConfigError(
+                [
+                    f"data.validation_share: {config.validation_share} of {num_rows} training rows "
+                    "leaves none to train or to validate on; give more rows or a validation split"
+                ]
+            )
         parts = splits["train"].train_test_split(config.validation_share, seed=config.split_seed)
         splits = DatasetDict(train=parts["train"], validation=parts["test"])
     if config.max_train_rows is not None and config.max_train_rows < len(splits["train"]):
@@ -152,7 +169,7 @@ def data_identity(config: Any) -> dict[str, Any]:
     if config.source == "files":
         for split in ("train", "validation"):
             paths = _paths(config, split)
-            values[split] = [content_sha256(path) for path in paths]
+            values[split] = [[path.suffix.lower(), content_sha256(path)] for path in paths]
     elif config.source == "hub":
         if Path(config.path).exists():
             values["path"] = content_sha256(Path(config.path))
@@ -164,10 +181,31 @@ def data_identity(config: Any) -> dict[str, Any]:
     return values
 
 
+def _renamed(name: str, split: Any, rename: dict[str, str]) -> Any:
+    columns = list(split.column_names)
+    present = {old: new for old, new in rename.items() if old in columns}
+    kept = [column for column in columns if column not in present]
+    taken = [
+        new for new in present.values() if new in kept or list(present.values()).count(new) > 1
+    ]
+    if taken:
+        raise ConfigError(
+            [f"data.rename: {name} data has a column {taken[0]!r} already; there are: {columns}"]
+        )
+    return split.rename_columns(present) if present else split
+
+
 def _load_files(config: FilesConfig, streaming: bool) -> DatasetDict:
     splits = DatasetDict() if not streaming else datasets.IterableDatasetDict()
+    problems, paths_of = [], {}
     for split in ("train", "validation"):
-        paths = _paths(config, split)
+        try:
+            paths_of[split] = _paths(config, split)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    for split, paths in paths_of.items():
         if not paths:
             continue
         suffix = paths[0].suffix.lower()
@@ -213,7 +251,7 @@ def _load_hub(config: HubConfig, streaming: bool) -> DatasetDict:
 
 
 def _load_function(config: FunctionConfig, streaming: bool) -> DatasetDict:
-    splits = _function(config)(**config.arguments)
+    splits = _function(config)(**config.arguments)  # may be of any kind: it is the user's
     if not isinstance(splits, DatasetDict) or "train" not in splits:
         raise ConfigError(
             [f"data.function: {config.function} must return a DatasetDict with a 'train' split"]
@@ -229,9 +267,8 @@ _LOADERS: dict[str, Callable[[Any, bool], DatasetDict]] = {
 
 
 def _paths(config: FilesConfig, split: str) -> list[Path]:
-    given = getattr(config, split) or []
     paths = []
-    for text in [given] if isinstance(given, str) else given:
+    for text in getattr(config, split) or []:
         try:
             path = Path(resolve_path(text)).expanduser()
         except ValueError as error:
@@ -243,6 +280,10 @@ def _paths(config: FilesConfig, split: str) -> list[Path]:
                 [f"data.{split}: {text} ends in {path.suffix!r}; allowed are {', '.join(_FORMATS)}"]
             )
         paths.append(path)
+    suffixes = {path.suffix.lower(): path for path in paths}
+    if len(suffixes) > 1:
+        names = ", ".join(path.name for path in suffixes.values())
+        raise ConfigError([f"data.{split}: files of one split must end alike, got {names}"])
     return paths
 
 
@@ -253,6 +294,14 @@ def _function(config: FunctionConfig) -> Callable[..., Any]:
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             [f"data.function: {config.function} cannot be imported: {error}"]
+        ) from error
+    if not callable(function):
+        raise ConfigError([f"data.function: {config.function} is no function but {function!r}"])
+    try:
+        signature(function).bind(**config.arguments)
+    except TypeError as error:
+        raise ConfigError(
+            [f"data.arguments: {config.function}{signature(function)} does not take them: {error}"]
         ) from error
     return function
 

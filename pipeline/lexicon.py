@@ -26,10 +26,10 @@ def load_words(*, min_rating: float = 0.5, held_out: float = 1 / 6, seed: int = 
         raise ConfigError([f"data.function: {error}"]) from error
     with Path(path).open(encoding="utf-8") as file:
         fields = [line.split("\t") for line in file if line.strip()]
-    rated = [(word, float(rating)) for word, rating, *_ in fields]
+    rated = {word: float(rating) for word, rating, *_ in fields}  # some stand there twice
     rows = [
         {"word": word, "label": int(rating > 0)}
-        for word, rating in rated
+        for word, rating in rated.items()
         if word.isalpha() and abs(rating) >= min_rating
     ]
     random.Random(seed).shuffle(rows)

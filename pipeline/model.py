@@ -145,8 +145,9 @@ def load_model(
 
 def load_tokenizer(config: ModelConfig) -> Any:
     """Load the model's tokenizer; one without a padding token pads with its end-of-text token."""
+    location = _location(config)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(_location(config), **_common(config))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(location, **_common(config))
     except (OSError, ValueError) as error:
         raise ConfigError(
             [f"model.path: no tokenizer in {config.path!r}: {str(error).splitlines()[0]}"]

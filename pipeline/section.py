@@ -14,7 +14,9 @@ NotNegative = Annotated[int, Field(ge=0)]
 class Section(BaseModel):
     """A frozen group of settings that refuses keys it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class Duration:
@@ -77,9 +79,7 @@ class Duration:
                 {"type": "integer", "minimum": 0},
                 {
                     "type": "string",
-                    "pattern": cls._PATTERN.pattern.replace("?P<value>", "").replace(
-                        "?P<unit>", ""
-                    ),
+                    "pattern": r"^(\d+|\d+(\.\d+)?(ep|%))$",
                 },
             ],
             "description": "Steps (500), epochs ('2ep') or a share of all steps ('10%').",

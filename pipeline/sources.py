@@ -18,7 +18,10 @@ def resolve_path(path: str) -> str:
     if not path.startswith(_PACKAGE):
         return path
     name, _, inner = path.removeprefix(_PACKAGE).partition("/")
-    spec = find_spec(name)
+    try:
+        spec = find_spec(name) if name else None
+    except (ImportError, ValueError):
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(f"{path}: package {name!r} is not installed; `pip install` it")
     found = Path(next(iter(spec.submodule_search_locations))) / inner
@@ -29,7 +32,7 @@ def resolve_path(path: str) -> str:
 
 def content_sha256(path: Path) -> str:
     """Return a sha256 of a file, or of all files of a folder with their names."""
-    if path.is_file():
+    if not path.is_dir():
         return file_sha256(path)
     digest = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()):

@@ -6,6 +6,7 @@ Keys follow from the configuration alone, so the whole flow is known before anyt
 """
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -247,7 +248,10 @@ def _run_export(config: RunConfig, context: Context) -> dict[str, Any]:
             "sparsity": figures["sparsity"],
             "num_pruned": figures["num_pruned"],
             "metrics": context.inputs["evaluate"].metrics,
-            "num_rows": context.inputs["data"].metrics["num_rows"]["validation"],
+            "num_rows": min(
+                context.inputs["data"].metrics["num_rows"]["validation"],
+                config.evaluate.max_rows or sys.maxsize,
+            ),
             "config": config.to_yaml(),
             "versions": _versions(),
             **scheduled,

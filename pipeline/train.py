@@ -28,7 +28,7 @@ from pipeline.gang import Gang
 from pipeline.model import ModelConfig, load_model, load_tokenizer
 from pipeline.pruning import PruneConfig
 from pipeline.recorder import Progress, Recorder
-from pipeline.section import Duration, NotNegative, Positive, Section
+from pipeline.section import Duration, NotNegative, Positive, Section, Share
 from pipeline.tasks import Task
 from pipeline.weights import fingerprints, full_state_dict
 from pipeline.zero import DTYPES, ZeroConfig, deepspeed_config, init_deepspeed
@@ -53,7 +53,7 @@ class TrainConfig(Section):
     """Linear warm-up of the rate."""
     lr_final_factor: Annotated[float, Field(ge=0, le=1)] = 0.1
     """The rate falls linearly to this share of the peak."""
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Share, Share] = (0.9, 0.98)
     """AdamW's decay rates."""
     eps: Annotated[float, Field(gt=0)] = 1e-6
     """AdamW's epsilon."""

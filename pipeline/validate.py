@@ -10,6 +10,7 @@ from pipeline.data import load_splits, missing_columns
 from pipeline.errors import ConfigError
 from pipeline.model import build_empty, load_model_config, load_tokenizer
 from pipeline.tasks import make_task
+from pipeline.train import freeze
 from pipeline.zero import problems_of
 
 _MANY_STEPS = 10**6
@@ -87,6 +88,11 @@ def _model_problems(sections: dict[str, Any]) -> list[str]:
     except (ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
         return [f"model.path: {model.path!r} cannot be built for a {task.type} task: {reason}"]
+    if "train" in sections:
+        try:
+            freeze(empty, sections["train"].freeze)
+        except ValueError as error:
+            problems.append(f"train.freeze: {error}")
     if prune is not None:
         try:
             select_prunable(empty, prune.include, prune.exclude)
@@ -113,8 +119,13 @@ def _training_problems(sections: dict[str, Any]) -> list[str]:
     if "train" not in sections:
         return problems
     train, cluster, prune = sections["train"], sections.get("cluster"), sections.get("prune")
-    if train.length.unit == "%":
-        problems.append(f"train.length: {train.length.text!r} is a share; give steps or epochs")
+    dense = sections.get("dense")
+    for key, length in (("train", train.length), ("dense", dense.length if dense else None)):
+        if length is not None and length.unit == "%":
+            problems.append(f"{key}.length: {length.text!r} is a share; give steps or epochs")
+        elif length is not None and not length.value:
+            problems.append(f"{key}.length: got {length.text!r}; must be above 0")
+    if train.length.unit == "%" or not train.length.value:
         return problems
     if cluster is not None:
         try:

@@ -1,12 +1,13 @@
 """Causal language modelling: texts joined and cut into blocks, scored by perplexity."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict, Features, List, Value
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 from transformers import default_data_collator
@@ -21,8 +22,21 @@ class CausalLMConfig(TaskConfig):
     type: Literal["causal-lm"]
     text: str = "text"
     """The column of the text."""
+    max_length: Annotated[int, Field(ge=2)] = 128
+    """Length of a block in tokens; its first token is not predicted."""
     end_of_text: bool = True
     """Put the end-of-text token after each row; false where a row is a line and not a document."""
+
+
+def _blocks(documents: Dataset, length: int) -> Iterator[dict[str, list[int]]]:
+    """Join all documents and cut the stream; one process, so that the cuts depend on nothing else."""
+    rest: list[int] = []
+    for batch in documents.iter(1000):
+        rest += chain.from_iterable(batch["input_ids"])
+        whole = len(rest) // length * length
+        for start in range(0, whole, length):
+            yield {"input_ids": rest[start : start + length]}
+        del rest[:whole]
 
 
 class CausalLM(Task):
@@ -45,31 +59,34 @@ class CausalLM(Task):
 
         def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
             # A row without text is a gap between paragraphs, not a document.
-            texts = [str(text) for text in rows[column] if str(text).strip()]
+            texts = [str(text) for text in rows[column] if text is not None and str(text).strip()]
             if not texts:
                 return {"input_ids": []}
             ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
             return {"input_ids": [document + end for document in ids]}
 
-        def cut(rows: dict[str, list[Any]]) -> dict[str, Any]:
-            joined = list(chain.from_iterable(rows["input_ids"]))
-            blocks = [joined[i : i + length] for i in range(0, len(joined) - length + 1, length)]
-            return {"input_ids": blocks}
-
         blocks = DatasetDict()
         for name, split in splits.items():
-            kwargs = {"batched": True, "num_proc": num_proc, "batch_size": 10_000}
             documents = split.map(
-                encode, remove_columns=split.column_names, desc=f"tokenize {name}", **kwargs
+                encode,
+                batched=True,
+                num_proc=num_proc,
+                remove_columns=split.column_names,
+                desc=f"tokenize {name}",
             )
-            blocks[name] = documents.map(cut, desc=f"cut {name} into blocks", **kwargs)
-            if len(blocks[name]) == 0:
+            texts = documents["input_ids"] if "input_ids" in documents.column_names else []
+            if sum(map(len, texts)) < length:
                 raise ConfigError(
                     [
                         f"task.max_length: {name} holds fewer than {length} tokens, not one block; "
                         "give more text or shorter blocks"
                     ]
                 )
+            blocks[name] = Dataset.from_generator(
+                _blocks,
+                gen_kwargs={"documents": documents, "length": length},
+                features=Features(input_ids=List(Value("int32"))),
+            )
         return TokenizedData(splits=blocks, model_kwargs={})
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:

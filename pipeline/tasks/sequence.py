@@ -56,7 +56,10 @@ class _SequenceTask(Task):
         labels, model_kwargs = self.labels(splits)
 
         def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
-            texts = [[str(text) for text in rows[column]] for column in self.config.text]
+            texts = [
+                ["" if text is None else str(text) for text in rows[column]]
+                for column in self.config.text
+            ]
             encoded = tokenizer(*texts, truncation=True, max_length=self.config.max_length)
             return {**encoded, "labels": [labels(value) for value in rows[self.config.label]]}
 
@@ -89,6 +92,7 @@ class Classification(_SequenceTask):
     def labels(self, splits: DatasetDict) -> tuple[Callable[[Any], Any], dict[str, Any]]:
         column = self.config.label
         feature = splits["train"].features[column]
+        _refuse_missing(splits, column)
         if isinstance(feature, ClassLabel):
             names, index = feature.names, {i: i for i in range(feature.num_classes)}
         else:
@@ -123,10 +127,22 @@ class Classification(_SequenceTask):
         }
 
 
+def _refuse_missing(splits: DatasetDict, column: str) -> None:
+    for name, split in splits.items():
+        missing = sum(value is None for value in split[column])
+        if missing:
+            raise ConfigError(
+                [
+                    f"task.label: {missing} rows of the {name} data have no value in column {column!r}"
+                ]
+            )
+
+
 class Regression(_SequenceTask):
     """Scored by Pearson and Spearman correlation and mean squared error."""
 
     def labels(self, splits: DatasetDict) -> tuple[Callable[[Any], Any], dict[str, Any]]:
+        _refuse_missing(splits, self.config.label)
         for name, split in splits.items():
             feature = split.features[self.config.label]
             if not (isinstance(feature, Value) and feature.dtype.startswith(("int", "float"))):

@@ -50,7 +50,7 @@ def test_a_valid_config_is_returned_and_nothing_is_written(config_file, tiny_ber
     assert isinstance(config, RunConfig)
     assert config.train.lr == 3e-5
     assert config.model.path == str(tiny_bert)
-    assert config.data.train == str(words_csv)
+    assert config.data.train == [str(words_csv)]
     assert sorted(config_file.parent.rglob("*")) == before
 
 
@@ -172,13 +172,17 @@ def test_a_missing_data_file(config_file):
         ["train.length=2ep", "prune.warmup=1ep", "prune.finetune=1ep"],
         ["train.length=2ep", "prune.warmup=60%", "prune.finetune=60%"],
         ["train.length=3ep", "prune.warmup=1.5ep", "prune.finetune=2ep"],
-        ["train.length=0", "prune.warmup=10%", "prune.finetune=10%"],
     ],
 )
 def test_prune_start_must_come_before_prune_end(config_file, overrides):
     problem = only_problem(config_file, *overrides)
     assert problem.startswith("prune: prune_start (")
     assert "must come before prune_end" in problem
+
+
+def test_a_run_of_no_length_is_refused(config_file):
+    problem = only_problem(config_file, "train.length=0")
+    assert problem == "train.length: got '0'; must be above 0"
 
 
 def test_lengths_in_several_units_wait_for_the_data(config_file):

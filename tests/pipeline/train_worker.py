@@ -32,7 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
 LENGTH, STOP_AFTER = 20, (2, 9, 17)  # warm-up, gradual, fixed mask
 
 
-class Interrupted(Exception):
+class InterruptedRunError(Exception):
     """Stands for the death of the run."""
 
 
@@ -46,7 +46,7 @@ class FolderCheckpoints:
         if step == self.stop_at:
             write(self.folder)
             dist.barrier()
-            raise Interrupted
+            raise InterruptedRunError
 
     @contextmanager
     def latest(self) -> Iterator[Path | None]:
@@ -87,7 +87,7 @@ def main(bert: str, data: str, output: str) -> None:
             if stop is not None:
                 try:
                     run(case, Path(bert), Path(data), folder, FolderCheckpoints(checkpoint, stop))
-                except Interrupted:
+                except InterruptedRunError:
                     dist.barrier()
                     if dist.get_rank() == 0:
                         shutil.rmtree(folder)
