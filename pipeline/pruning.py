@@ -68,6 +68,8 @@ class PruneConfig(Section):
 
     method: AnyMethodConfig = MGPPConfig(name="mgpp")
     """The pruning method."""
+    start: Literal["pretrained", "dense"] = "pretrained"
+    """Prune from the pretrained weights, as in the paper, or from the dense fine-tune."""
     sparsity: Share
     """Final share of the prunable weights set to zero."""
     initial_sparsity: Share = 0.0

@@ -20,7 +20,7 @@ from pipeline.artifacts import Artifact, ArtifactStore, make_key
 from pipeline.checkpoint import Checkpoints
 from pipeline.config import RunConfig
 from pipeline.gang import Gang
-from pipeline.model import load_tokenizer, model_identity
+from pipeline.model import ModelConfig, load_tokenizer, model_identity
 from pipeline.recorder import METRICS_FILE, Progress, read_records
 from pipeline.tasks import make_task
 
@@ -108,7 +108,7 @@ def plan_stages(config: RunConfig) -> list[Stage]:
                 "prune": config.prune.model_dump(mode="json"),
                 **precision,
             },
-            ("data",),
+            ("data", "dense") if config.prune.start == "dense" else ("data",),
             True,
         ),
         (
@@ -176,19 +176,30 @@ def _run_data(config: RunConfig, context: Context) -> dict[str, Any]:
 
 
 def _run_dense(config: RunConfig, context: Context) -> dict[str, Any]:
-    return _train(config, context, config.dense.train_config(config.train), pruned=False)
+    settings = config.dense.train_config(config.train)
+    return _train(config, config.model, context, settings, pruned=False)
 
 
 def _run_prune(config: RunConfig, context: Context) -> dict[str, Any]:
-    return _train(config, context, config.train, pruned=True)
+    model = config.model
+    if config.prune.start == "dense":
+        path = str(context.inputs["dense"].path / "model")
+        changes = {"revision": None, "gguf_file": None, "overrides": {}, "random_init": False}
+        model = model.model_copy(update={"path": path, **changes})
+    return _train(config, model, context, config.train, pruned=True)
 
 
 def _train(
-    config: RunConfig, context: Context, settings: train.TrainConfig, *, pruned: bool
+    config: RunConfig,
+    model: ModelConfig,
+    context: Context,
+    settings: train.TrainConfig,
+    *,
+    pruned: bool,
 ) -> dict[str, Any]:
     assert context.gang is not None
     return train.train(
-        model_config=config.model,
+        model_config=model,
         task=make_task(config.task),
         config=settings,
         zero=config.zero,

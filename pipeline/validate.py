@@ -120,6 +120,11 @@ def _training_problems(sections: dict[str, Any]) -> list[str]:
         return problems
     train, cluster, prune = sections["train"], sections.get("cluster"), sections.get("prune")
     dense = sections.get("dense")
+    starts_dense = "prune" in sections and sections["prune"].start == "dense"
+    if starts_dense and dense is not None and not dense.enabled:
+        problems.append(
+            "prune.start: got 'dense', but dense.enabled is false; there is none to start from"
+        )
     for key, length in (("train", train.length), ("dense", dense.length if dense else None)):
         if length is not None and length.unit == "%":
             problems.append(f"{key}.length: {length.text!r} is a share; give steps or epochs")

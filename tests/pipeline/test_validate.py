@@ -180,6 +180,11 @@ def test_prune_start_must_come_before_prune_end(config_file, overrides):
     assert "must come before prune_end" in problem
 
 
+def test_pruning_cannot_start_from_a_dense_model_that_is_not_trained(config_file):
+    problem = only_problem(config_file, "prune.start=dense", "dense.enabled=false")
+    assert problem.startswith("prune.start: got 'dense'")
+
+
 def test_a_run_of_no_length_is_refused(config_file):
     problem = only_problem(config_file, "train.length=0")
     assert problem == "train.length: got '0'; must be above 0"

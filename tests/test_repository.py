@@ -1,0 +1,61 @@
+"""What the repository promises of itself."""
+
+import ast
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.processes import ROOT
+
+LAYERS = {"mgpp": 0, "pipeline": 1, "launch": 2}
+FOREIGN_TO_MGPP = {"ray", "transformers", "datasets", "pydantic", "numpy"}
+
+
+def imports_of(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_imports_go_one_way(package):
+    for path in (ROOT / package).rglob("*.py"):
+        above = {name for name in imports_of(path) if LAYERS.get(name, -1) > LAYERS[package]}
+        assert not above, f"{path} imports {above}"
+
+
+def test_the_method_needs_torch_alone_and_deepspeed_in_one_file():
+    for path in (ROOT / "mgpp").rglob("*.py"):
+        assert not imports_of(path) & FOREIGN_TO_MGPP, path
+        if path.name != "deepspeed.py":
+            assert "deepspeed" not in imports_of(path), path
+
+
+def test_the_schema_in_the_repository_is_the_code_s_own():
+    from pipeline.config import json_schema
+
+    assert json.loads((ROOT / "configs" / "schema.json").read_text()) == json_schema()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_recipe_parses(path):
+    from pipeline.config import parse_config, read_config
+
+    values, problems = read_config(str(path))
+    assert problems == []
+    parse_config(values)
+
+
+def test_the_demo_s_configuration_is_valid_on_two_cores():
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from pipeline.validate import Capacity, validate
+
+    demo = validate(str(ROOT / "configs" / "demo.yaml"), [], Capacity(nodes=((2.0, 0.0),)))
+    assert demo.prune.sparsity == 0.9
+    assert demo.zero.stage == 2
