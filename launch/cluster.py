@@ -34,24 +34,16 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     path = os.pathsep.join([str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {"env_vars": {"PYTHONPATH": path, **_passed_on()}}
     address = cluster.address or os.environ.get("RAY_ADDRESS")
+    # Inside a submitted job the environment is the one it was submitted with.
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     try:
-        if address is None:
-            # Stages without workers need a core beside the gang's only while it waits for them.
-            ray.init(
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="error",
-                runtime_env=environment,
-            )
-        else:
-            ray.init(
-                address=address,
-                log_to_driver=False,
-                logging_level="error",
-                runtime_env=environment
-                if not os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
-                else None,
-            )
+        ray.init(
+            address=address or "local",  # None would join whatever Ray runs on this machine
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level="error",
+            runtime_env=None if in_job else environment,
+        )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(
             [f"cluster.address: cannot join a Ray cluster at {address!r}: {error}"]

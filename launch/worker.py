@@ -28,12 +28,18 @@ def work(settings: dict[str, Any]) -> None:
     if ray.get(board.failure.remote()) is not None:
         return  # restarted after a failure that trying again cannot mend
 
+    import torch
+    from ray.train.torch import get_device
+
     from pipeline.artifacts import Artifact, ArtifactStore
     from pipeline.config import RunConfig
     from pipeline.errors import ConfigError, StageError
     from pipeline.gang import Gang
     from pipeline.stages import Stage, run_stage
 
+    device = get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # Ray shows every worker of a node all of the node's GPUs
     gang = Gang.current()
 
     def progress(record: dict[str, Any]) -> None:

@@ -184,7 +184,12 @@ def _run_prune(config: RunConfig, context: Context) -> dict[str, Any]:
     model = config.model
     if config.prune.start == "dense":
         path = str(context.inputs["dense"].path / "model")
-        changes = {"revision": None, "gguf_file": None, "overrides": {}, "random_init": False}
+        changes: dict[str, Any] = {
+            "revision": None,
+            "gguf_file": None,
+            "overrides": {},
+            "random_init": False,
+        }
         model = model.model_copy(update={"path": path, **changes})
     return _train(config, model, context, config.train, pruned=True)
 
