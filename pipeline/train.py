@@ -3,11 +3,11 @@
 A plain function over a process group that is already there; it runs the same under Ray and torchrun.
 """
 
+import json
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,27 +18,28 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mgpp import Pruner, select_prunable
+from mgpp import Pruner, PruningSchedule, select_prunable
 from mgpp.backends.deepspeed import attach
 from pipeline import checkpoint
 from pipeline.batches import BatchPlan
 from pipeline.checkpoint import Checkpoints
+from pipeline.engine import OptimizerConfig, make_engine
 from pipeline.errors import StageError
 from pipeline.gang import Gang
-from pipeline.model import ModelConfig, load_model, load_tokenizer
+from pipeline.model import ModelConfig, load_tokenizer
 from pipeline.pruning import PruneConfig
 from pipeline.recorder import Progress, Recorder
-from pipeline.section import Duration, NotNegative, Positive, Section, Share
+from pipeline.section import Duration, Positive
 from pipeline.tasks import Task
 from pipeline.weights import fingerprints, full_state_dict
-from pipeline.zero import DTYPES, ZeroConfig, deepspeed_config, init_deepspeed
+from pipeline.zero import ZeroConfig, init_deepspeed
 
 VERSION = 1
 WEIGHTS_FILE = "weights.json"
 _NUM_LAYER_RECORDS = 20
 
 
-class TrainConfig(Section):
+class TrainConfig(OptimizerConfig):
     """Fine-tuning, with or without pruning."""
 
     length: Duration = Duration("3ep")
@@ -47,26 +48,10 @@ class TrainConfig(Section):
     """Rows an optimizer step takes, over all workers and accumulation."""
     micro_batch_size: Positive | None = None
     """Rows a worker takes in one forward pass; batch_size over the workers unless given."""
-    lr: Annotated[float, Field(gt=0)] = 5e-5
-    """Peak learning rate of AdamW."""
     lr_warmup: Duration = Duration(0)
     """Linear warm-up of the rate."""
     lr_final_factor: Annotated[float, Field(ge=0, le=1)] = 0.1
     """The rate falls linearly to this share of the peak."""
-    betas: tuple[Share, Share] = (0.9, 0.98)
-    """AdamW's decay rates."""
-    eps: Annotated[float, Field(gt=0)] = 1e-6
-    """AdamW's epsilon."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """AdamW's decoupled weight decay, on matrices only."""
-    gradient_clipping: Annotated[float, Field(gt=0)] | None = None
-    """Largest global norm of the loss gradient; the prior is added after it."""
-    freeze: list[str] = []
-    """Patterns of parameters that are not trained ("*.embeddings.*")."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass instead of keeping them."""
-    seed: NotNegative = 0
-    """Of the new head, the order of rows and dropout."""
     log_every: Positive = 10
     """Steps between two records."""
     checkpoint_every: Positive | None = 500
@@ -148,7 +133,7 @@ def train(
     plan = config.batch_plan(num_rows=len(rows), world_size=gang.world_size)
     num_steps = config.num_steps(plan.steps_per_epoch)
     schedule = prune.schedule(num_steps, plan.steps_per_epoch) if prune else None
-    engine = _make_engine(model_config, task, config, zero, prune, model_kwargs, plan, gang)
+    engine = make_engine(model_config, task, config, zero, prune, model_kwargs, plan, gang)
     first_step, history = 0, ""
     with checkpoints.latest() as saved:
         if saved is not None:
@@ -159,14 +144,7 @@ def train(
         pruner = None
         if prune is not None and schedule is not None:
             # After loading: it may replace the optimizer's groups, and with them what was hooked.
-            weights = dict(engine.module.named_parameters())
-            names = select_prunable(engine.module, prune.include, prune.exclude)
-            pruner = attach(
-                engine,
-                {name: weights[name] for name in names},
-                method=prune.method.build(num_examples=len(rows)),
-                schedule=schedule,
-            )
+            pruner = _attach_pruner(engine, prune, schedule, num_examples=len(rows))
             if saved is not None:
                 checkpoint.load_pruner(saved, pruner=pruner, gang=gang)
     run = _Run(
@@ -198,6 +176,19 @@ def train(
     if run.recorder:
         run.recorder.close()
     return figures
+
+
+def _attach_pruner(
+    engine: Any, prune: PruneConfig, schedule: PruningSchedule, num_examples: int
+) -> Pruner:
+    weights = dict(engine.module.named_parameters())
+    names = select_prunable(engine.module, prune.include, prune.exclude)
+    return attach(
+        engine,
+        {name: weights[name] for name in names},
+        method=prune.method.build(num_examples=num_examples),
+        schedule=schedule,
+    )
 
 
 def train_step(run: _Run, step: int, batches: Iterator[dict[str, Tensor]]) -> None:
@@ -276,80 +267,6 @@ def _record_pruning(run: _Run, pruner: Pruner, step: int) -> None:
             run.recorder.write("layers", step, {"sparsity": layers})
 
 
-def _make_engine(
-    model_config: ModelConfig,
-    task: Task,
-    config: TrainConfig,
-    zero: ZeroConfig,
-    prune: PruneConfig | None,
-    model_kwargs: dict[str, Any],
-    plan: BatchPlan,
-    gang: Gang,
-) -> Any:
-    import deepspeed
-
-    settings = deepspeed_config(
-        zero,
-        micro_batch_size=plan.micro_batch_size,
-        accumulation=plan.accumulation,
-        gradient_clipping=config.gradient_clipping,
-        on_gpu=gang.device.type == "cuda",
-    )
-    model = load_model(
-        model_config,
-        task.auto_model,
-        model_kwargs=model_kwargs,
-        dtype=DTYPES[zero.precision],
-        seed=config.seed,
-        zero3=settings if zero.stage == 3 else None,
-    )
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    freeze(model, config.freeze)
-    prunable = set(select_prunable(model, prune.include, prune.exclude)) if prune else set()
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, prunable, config.weight_decay),
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
-        fused=True,
-    )
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
-    engine.train()
-    return engine
-
-
-def freeze(model: torch.nn.Module, patterns: list[str]) -> None:
-    """Exclude the parameters that match from training.
-
-    Raises:
-        ValueError: if a pattern matches no parameter.
-    """
-    for pattern in patterns:
-        matching = [p for name, p in model.named_parameters() if fnmatchcase(name, pattern)]
-        if not matching:
-            raise ValueError(f"pattern {pattern!r} matches no parameter")
-        for parameter in matching:
-            parameter.requires_grad_(False)
-
-
-def parameter_groups(
-    model: torch.nn.Module, prunable: set[str], weight_decay: float
-) -> list[dict[str, Any]]:
-    """Return AdamW's groups: prunable weights first, other matrices, then vectors without decay."""
-    groups: list[list[torch.nn.Parameter]] = [[], [], []]
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            dims = len(getattr(parameter, "ds_shape", parameter.shape))
-            groups[0 if name in prunable else 1 if dims > 1 else 2].append(parameter)
-    decays = (weight_decay, weight_decay, 0.0)
-    return [
-        {"params": group, "weight_decay": decay}
-        for group, decay in zip(groups, decays, strict=True)
-        if group
-    ]
-
-
 def _checkpoint(run: _Run, zero: ZeroConfig, step: int, folder: Path) -> None:
     checkpoint.write_checkpoint(
         folder,
@@ -366,8 +283,6 @@ def _finish(
     run: _Run, task: Task, prune: PruneConfig | None, data: Path, output: Path, zero: ZeroConfig
 ) -> dict[str, Any]:
     """Write the trained model with its tokenizer and fingerprints; return the run's figures."""
-    import json
-
     figures: dict[str, Any] = {"num_steps": run.num_steps}
     pruner = run.pruner
     if pruner is not None:

@@ -7,10 +7,10 @@ from typing import Any
 from mgpp import select_prunable
 from pipeline.config import RunConfig, parse_sections, read_config
 from pipeline.data import load_splits, missing_columns
+from pipeline.engine import freeze
 from pipeline.errors import ConfigError
 from pipeline.model import build_empty, load_model_config, load_tokenizer
 from pipeline.tasks import make_task
-from pipeline.train import freeze
 from pipeline.zero import problems_of
 
 _MANY_STEPS = 10**6

@@ -1,0 +1,126 @@
+"""The model in DeepSpeed's hands: parameter groups, the optimizer and the engine."""
+
+from fnmatch import fnmatchcase
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+
+from mgpp import select_prunable
+from pipeline.batches import BatchPlan
+from pipeline.gang import Gang
+from pipeline.model import ModelConfig, load_model
+from pipeline.pruning import PruneConfig
+from pipeline.section import NotNegative, Section, Share
+from pipeline.tasks import Task
+from pipeline.zero import DTYPES, ZeroConfig, deepspeed_config
+
+
+class OptimizerConfig(Section):
+    """AdamW and what it trains."""
+
+    lr: Annotated[float, Field(gt=0)] = 5e-5
+    """Peak learning rate of AdamW."""
+    betas: tuple[Share, Share] = (0.9, 0.98)
+    """AdamW's decay rates."""
+    eps: Annotated[float, Field(gt=0)] = 1e-6
+    """AdamW's epsilon."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decoupled weight decay, on matrices only."""
+    gradient_clipping: Annotated[float, Field(gt=0)] | None = None
+    """Largest global norm of the loss gradient; the prior is added after it."""
+    freeze: list[str] = []
+    """Patterns of parameters that are not trained ("*.embeddings.*")."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass instead of keeping them."""
+    seed: NotNegative = 0
+    """Of the new head, the order of rows and dropout."""
+
+
+def make_engine(
+    model_config: ModelConfig,
+    task: Task,
+    config: OptimizerConfig,
+    zero: ZeroConfig,
+    prune: PruneConfig | None,
+    model_kwargs: dict[str, Any],
+    plan: BatchPlan,
+    gang: Gang,
+) -> Any:
+    """Load the model and hand it to DeepSpeed, with an optimizer whose first group is prunable.
+
+    Args:
+        model_config: the pretrained model.
+        task: what it is trained on.
+        config: how.
+        zero: how state is sharded.
+        prune: what is pruned, or None.
+        model_kwargs: what the data asks of the model.
+        plan: how rows are dealt out.
+        gang: the workers; all call this function.
+
+    Returns:
+        DeepSpeed's engine, in training mode.
+    """
+    import deepspeed
+
+    settings = deepspeed_config(
+        zero,
+        micro_batch_size=plan.micro_batch_size,
+        accumulation=plan.accumulation,
+        gradient_clipping=config.gradient_clipping,
+        on_gpu=gang.device.type == "cuda",
+    )
+    model = load_model(
+        model_config,
+        task.auto_model,
+        model_kwargs=model_kwargs,
+        dtype=DTYPES[zero.precision],
+        seed=config.seed,
+        zero3=settings if zero.stage == 3 else None,
+    )
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    freeze(model, config.freeze)
+    prunable = set(select_prunable(model, prune.include, prune.exclude)) if prune else set()
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, prunable, config.weight_decay),
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        fused=True,
+    )
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    engine.train()
+    return engine
+
+
+def freeze(model: torch.nn.Module, patterns: list[str]) -> None:
+    """Exclude the parameters that match from training.
+
+    Raises:
+        ValueError: if a pattern matches no parameter.
+    """
+    for pattern in patterns:
+        matching = [p for name, p in model.named_parameters() if fnmatchcase(name, pattern)]
+        if not matching:
+            raise ValueError(f"pattern {pattern!r} matches no parameter")
+        for parameter in matching:
+            parameter.requires_grad_(False)
+
+
+def parameter_groups(
+    model: torch.nn.Module, prunable: set[str], weight_decay: float
+) -> list[dict[str, Any]]:
+    """Return AdamW's groups: prunable weights first, other matrices, then vectors without decay."""
+    groups: list[list[torch.nn.Parameter]] = [[], [], []]
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            dims = len(getattr(parameter, "ds_shape", parameter.shape))
+            groups[0 if name in prunable else 1 if dims > 1 else 2].append(parameter)
+    decays = (weight_decay, weight_decay, 0.0)
+    return [
+        {"params": group, "weight_decay": decay}
+        for group, decay in zip(groups, decays, strict=True)
+        if group
+    ]
