@@ -52,10 +52,8 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
 
         console = Console(stderr=True)
         changes = list(overrides or [])
-        settings = validate(config, changes, None)
-        joins = settings.cluster.address or os.environ.get("RAY_ADDRESS")
-        if not joins:
-            validate(config, changes, local_capacity())
+        joins = _joins_a_cluster(config, changes)
+        settings = validate(config, changes, None if joins else local_capacity())
         store = ArtifactStore(_absolute(settings.storage))
         if unfinished(settings, store):
             with connected(settings.cluster):
@@ -79,9 +77,9 @@ def validate(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = 
         from pipeline.stages import plan_stages
         from pipeline.validate import validate as check
 
-        settings = check(config, list(overrides or []), None)
-        if not (settings.cluster.address or os.environ.get("RAY_ADDRESS")):
-            check(config, list(overrides or []), local_capacity())
+        changes = list(overrides or [])
+        joins = _joins_a_cluster(config, changes)
+        settings = check(config, changes, None if joins else local_capacity())
         keys = {stage.name: stage.key for stage in plan_stages(settings)}
         if not as_json:
             typer.echo(f"{config} is valid")
@@ -182,6 +180,15 @@ def _table(summary: dict[str, Any], artifacts: dict[str, Any]) -> Table:
         )
     table.add_row("all, seconds", "", f"{sum(summary['seconds'].values()):.1f}")
     return table
+
+
+def _joins_a_cluster(config: str, overrides: list[str]) -> bool:
+    """Tell whether the run joins a cluster, from a file that may yet turn out wrong."""
+    from pipeline.config import read_config
+
+    cluster = read_config(config, overrides)[0].get("cluster")
+    address = cluster.get("address") if isinstance(cluster, dict) else None
+    return bool(address or os.environ.get("RAY_ADDRESS"))
 
 
 def _absolute(storage: str) -> str:
