@@ -113,13 +113,19 @@ class Classification(_SequenceTask):
         }
 
     def predict(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {"predicted": outputs.logits.argmax(dim=-1), "label": batch["labels"]}
+        label = batch["labels"]
+        num_classes = torch.full_like(label, outputs.logits.shape[-1])
+        return {
+            "predicted": outputs.logits.argmax(dim=-1),
+            "label": label,
+            "num_classes": num_classes,
+        }
 
     def score(self, predictions: Predictions) -> Metrics:
         from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef  # slow to import
 
         label, predicted = predictions["label"], predictions["predicted"]
-        average = "binary" if label.max(initial=0) < 2 and predicted.max(initial=0) < 2 else "macro"
+        average = "binary" if predictions["num_classes"].max() == 2 else "macro"
         return {
             "accuracy": float(accuracy_score(label, predicted)),
             "f1": float(f1_score(label, predicted, average=average)),

@@ -192,6 +192,17 @@ def test_needed_columns_are_named_by_their_keys():
 # Predictions and scores.
 
 
+def score_of(label, predicted, num_classes):
+    counts = np.full(len(label), num_classes)
+    return classification().score({"label": label, "predicted": predicted, "num_classes": counts})
+
+
+def test_f1_of_three_classes_is_macro_even_where_only_two_occur():
+    label, predicted = np.array([0, 1, 1, 1]), np.array([0, 0, 1, 1])
+    assert score_of(label, predicted, num_classes=2)["f1"] == pytest.approx(4 / 5)
+    assert score_of(label, predicted, num_classes=3)["f1"] == pytest.approx((2 / 3 + 4 / 5) / 2)
+
+
 def test_the_predicted_class_is_the_largest_logit():
     outputs = SimpleNamespace(logits=torch.tensor([[0.1, 2.0, -1.0], [5.0, 4.0, 4.5]]))
     predicted = classification().predict(outputs, {"labels": torch.tensor([2, 0])})
@@ -218,7 +229,7 @@ def test_the_headline_is_the_chosen_metric():
 def test_scores_of_a_table_worked_out_by_hand():
     label = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0])
     predicted = np.array([1, 1, 1, 0, 1, 1, 0, 0, 0, 0])
-    scores = classification().score({"label": label, "predicted": predicted})
+    scores = score_of(label, predicted, num_classes=2)
     # 3 true positives, 2 false, 4 true negatives, 1 false.
     assert scores == pytest.approx(
         {
@@ -247,7 +258,7 @@ def test_scores_of_two_classes_follow_the_formulas(pairs):
         "f1": 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else 0.0,
         "matthews": (tp * tn - fp * fn) / math.sqrt(product) if product else 0.0,
     }
-    found = classification().score({"label": label, "predicted": predicted})
+    found = score_of(label, predicted, num_classes=2)
     assert found == pytest.approx(expected, abs=1e-12)
 
 
@@ -262,7 +273,7 @@ def test_scores_of_three_classes_follow_the_formulas():
     correct, total = (predicted == label).sum(), len(label)
     p, t = (np.bincount(values, minlength=3).astype(float) for values in (predicted, label))
     matthews = (correct * total - p @ t) / math.sqrt((total**2 - p @ p) * (total**2 - t @ t))
-    found = classification().score({"label": label, "predicted": predicted})
+    found = score_of(label, predicted, num_classes=3)
     assert found == pytest.approx(
         {"accuracy": correct / total, "f1": np.mean(f1), "matthews": matthews}
     )
