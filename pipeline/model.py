@@ -132,7 +132,7 @@ def load_model(
             model_config, dtype=dtype, trust_remote_code=config.trust_remote_code, **extra
         )
     try:
-        return auto.from_pretrained(
+        model = auto.from_pretrained(
             _location(config), config=model_config, dtype=dtype, **_common(config), **extra
         )
     except (OSError, ValueError) as error:
@@ -141,6 +141,14 @@ def load_model(
         ) from error
     finally:
         del sharded
+    if config.gguf_file:
+        # The weights are plain tensors by now, yet transformers still takes them for quantized ones
+        # and would refuse to save them.
+        model.hf_quantizer = None
+        model.is_quantized = False
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+    return model
 
 
 def load_tokenizer(config: ModelConfig) -> Any:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from mgpp import select_prunable
 from pipeline.errors import ConfigError
@@ -62,7 +63,7 @@ def test_minilm_of_the_package_has_ten_million_prunable_weights():
     assert sum(shapes[name].numel() for name in select_prunable(empty)) == 6 * 12 * 384 * 384
 
 
-def test_a_gguf_file_loads_and_predicts_text():
+def test_a_gguf_file_loads_predicts_text_and_saves_as_a_plain_checkpoint(tmp_path):
     tokenizer = load_tokenizer(SMOLLM2)
     model = load_model(
         SMOLLM2, "AutoModelForCausalLM", model_kwargs={}, dtype=torch.bfloat16, seed=0
@@ -77,6 +78,11 @@ def test_a_gguf_file_loads_and_predicts_text():
     shuffled = ids[:, torch.randperm(ids.shape[1], generator=torch.Generator().manual_seed(0))]
     with torch.inference_mode():
         assert math.exp(model(input_ids=shuffled, labels=shuffled).loss) > 10 * perplexity
+    model.save_pretrained(tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True)
+    )
 
 
 def test_identity_follows_the_content(tiny_bert, tmp_path):
