@@ -389,7 +389,8 @@ def test_the_demo_parses():
     raw = yaml.safe_load(DEMO.read_text(encoding="utf-8"))
     assert config.prune.sparsity == raw["prune"]["sparsity"]
     assert config.train.length == Duration(raw["train"]["length"])
-    assert config.prune.schedule(num_steps=1200, steps_per_epoch=100).prune_start == 100
+    schedule = config.prune.schedule(num_steps=1000, steps_per_epoch=100)
+    assert (schedule.prune_start, schedule.prune_end) == (50, 749)  # 5% and 25% in the file
 
 
 def test_schema_lists_every_section_and_is_a_schema():
