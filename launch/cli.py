@@ -46,8 +46,9 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
     """Run all stages that are not done: data, dense, prune, evaluate, export, report."""
     with _reported_errors(as_json) as emit:
         from launch.cluster import cluster_capacity, connected, local_capacity
-        from launch.flow import run_stages, unfinished
+        from launch.flow import all_done, run_stages
         from pipeline.artifacts import ArtifactStore
+        from pipeline.stages import plan_stages
         from pipeline.validate import validate
 
         console = Console(stderr=True)
@@ -55,13 +56,14 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
         joins = _joins_a_cluster(config, changes)
         settings = validate(config, changes, None if joins else local_capacity())
         store = ArtifactStore(_absolute(settings.storage))
-        if unfinished(settings, store):
+        stages = plan_stages(settings)  # once: it reads the model's files through
+        if all_done(stages, store):
+            result = run_stages(stages, settings, store, console)
+        else:
             with connected(settings.cluster):
                 if joins:
                     validate(config, changes, cluster_capacity())
-                result = run_stages(settings, store, console)
-        else:
-            result = run_stages(settings, store, console)
+                result = run_stages(stages, settings, store, console)
         summary = result.summary()
         if not as_json:
             Console().print(_table(summary, result.artifacts))

@@ -12,7 +12,7 @@ from launch.progress import StageDisplay, make_board
 from pipeline.artifacts import Artifact, ArtifactStore
 from pipeline.config import RunConfig
 from pipeline.errors import StageError
-from pipeline.stages import NoCheckpoints, Stage, model_sizes, plan_stages, run_stage
+from pipeline.stages import NoCheckpoints, Stage, model_sizes, run_stage
 from pipeline.validate import check_schedule
 
 
@@ -45,12 +45,14 @@ class RunResult:
         }
 
 
-def unfinished(config: RunConfig, store: ArtifactStore) -> list[Stage]:
-    """Return the stages whose output is not in the store."""
-    return [s for s in plan_stages(config) if store.find(s.name, s.key) is None]
+def all_done(stages: list[Stage], store: ArtifactStore) -> bool:
+    """Tell whether the output of every stage is in the store."""
+    return all(store.find(stage.name, stage.key) is not None for stage in stages)
 
 
-def run_stages(config: RunConfig, store: ArtifactStore, console: Console) -> RunResult:
+def run_stages(
+    stages: list[Stage], config: RunConfig, store: ArtifactStore, console: Console
+) -> RunResult:
     """Run all stages that are not done; the cluster must be connected unless none is left.
 
     Raises:
@@ -58,7 +60,7 @@ def run_stages(config: RunConfig, store: ArtifactStore, console: Console) -> Run
         StageError: if a stage fails for a reason its user can act on.
     """
     result = RunResult()
-    for stage in plan_stages(config):
+    for stage in stages:
         artifact = store.find(stage.name, stage.key)
         result.seconds[stage.name] = 0.0
         if artifact is not None:

@@ -5,7 +5,6 @@
 Keys follow from the configuration alone, so the whole flow is known before anything runs.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -338,10 +337,10 @@ def model_sizes(artifacts: dict[str, Artifact]) -> dict[str, int]:
 
 def _model_kwargs(artifact: Artifact) -> dict[str, Any]:
     """Return what the data asks of the model; JSON made strings of the label numbers."""
-    kwargs = json.loads(json.dumps(artifact.metrics["model_kwargs"]))
+    kwargs = dict(artifact.metrics["model_kwargs"])
     if "id2label" in kwargs:
         kwargs["id2label"] = {int(i): name for i, name in kwargs["id2label"].items()}
-    return dict(kwargs)
+    return kwargs
 
 
 def _versions() -> dict[str, str]:

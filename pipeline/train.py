@@ -172,7 +172,7 @@ def train(
         done = step + 1
         if config.checkpoint_every and done % config.checkpoint_every == 0 and done < num_steps:
             checkpoints.save(partial(_checkpoint, run, zero, done), done)
-    figures = _finish(run, task, prune, data, output, zero)
+    figures = _finish(run, data, output, zero)
     if run.recorder:
         run.recorder.close()
     return figures
@@ -279,9 +279,7 @@ def _checkpoint(run: _Run, zero: ZeroConfig, step: int, folder: Path) -> None:
     )
 
 
-def _finish(
-    run: _Run, task: Task, prune: PruneConfig | None, data: Path, output: Path, zero: ZeroConfig
-) -> dict[str, Any]:
+def _finish(run: _Run, data: Path, output: Path, zero: ZeroConfig) -> dict[str, Any]:
     """Write the trained model with its tokenizer and fingerprints; return the run's figures."""
     figures: dict[str, Any] = {"num_steps": run.num_steps}
     pruner = run.pruner
