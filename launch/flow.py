@@ -1,7 +1,7 @@
 """A whole run on Ray: stage after stage, each only if its output is not there already."""
 
-import time
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import ray
@@ -12,7 +12,7 @@ from launch.progress import StageDisplay, make_board
 from pipeline.artifacts import Artifact, ArtifactStore
 from pipeline.config import RunConfig
 from pipeline.errors import StageError
-from pipeline.stages import NoCheckpoints, Stage, model_sizes, run_stage
+from pipeline.stages import Stage, model_sizes, run_stage
 from pipeline.validate import check_schedule
 
 
@@ -60,41 +60,56 @@ def run_stages(
         StageError: if a stage fails for a reason its user can act on.
     """
     result = RunResult()
-    for stage in stages:
-        artifact = store.find(stage.name, stage.key)
-        result.seconds[stage.name] = 0.0
-        if artifact is not None:
+    waiting = list(stages)
+    while waiting:
+        group = _next_group(waiting)
+        waiting = waiting[len(group) :]
+        missing = []
+        for stage in group:
+            artifact = store.find(stage.name, stage.key)
+            if artifact is None:
+                missing.append(stage)
+                continue
+            result.artifacts[stage.name], result.seconds[stage.name] = artifact, 0.0
             result.cached.append(stage.name)
             console.print(f"{stage.name:<9} done before", highlight=False)
-        else:
-            started = time.monotonic()
-            artifact = _run_one(stage, config, store, result.artifacts, console)
-            result.seconds[stage.name] = time.monotonic() - started
-        result.artifacts[stage.name] = artifact
-        if stage.name == "data":
-            check_schedule(config, artifact.metrics["num_rows"]["train"])
+        if missing:
+            result.seconds |= _run_group(missing, config, store, result.artifacts, console)
+        for stage in missing:
+            artifact = store.find(stage.name, stage.key)
+            if artifact is None:
+                raise StageError(f"stage {stage.name} ended without an artifact")
+            result.artifacts[stage.name] = artifact
+        if group[0].name == "data":
+            check_schedule(config, result.artifacts["data"].metrics["num_rows"]["train"])
+    result.artifacts = {stage.name: result.artifacts[stage.name] for stage in stages}
     return result
 
 
-def _run_one(
-    stage: Stage,
+def _next_group(stages: list[Stage]) -> list[Stage]:
+    """Return the stages at the front that run together: all in a row that need a gang, or one."""
+    return list(takewhile(lambda stage: stage.gang, stages)) or stages[:1]
+
+
+def _run_group(
+    stages: list[Stage],
     config: RunConfig,
     store: ArtifactStore,
     artifacts: dict[str, Artifact],
     console: Console,
-) -> Artifact:
-    inputs = {name: artifacts[name] for name in stage.inputs}
+) -> dict[str, float]:
+    """Run stages together; return the wall seconds of each, a gang's start counted to its first."""
     board = make_board()
-    with StageDisplay(stage.name, console, lambda: ray.get(board.latest.remote())):
-        if stage.gang:
-            run_on_gang(stage, config, store, inputs, board)
+    names = [stage.name for stage in stages]
+    with StageDisplay(names, console, lambda: ray.get(board.latest.remote())) as display:
+        if stages[0].gang:
+            run_on_gang(stages, config, store, artifacts, board)
         else:
+            (stage,) = stages
+            inputs = {name: artifacts[name] for name in stage.inputs}
             task = ray.remote(num_cpus=1, max_retries=1)(_run_alone)
             ray.get(task.remote(stage, config, store.url, inputs))
-    artifact = store.find(stage.name, stage.key)
-    if artifact is None:
-        raise StageError(f"stage {stage.name} ended without an artifact")
-    return artifact
+    return display.seconds
 
 
 def _run_alone(stage: Stage, config: RunConfig, storage: str, inputs: dict[str, Artifact]) -> None:
@@ -105,6 +120,5 @@ def _run_alone(stage: Stage, config: RunConfig, storage: str, inputs: dict[str, 
         ArtifactStore(storage),
         inputs,
         gang=None,
-        checkpoints=NoCheckpoints(),
         progress=lambda record: None,
     )

@@ -1,10 +1,10 @@
-"""A stage on a gang of workers: Ray Train places them, restarts them and keeps their checkpoints."""
+"""Stages on a gang of workers, which Ray Train places and restarts."""
 
 from dataclasses import asdict
 from typing import Any
 
 import ray
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from launch.worker import work
@@ -13,31 +13,42 @@ from pipeline.artifacts import Artifact, ArtifactStore
 from pipeline.errors import ConfigError, StageError
 from pipeline.stages import Stage
 
-_CHECKPOINTS = "checkpoints"
-_CHECKPOINTS_KEPT = 2
+_RAY_FOLDER = "ray"
 
 
 def run_on_gang(
-    stage: Stage,
+    stages: list[Stage],
     config: run_config.RunConfig,
     store: ArtifactStore,
     inputs: dict[str, Artifact],
     board: Any,
 ) -> None:
-    """Run a stage on all workers together; returns when it is done and committed.
+    """Run stages, one after the other, on all workers together; returns when all are committed.
+
+    They share one gang because starting its processes takes longer than many a stage.
+
+    Args:
+        stages: what to run, in order.
+        config: of the run.
+        store: where artifacts go.
+        inputs: the artifacts that are there already, by stage.
+        board: the actor that is told of progress and failure.
 
     Raises:
         StageError, ConfigError: as the stage raised it.
         TrainingFailedError: if the gang failed more often than `cluster.max_failures`.
     """
     cluster = config.cluster
+    # Ray Train's own record of the run. It is not gone on from: the stages' checkpoints say all.
+    folder = store.folder_of(stages[0].name, stages[0].key)
+    store.discard(f"{folder}/{_RAY_FOLDER}")
     resources: dict[str, float] = {"CPU": cluster.cpus_per_worker}
     if cluster.gpus_per_worker:
         resources["GPU"] = 1
     trainer = TorchTrainer(
         work,
         train_loop_config={
-            "stage": asdict(stage),
+            "stages": [asdict(stage) for stage in stages],
             "config": config.model_dump(mode="json"),
             "storage": store.url,
             "inputs": {name: asdict(artifact) for name, artifact in inputs.items()},
@@ -54,12 +65,11 @@ def run_on_gang(
             timeout_s=cluster.timeout_seconds,
         ),
         run_config=RunConfig(
-            name=_CHECKPOINTS,
-            storage_path=store.folder_of(stage.name, stage.key),
+            name=_RAY_FOLDER,
+            storage_path=folder,
             failure_config=FailureConfig(
                 max_failures=cluster.max_failures, controller_failure_limit=cluster.max_failures
             ),
-            checkpoint_config=CheckpointConfig(num_to_keep=_CHECKPOINTS_KEPT),
         ),
     )
     try:
@@ -69,4 +79,4 @@ def run_on_gang(
         if failure is not None:
             kind, detail = failure
             raise ConfigError(detail) if kind == "config" else StageError(detail)
-    store.discard(f"{store.folder_of(stage.name, stage.key)}/{_CHECKPOINTS}")
+    store.discard(f"{folder}/{_RAY_FOLDER}")

@@ -7,21 +7,40 @@ from typing import Any, Self
 
 import ray
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 _POLL_SECONDS = 0.5
 _PLAIN_SECONDS = 10.0
 
 
+Posted = tuple[dict[str, dict[str, Any] | None], list[str]]
+"""The newest record of every stage begun, in order, and all notes."""
+
+
 class _Board:
-    """Holds the newest record of a stage, and a failure that trying again cannot mend."""
+    """Holds what workers posted, and a failure that trying again cannot mend."""
 
     def __init__(self) -> None:
-        self._latest: dict[str, Any] | None = None
+        self._records: dict[str, dict[str, Any] | None] = {}
+        self._stage = ""
+        self._notes: list[str] = []
         self._failure: tuple[str, Any] | None = None
 
     def post(self, record: dict[str, Any]) -> None:
-        self._latest = record
+        if record["event"] == "begin":
+            self._stage = record["stage"]
+            self._records[self._stage] = None
+        elif record["event"] == "note":
+            self._notes.append(record["text"])
+        else:
+            self._records[self._stage] = record
 
     def fail(self, kind: str, detail: Any) -> None:
         self._failure = self._failure or (kind, detail)
@@ -29,8 +48,8 @@ class _Board:
     def failure(self) -> tuple[str, Any] | None:
         return self._failure
 
-    def latest(self) -> dict[str, Any] | None:
-        return self._latest
+    def latest(self) -> Posted:
+        return dict(self._records), list(self._notes)
 
 
 def make_board() -> Any:
@@ -39,23 +58,26 @@ def make_board() -> Any:
 
 
 class StageDisplay:
-    """Shows one stage while it runs.
+    """Shows the stages of a group while they run.
 
     Args:
-        stage: its name.
-        console: where to show it; standard error.
-        latest: returns the newest record, or None.
+        stages: their names, in order.
+        console: where to show them; standard error.
+        latest: returns what was posted so far.
+
+    Attributes:
+        seconds: wall seconds of each stage that ended.
     """
 
-    def __init__(
-        self, stage: str, console: Console, latest: Callable[[], dict[str, Any] | None]
-    ) -> None:
-        self._stage = stage
+    def __init__(self, stages: list[str], console: Console, latest: Callable[[], Posted]) -> None:
+        self.seconds: dict[str, float] = {}
+        self._waiting = list(stages)
         self._console = console
         self._latest = latest
+        self._notes_shown = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._started = time.monotonic()
+        self._since = time.monotonic()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -64,17 +86,43 @@ class StageDisplay:
     def __exit__(self, kind: Any, *_: Any) -> None:
         self._stop.set()
         self._thread.join(timeout=10)
-        seconds = time.monotonic() - self._started
-        outcome = "done" if kind is None else "failed"
-        self._console.print(f"{self._stage:<9} {outcome} in {seconds:.1f} s", highlight=False)
+        if kind is None:
+            while self._waiting:
+                self._end_first("done")
+        else:
+            self._end_first("failed")
+
+    def _end_first(self, outcome: str) -> None:
+        now = time.monotonic()
+        stage = self._waiting.pop(0)
+        self.seconds[stage], self._since = now - self._since, now
+        self._print(f"{stage:<9} {outcome} in {self.seconds[stage]:.1f} s")
 
     def _watch(self) -> None:
-        if self._console.is_terminal:
-            self._draw_bar()
-        else:
-            self._print_lines()
+        view = _Bar(self._console) if self._console.is_terminal else _Lines(self._console)
+        with view:
+            view.begin(self._waiting[0])
+            stopped = False
+            while not stopped:
+                stopped = self._stop.wait(_POLL_SECONDS)
+                records, notes = self._latest()  # once more after the end, for the last line
+                for note in notes[self._notes_shown :]:
+                    self._print(f"{self._waiting[0]:<9} {note}")
+                self._notes_shown = len(notes)
+                while any(later in records for later in self._waiting[1:]):
+                    view.show(records.get(self._waiting[0]), last=True)
+                    self._end_first("done")
+                    view.begin(self._waiting[0])
+                view.show(records.get(self._waiting[0]), last=stopped)
 
-    def _draw_bar(self) -> None:
+    def _print(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+
+class _Bar:
+    """A live bar, for a terminal."""
+
+    def __init__(self, console: Console) -> None:
         columns = (
             TextColumn("{task.description:<9}"),
             BarColumn(bar_width=24),
@@ -83,30 +131,62 @@ class StageDisplay:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self._console, transient=True) as bars:
-            bar = bars.add_task(self._stage, total=None, text="starting")
-            while not self._stop.wait(_POLL_SECONDS):
-                record = self._latest()
-                if record is not None:
-                    bars.update(
-                        bar,
-                        completed=record["step"] + 1,
-                        total=record["num_steps"],
-                        text=describe(record),
-                    )
+        self._bars = Progress(*columns, console=console, transient=True)
+        self._bar: TaskID | None = None
 
-    def _print_lines(self) -> None:
-        self._console.print(f"{self._stage:<9} starting", highlight=False)
-        shown, next_line, stopped = None, time.monotonic(), False
-        while not stopped:
-            stopped = self._stop.wait(_POLL_SECONDS)
-            record = self._latest()  # once more after the end, for the last line
-            due = stopped or time.monotonic() >= next_line
-            if record is not None and record != shown and due:
-                self._console.print(
-                    f"{self._stage:<9} {describe(record)}", highlight=False, soft_wrap=True
-                )
-                shown, next_line = record, time.monotonic() + _PLAIN_SECONDS
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def begin(self, stage: str) -> None:
+        """Draw a stage's bar in place of the one before."""
+        if self._bar is not None:
+            self._bars.remove_task(self._bar)
+        self._bar = self._bars.add_task(stage, total=None, text="starting")
+
+    def show(self, record: dict[str, Any] | None, *, last: bool) -> None:
+        """Move the bar to a record."""
+        assert self._bar is not None
+        if record is not None:
+            self._bars.update(
+                self._bar,
+                completed=record["step"] + 1,
+                total=record["num_steps"],
+                text=describe(record),
+            )
+
+
+class _Lines:
+    """Plain lines now and then, for logs."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._stage = ""
+        self._shown: dict[str, Any] | None = None
+        self._next = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is left to do."""
+
+    def begin(self, stage: str) -> None:
+        """Say that a stage starts."""
+        self._stage, self._shown, self._next = stage, None, time.monotonic()
+        self._console.print(f"{stage:<9} starting", highlight=False)
+
+    def show(self, record: dict[str, Any] | None, *, last: bool) -> None:
+        """Print a new record when it is time to, or when it is the last."""
+        if record is None or record == self._shown:
+            return
+        if last or time.monotonic() >= self._next:
+            line = f"{self._stage:<9} {describe(record)}"
+            self._console.print(line, highlight=False, soft_wrap=True)
+            self._shown, self._next = record, time.monotonic() + _PLAIN_SECONDS
 
 
 def describe(record: dict[str, Any]) -> str:

@@ -1,28 +1,23 @@
-"""One worker's part of a stage.
+"""One worker's part of a gang's stages.
 
 What is imported here at the top, Ray's controller imports too: so nothing heavy is, and settings cross
 as plain values.
 """
 
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import gc
 from typing import Any
 
 import ray
-from ray import train as ray_train
-from ray.train import Checkpoint
 
 # What follows from the settings or the code, not from a machine; a lost peer is a RuntimeError.
 _NOT_WORTH_TRYING_AGAIN = (ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
 
 def work(settings: dict[str, Any]) -> None:
-    """Run a stage as one of a gang.
+    """Run stages one after the other as one of a gang; those that are done already are passed over.
 
     Args:
-        settings: `stage`, `config` and `inputs` as plain values, `storage` (URL), `board` (actor).
+        settings: `stages`, `config` and `inputs` as plain values, `storage` (URL), `board` (actor).
     """
     board = settings["board"]
     if ray.get(board.failure.remote()) is not None:
@@ -41,44 +36,29 @@ def work(settings: dict[str, Any]) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)  # Ray shows every worker of a node all of the node's GPUs
     gang = Gang.current()
+    config = RunConfig.model_validate(settings["config"])
+    store = ArtifactStore(settings["storage"])
+    artifacts = {name: Artifact(**values) for name, values in settings["inputs"].items()}
 
-    def progress(record: dict[str, Any]) -> None:
+    def post(record: dict[str, Any]) -> None:
         if gang.is_main:
             board.post.remote(record)
 
     try:
-        run_stage(
-            Stage(**settings["stage"]),
-            RunConfig.model_validate(settings["config"]),
-            ArtifactStore(settings["storage"]),
-            {name: Artifact(**values) for name, values in settings["inputs"].items()},
-            gang=gang,
-            checkpoints=RayCheckpoints(),
-            progress=progress,
-        )
+        for values in settings["stages"]:
+            stage = Stage(**values)
+            # What this gang did before it was restarted is there; the main worker's word holds for all.
+            artifact = gang.broadcast(store.find(stage.name, stage.key) if gang.is_main else None)
+            if artifact is None:
+                inputs = {name: artifacts[name] for name in stage.inputs}
+                post({"event": "begin", "stage": stage.name})
+                made = run_stage(stage, config, store, inputs, gang=gang, progress=post)
+                artifact = gang.broadcast(made)
+                gc.collect()  # the engine is full of cycles, and the next stage needs the memory
+            artifacts[stage.name] = artifact
     except ConfigError as error:
         ray.get(board.fail.remote("config", error.problems))
         raise
     except (StageError, *_NOT_WORTH_TRYING_AGAIN) as error:
-        ray.get(board.fail.remote("stage", f"{type(error).__name__}: {error}"))
+        ray.get(board.fail.remote("stage", f"{stage.name}: {type(error).__name__}: {error}"))
         raise
-
-
-class RayCheckpoints:
-    """Every worker's part is reported to Ray Train, which keeps the whole in the run's storage."""
-
-    def save(self, write: Callable[[Path], None], step: int) -> None:
-        """Let every worker write its part into a folder of its own, and report it."""
-        with tempfile.TemporaryDirectory(prefix="mgpp-checkpoint-") as folder:
-            write(Path(folder))
-            ray_train.report({"step": step}, checkpoint=Checkpoint.from_directory(folder))
-
-    @contextmanager
-    def latest(self) -> Iterator[Path | None]:
-        """Give the newest whole checkpoint as a local folder."""
-        checkpoint = ray_train.get_checkpoint()
-        if checkpoint is None:
-            yield None
-            return
-        with checkpoint.as_directory() as folder:
-            yield Path(folder)

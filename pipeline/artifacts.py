@@ -96,7 +96,7 @@ class Attempt:
             "params": self.params,
             "inputs": self.inputs,
         }
-        self.store.put_json(f"{self.store.folder_of(self.stage, self.key)}/{_DONE}", manifest)
+        self.store.put_manifest(self.stage, self.key, manifest)
         artifact = self.store.find(self.stage, self.key)
         assert artifact is not None
         return artifact
@@ -157,15 +157,9 @@ class ArtifactStore:
         if self._fs.exists(path):
             self._fs.rm(path, recursive=True)
 
-    def put_json(self, url: str, value: Any) -> None:
-        """Write JSON in one put: a reader sees all of it or nothing."""
-        data = json.dumps(value, indent=1, sort_keys=True).encode()
-        if not self.is_local:
-            self._fs.pipe_file(self._strip(url), data)
-            return
-        beside = Path(f"{url}.{uuid.uuid4().hex[:8]}.tmp")
-        beside.write_bytes(data)
-        beside.replace(url)
+    def put_manifest(self, stage: str, key: str, manifest: dict[str, Any]) -> None:
+        """Write the manifest that makes an attempt an artifact."""
+        put_json(self._fs, self._strip(f"{self.folder_of(stage, key)}/{_DONE}"), manifest)
 
     def _strip(self, url: str) -> str:
         return str(self._fs._strip_protocol(url))
@@ -180,6 +174,17 @@ def make_key(stage: str, version: int, params: Any, inputs: Mapping[str, str]) -
     named = {"stage": stage, "version": version, "params": params, "inputs": dict(inputs)}
     text = json.dumps(named, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def put_json(filesystem: fsspec.AbstractFileSystem, path: str, value: Any) -> None:
+    """Write JSON in one put: a reader sees all of it or nothing."""
+    data = json.dumps(value, indent=1, sort_keys=True).encode()
+    if not isinstance(filesystem, LocalFileSystem):
+        filesystem.pipe_file(path, data)
+        return
+    beside = Path(f"{path}.{uuid.uuid4().hex[:8]}.tmp")
+    beside.write_bytes(data)
+    beside.replace(path)
 
 
 def open_artifact(path: str) -> Artifact:

@@ -2,29 +2,18 @@
 
 import json
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from mgpp import Pruner
+from pipeline.checkpoint_store import Manifest
 from pipeline.errors import StageError
 from pipeline.gang import Gang
 from pipeline.recorder import METRICS_FILE
 
 _TAG = "engine"
-
-
-class Checkpoints(Protocol):
-    """Where checkpoints are kept; handed to the training loop by whoever runs it."""
-
-    def save(self, write: Callable[[Path], None], step: int) -> None:
-        """Let every worker write its part into a folder, and keep the whole."""
-
-    def latest(self) -> AbstractContextManager[Path | None]:
-        """Give the newest complete checkpoint as a local folder, or None."""
 
 
 def write_checkpoint(
@@ -49,23 +38,28 @@ def write_checkpoint(
     if records is not None:
         shutil.copyfile(records, folder / METRICS_FILE)
     if gang.is_main:
-        state = {"step": step, "world_size": gang.world_size, "zero_stage": zero_stage}
+        state = {"step": step, "zero_stage": zero_stage}
         (folder / "state.json").write_text(json.dumps(state))
 
 
-def load_engine(folder: Path, *, engine: Any, gang: Gang, zero_stage: int) -> int:
+def load_engine(
+    folder: Path, *, engine: Any, manifest: Manifest, gang: Gang, zero_stage: int
+) -> int:
     """Load model and optimizer; return the number of steps done.
 
     Raises:
         StageError: if the checkpoint is of another world size or ZeRO stage.
     """
     state = json.loads((folder / "state.json").read_text())
-    for name, have in (("world_size", gang.world_size), ("zero_stage", zero_stage)):
-        if state[name] != have:
+    for name, was, now in (
+        ("cluster.num_workers", manifest.world_size, gang.world_size),
+        ("zero.stage", state["zero_stage"], zero_stage),
+    ):
+        if was != now:
             raise StageError(
-                f"the checkpoint of step {state['step']} was written with {name}={state[name]} and "
-                f"cannot be loaded with {name}={have}: go on with {state[name]}, or delete "
-                "the stage's checkpoints folder to start again"
+                f"the checkpoint of step {state['step']} was written with {name}={was} and cannot be "
+                f"loaded with {name}={now}: go on with {was}, or delete the stage's checkpoints "
+                "folder to start again"
             )
     engine.load_checkpoint(str(folder), tag=_TAG)
     step: int = state["step"]

@@ -51,3 +51,13 @@ class Gang:
         gathered: list[Any] | None = [None] * self.world_size if self.is_main else None
         dist.gather_object(value, gathered)
         return gathered
+
+    def broadcast(self, value: Any) -> Any:
+        """Return the main worker's value on every worker."""
+        shared = [value]
+        dist.broadcast_object_list(shared)
+        return shared[0]
+
+    def barrier(self) -> None:
+        """Wait until every worker is here."""
+        dist.barrier()

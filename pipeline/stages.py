@@ -8,7 +8,6 @@ Keys follow from the configuration alone, so the whole flow is known before anyt
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from pipeline import data, evaluate, export, train
 from pipeline.artifacts import Artifact, ArtifactStore, make_key
-from pipeline.checkpoint import Checkpoints
+from pipeline.checkpoint_store import CheckpointStore
 from pipeline.config import RunConfig
 from pipeline.gang import Gang
 from pipeline.model import ModelConfig, load_tokenizer, model_identity
@@ -26,7 +25,13 @@ from pipeline.tasks import make_task
 _REPORT_VERSION = 1
 _PACKAGES = ("mgpp", "torch", "deepspeed", "ray", "transformers", "datasets")
 # Settings of training that do not change what comes out, but for rounding.
-_NOT_IN_KEY = {"micro_batch_size", "log_every", "checkpoint_every", "gradient_checkpointing"}
+_NOT_IN_KEY = {
+    "micro_batch_size",
+    "log_every",
+    "checkpoint_every",
+    "checkpoints_kept",
+    "gradient_checkpointing",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,26 +61,15 @@ class Context:
         inputs: artifacts of the stages before it.
         output: folder to write to (of the main worker).
         gang: the workers, for a stage that has them.
-        checkpoints: where a training stage keeps its state.
+        checkpoints: where a training stage keeps its state; None for a stage without workers.
         progress: called with records for people to watch.
     """
 
     inputs: dict[str, Artifact]
     output: Path
     gang: Gang | None
-    checkpoints: Checkpoints
+    checkpoints: CheckpointStore | None
     progress: Progress
-
-
-class NoCheckpoints:
-    """Keeps nothing: for stages that do not train, and for loops run by hand."""
-
-    def save(self, write: Callable[[Path], None], step: int) -> None:
-        """Forget it."""
-
-    def latest(self) -> AbstractContextManager[Path | None]:
-        """There is none."""
-        return nullcontext(None)
 
 
 def plan_stages(config: RunConfig) -> list[Stage]:
@@ -149,12 +143,23 @@ def run_stage(
     inputs: dict[str, Artifact],
     *,
     gang: Gang | None,
-    checkpoints: Checkpoints,
     progress: Progress,
-) -> None:
-    """Run one stage in this process, and commit its output where this process is the main one."""
+) -> Artifact | None:
+    """Run one stage in this process.
+
+    Returns:
+        Its committed output, where this process is the main one.
+    """
     started = time.monotonic()
     main = gang is None or gang.is_main
+    checkpoints = None
+    if gang is not None:
+        checkpoints = CheckpointStore(
+            f"{store.folder_of(stage.name, stage.key)}/checkpoints",
+            gang,
+            keep=config.train.checkpoints_kept,
+            notify=lambda text: progress({"event": "note", "text": text}),
+        )
     attempt = store.begin(stage.name, stage.key, stage.params, inputs) if main else None
     context = Context(
         inputs=inputs,
@@ -164,8 +169,12 @@ def run_stage(
         progress=progress,
     )
     metrics = _RUN[stage.name](config, context)
-    if attempt is not None:
-        attempt.commit(metrics, time.monotonic() - started)
+    if attempt is None:
+        return None
+    artifact = attempt.commit(metrics, time.monotonic() - started)
+    if checkpoints is not None:
+        checkpoints.discard()
+    return artifact
 
 
 def _run_data(config: RunConfig, context: Context) -> dict[str, Any]:
@@ -202,6 +211,7 @@ def _train(
     pruned: bool,
 ) -> dict[str, Any]:
     assert context.gang is not None
+    assert context.checkpoints is not None
     return train.train(
         model_config=model,
         task=make_task(config.task),

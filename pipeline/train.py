@@ -22,7 +22,7 @@ from mgpp import Pruner, PruningSchedule, select_prunable
 from mgpp.backends.deepspeed import attach
 from pipeline import checkpoint
 from pipeline.batches import BatchPlan
-from pipeline.checkpoint import Checkpoints
+from pipeline.checkpoint_store import CheckpointStore
 from pipeline.engine import OptimizerConfig, make_engine
 from pipeline.errors import StageError
 from pipeline.gang import Gang
@@ -56,6 +56,8 @@ class TrainConfig(OptimizerConfig):
     """Steps between two records."""
     checkpoint_every: Positive | None = 500
     """Steps between two checkpoints; null keeps none."""
+    checkpoints_kept: Positive = 2
+    """How many checkpoints are kept; the oldest go first."""
 
     def batch_plan(self, *, num_rows: int, world_size: int) -> BatchPlan:
         """Return how rows are dealt out."""
@@ -107,7 +109,7 @@ def train(
     model_kwargs: dict[str, Any],
     output: Path,
     gang: Gang,
-    checkpoints: Checkpoints,
+    checkpoints: CheckpointStore,
     progress: Progress,
 ) -> dict[str, Any]:
     """Fine-tune and, with `prune`, prune; write the model and its records to `output`.
@@ -137,16 +139,17 @@ def train(
     first_step, history = 0, ""
     with checkpoints.latest() as saved:
         if saved is not None:
+            folder, manifest = saved
             first_step = checkpoint.load_engine(
-                saved, engine=engine, gang=gang, zero_stage=zero.stage
+                folder, engine=engine, manifest=manifest, gang=gang, zero_stage=zero.stage
             )
-            history = checkpoint.load_records(saved)
+            history = checkpoint.load_records(folder)
         pruner = None
         if prune is not None and schedule is not None:
             # After loading: it may replace the optimizer's groups, and with them what was hooked.
             pruner = _attach_pruner(engine, prune, schedule, num_examples=len(rows))
             if saved is not None:
-                checkpoint.load_pruner(saved, pruner=pruner, gang=gang)
+                checkpoint.load_pruner(folder, pruner=pruner, gang=gang)
     run = _Run(
         config=config,
         gang=gang,
@@ -175,6 +178,7 @@ def train(
     figures = _finish(run, data, output, zero)
     if run.recorder:
         run.recorder.close()
+    engine.destroy()  # the next stage of this gang needs the memory
     return figures
 
 

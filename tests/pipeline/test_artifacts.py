@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.artifacts import ArtifactStore, file_sha256, make_key, open_artifact
+from pipeline.artifacts import ArtifactStore, file_sha256, make_key, open_artifact, put_json
 
 FILES = {
     "model/weights.bin": bytes(range(256)) * 10,
@@ -273,8 +273,9 @@ def test_put_json_replaces_and_leaves_no_temporary_file(store):
     folder = store.folder_of("train", "0123abcd")
     begin(store)  # makes the folder
     before = stored(store)
-    store.put_json(f"{folder}/state.json", {"step": 1})
-    store.put_json(f"{folder}/state.json", {"step": 2, "é": [None]})
+    filesystem, path = fsspec.core.url_to_fs(f"{folder}/state.json")
+    put_json(filesystem, path, {"step": 1})
+    put_json(filesystem, path, {"step": 2, "é": [None]})
     assert stored(store) == sorted([*before, "train-0123abcd/state.json"])
     with fsspec.open(f"{folder}/state.json") as file:
         assert json.load(file) == {"step": 2, "é": [None]}

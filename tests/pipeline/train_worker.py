@@ -4,8 +4,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch.distributed as dist
 
+from pipeline.checkpoint_store import CheckpointStore
 from pipeline.gang import Gang
 from pipeline.model import ModelConfig, load_tokenizer
 from pipeline.pruning import PruneConfig
-from pipeline.stages import NoCheckpoints
 from pipeline.tasks import make_task
 from pipeline.tasks.sequence import ClassificationConfig
 from pipeline.train import TrainConfig, train
@@ -36,21 +35,18 @@ class InterruptedRunError(Exception):
     """Stands for the death of the run."""
 
 
-class FolderCheckpoints:
-    """Keeps one checkpoint in a folder shared by the ranks; stops the run after saving it."""
+class StoppingCheckpoints(CheckpointStore):
+    """Stops the run after the checkpoint of a step is saved."""
 
-    def __init__(self, folder: Path, stop_at: int | None) -> None:
-        self.folder, self.stop_at = folder, stop_at
+    stop_at: int | None = None
 
     def save(self, write: Callable[[Path], None], step: int) -> None:
+        if self.stop_at is None:
+            return
+        super().save(write, step)
         if step == self.stop_at:
-            write(self.folder)
             dist.barrier()
             raise InterruptedRunError
-
-    @contextmanager
-    def latest(self) -> Iterator[Path | None]:
-        yield self.folder if self.folder.exists() else None
 
 
 def run(case: str, bert: Path, data: Path, output: Path, checkpoints: Any) -> dict[str, Any]:
@@ -83,17 +79,18 @@ def main(bert: str, data: str, output: str) -> None:
     for case in CASES:
         for stop in (None, *STOP_AFTER):
             folder = Path(output) / f"{case}-{stop}"
-            checkpoint = Path(output) / f"{case}-{stop}-checkpoint"
+            checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", Gang.current())
+            checkpoints.stop_at = stop
             if stop is not None:
                 try:
-                    run(case, Path(bert), Path(data), folder, FolderCheckpoints(checkpoint, stop))
+                    run(case, Path(bert), Path(data), folder, checkpoints)
                 except InterruptedRunError:
                     dist.barrier()
                     if dist.get_rank() == 0:
                         shutil.rmtree(folder)
                     dist.barrier()
-            kept = FolderCheckpoints(checkpoint, None) if stop is not None else NoCheckpoints()
-            figures = run(case, Path(bert), Path(data), folder, kept)
+                checkpoints.stop_at = None
+            figures = run(case, Path(bert), Path(data), folder, checkpoints)
             if dist.get_rank() == 0:
                 (folder / "figures.json").write_text(json.dumps(figures))
     dist.destroy_process_group()

@@ -1,0 +1,224 @@
+"""Where a training run's checkpoints lie: complete or ignored, the newest good one used.
+
+    <url>/step-00000500-3fa2c1/...         what the workers wrote
+    <url>/step-00000500-3fa2c1/_DONE.json  written last: step, world size, size and sha256 of each file
+
+Storage is a local or shared folder or any fsspec URL.
+"""
+
+import json
+import logging
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.artifacts import file_sha256, put_json
+from pipeline.errors import StageError
+from pipeline.gang import Gang
+
+_DONE = "_DONE.json"
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a complete checkpoint says of itself.
+
+    Attributes:
+        step: optimizer steps done.
+        world_size: workers that wrote it.
+        files: by relative path: `bytes`, `sha256` and the `rank` that wrote it.
+    """
+
+    step: int
+    world_size: int
+    files: dict[str, dict[str, Any]]
+
+
+class CheckpointStore:
+    """The checkpoints of one run; every worker has one, and all call its methods together.
+
+    Args:
+        url: their folder; a local path must be the same folder for all workers.
+        gang: the workers.
+        keep: how many complete ones are kept.
+        notify: told of what a person should know: a corrupt checkpoint, where the run goes on.
+    """
+
+    def __init__(
+        self, url: str, gang: Gang, *, keep: int = 2, notify: Callable[[str], None] | None = None
+    ) -> None:
+        self._fs, self._root = fsspec.core.url_to_fs(url)
+        self._is_local = isinstance(self._fs, LocalFileSystem)
+        self._gang = gang
+        self._keep = keep
+        self._notify = notify or _logger.warning
+
+    def save(self, write: Callable[[Path], None], step: int) -> None:
+        """Let every worker write its part into a folder of its own, and keep the whole.
+
+        Raises:
+            StageError: if storage does not take it; what was saved before is still good.
+        """
+        name = self._gang.broadcast(f"step-{step:08d}-{uuid.uuid4().hex[:6]}")
+        target = f"{self._root}/{name}"
+        try:
+            with self._staging(target) as staging:
+                write(staging)
+                files = self._describe(staging)
+                self._move(staging, target, files)
+            parts = self._gang.gather(files)
+            if parts is not None:
+                merged = {path: entry for part in parts for path, entry in part.items()}
+                manifest = Manifest(step=step, world_size=self._gang.world_size, files=merged)
+                put_json(self._fs, f"{target}/{_DONE}", asdict(manifest))
+                for old in self._complete()[self._keep :]:
+                    self._fs.rm(old, recursive=True)
+        except OSError as error:
+            raise self._not_written(step, error) from error
+        except RuntimeError as error:
+            if not _is_write_failure(error):
+                raise  # a lost peer, or what the engine has to say
+            raise self._not_written(step, error) from error
+
+    @contextmanager
+    def latest(self) -> Iterator[tuple[Path, Manifest] | None]:
+        """Give the newest good checkpoint as a local folder, or None where there is none.
+
+        A worker is sure to find there what it wrote and what the main worker wrote; all files where the
+        world size is another one.
+        """
+        if self._gang.is_main:
+            self._drop_incomplete()
+        candidates = self._gang.broadcast(self._complete() if self._gang.is_main else None)
+        for candidate in candidates:
+            with self._local(candidate) as (folder, problems):
+                found = self._gang.gather(problems)
+                all_problems = self._gang.broadcast(found and [p for part in found for p in part])
+                if not all_problems:
+                    manifest = self._manifest(candidate)
+                    assert manifest is not None
+                    self._tell(f"goes on from the checkpoint of step {manifest.step}")
+                    yield folder, manifest
+                    return
+            self._tell(f"checkpoint {candidate} is corrupt and left out: {'; '.join(all_problems)}")
+        yield None
+
+    def discard(self) -> None:
+        """Delete all checkpoints; the main worker calls it when the run's output is safe."""
+        if self._fs.exists(self._root):
+            self._fs.rm(self._root, recursive=True)
+
+    @contextmanager
+    def _staging(self, target: str) -> Iterator[Path]:
+        """Give this worker's own folder, on the same file system where storage is local."""
+        if self._is_local:
+            Path(target).mkdir(parents=True, exist_ok=True)
+        prefix = f".rank{self._gang.rank}-"
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target if self._is_local else None))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _describe(self, folder: Path) -> dict[str, dict[str, Any]]:
+        return {
+            path.relative_to(folder).as_posix(): {
+                "bytes": path.stat().st_size,
+                "sha256": file_sha256(path),
+                "rank": self._gang.rank,
+            }
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+
+    def _move(self, staging: Path, target: str, files: dict[str, dict[str, Any]]) -> None:
+        for name in files:
+            if self._is_local:
+                path = Path(target) / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                (staging / name).replace(path)
+            else:
+                self._fs.put_file(str(staging / name), f"{target}/{name}")
+
+    def _folders(self) -> list[str]:
+        """Return all checkpoints, complete or not, the newest step first."""
+        try:
+            entries = self._fs.ls(self._root, detail=False, refresh=True)
+        except FileNotFoundError:
+            return []
+        names = (str(entry).rstrip("/") for entry in entries)
+        return sorted((n for n in names if n.rpartition("/")[2].startswith("step-")), reverse=True)
+
+    def _complete(self) -> list[str]:
+        return [folder for folder in self._folders() if self._fs.exists(f"{folder}/{_DONE}")]
+
+    def _drop_incomplete(self) -> None:
+        """Delete what was left half-written; only when a run begins, so that none is at work on it."""
+        for folder in set(self._folders()) - set(self._complete()):
+            self._fs.rm(folder, recursive=True)
+
+    def _manifest(self, folder: str) -> Manifest | None:
+        try:
+            return Manifest(**json.loads(self._fs.cat_file(f"{folder}/{_DONE}")))
+        except (ValueError, TypeError):
+            return None
+
+    @contextmanager
+    def _local(self, folder: str) -> Iterator[tuple[Path, list[str]]]:
+        """Give a checkpoint's files on this machine and what is wrong with this worker's share."""
+        manifest = self._manifest(folder)
+        if manifest is None:
+            yield Path(), [f"{_DONE} cannot be read"] if self._gang.is_main else []
+            return
+        rank, world_size = self._gang.rank, self._gang.world_size
+        if self._is_local:
+            yield Path(folder), _problems(Path(folder), manifest, rank, world_size)
+            return
+        with tempfile.TemporaryDirectory(prefix="mgpp-checkpoint-") as copy:
+            for name, entry in manifest.files.items():
+                if manifest.world_size != world_size or entry["rank"] in (0, rank):
+                    path = Path(copy) / name
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    if self._fs.exists(f"{folder}/{name}"):
+                        self._fs.get_file(f"{folder}/{name}", str(path))
+            yield Path(copy), _problems(Path(copy), manifest, rank, world_size)
+
+    def _tell(self, text: str) -> None:
+        if self._gang.is_main:
+            self._notify(text)
+
+    def _not_written(self, step: int, error: Exception) -> StageError:
+        return StageError(
+            f"the checkpoint of step {step} could not be written to {self._root}: {error}; what was "
+            "saved before is good: make room, or make it writable, and run the same command again"
+        )
+
+
+def _problems(folder: Path, manifest: Manifest, rank: int, world_size: int) -> list[str]:
+    """Return what is wrong with the files that fall to this worker to check: its own, if it wrote any."""
+    problems = []
+    for name, entry in manifest.files.items():
+        if entry["rank"] % world_size != rank:
+            continue
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif path.stat().st_size != entry["bytes"]:
+            problems.append(f"{name} has {path.stat().st_size} bytes, not {entry['bytes']}")
+        elif file_sha256(path) != entry["sha256"]:
+            problems.append(f"{name} has another checksum")
+    return problems
+
+
+def _is_write_failure(error: RuntimeError) -> bool:
+    """Tell whether torch's writer failed; it says so with a plain RuntimeError."""
+    return any(mark in str(error) for mark in ("PytorchStreamWriter", "unexpected pos"))
