@@ -48,8 +48,9 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
         from launch.cluster import cluster_capacity, connected, local_capacity
         from launch.flow import all_done, run_stages
         from pipeline.artifacts import ArtifactStore
+        from pipeline.errors import ConfigError
         from pipeline.stages import plan_stages
-        from pipeline.validate import validate
+        from pipeline.validate import cluster_problems, validate
 
         console = Console(stderr=True)
         changes = list(overrides or [])
@@ -61,8 +62,9 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
             result = run_stages(stages, settings, store, console)
         else:
             with connected(settings.cluster):
-                if joins:
-                    validate(config, changes, cluster_capacity())
+                problems = cluster_problems(settings.cluster, cluster_capacity()) if joins else []
+                if problems:
+                    raise ConfigError(problems)
                 result = run_stages(stages, settings, store, console)
         summary = result.summary()
         if not as_json:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import datasets
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from pydantic import BeforeValidator, Field
 
 from pipeline.artifacts import file_sha256
@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.section import NotNegative, Positive, Section
 from pipeline.sources import content_sha256, resolve_path
 from pipeline.tasks import Task
+from pipeline.tasks.base import num_tokens
 
 VERSION = 1
 
@@ -114,9 +115,18 @@ def prepare_data(config: Any, task: Task, tokenizer: Any, folder: Path) -> dict[
     tokenizer.save_pretrained(str(folder / "tokenizer"))
     return {
         "num_rows": {name: len(split) for name, split in tokenized.splits.items()},
-        "num_tokens": {name: _num_tokens(split) for name, split in tokenized.splits.items()},
+        "num_tokens": {name: num_tokens(split) for name, split in tokenized.splits.items()},
         "model_kwargs": tokenized.model_kwargs,
     }
+
+
+def num_training_examples(config: Any, task: Task, tokenizer: Any) -> int:
+    """Return how many training examples the data stage will make; reads all rows.
+
+    Raises:
+        ConfigError: as `load_splits`.
+    """
+    return task.num_examples(load_splits(config)["train"], tokenizer, config.num_proc)
 
 
 def load_splits(config: Any, *, streaming: bool = False) -> DatasetDict:
@@ -319,10 +329,6 @@ def _hub_commit(path: str) -> str | None:
 def _with_columns(split: Any) -> Any:
     """A streamed split may not know its columns before its first row."""
     return split if split.column_names is not None else split._resolve_features()
-
-
-def _num_tokens(split: Dataset) -> int:
-    return sum(len(ids) for batch in split.iter(1000) for ids in batch["input_ids"])
 
 
 def _root(error: BaseException) -> str:

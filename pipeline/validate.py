@@ -6,7 +6,7 @@ from typing import Any
 
 from mgpp import select_prunable
 from pipeline.config import RunConfig, parse_sections, read_config
-from pipeline.data import load_splits, missing_columns
+from pipeline.data import load_splits, missing_columns, num_training_examples
 from pipeline.engine import freeze
 from pipeline.errors import ConfigError
 from pipeline.model import build_empty, load_model_config, load_tokenizer
@@ -45,11 +45,13 @@ def validate(path: str, overrides: Sequence[str], capacity: Capacity | None) -> 
     if problems:
         raise ConfigError(problems)
     sections, problems = parse_sections(values)
-    problems += _model_problems(sections)
-    problems += _data_problems(sections)
-    problems += _training_problems(sections)
+    of_model, of_data = _model_problems(sections), _data_problems(sections)
+    of_training = _training_problems(sections)
+    problems += [*of_model, *of_data, *of_training]
+    if not (of_model or of_data or of_training):
+        problems += _length_problems(sections)
     if "cluster" in sections and capacity is not None:
-        problems += _cluster_problems(sections["cluster"], capacity)
+        problems += cluster_problems(sections["cluster"], capacity)
     if problems:
         raise ConfigError(problems)
     return RunConfig(**sections)
@@ -61,14 +63,11 @@ def check_schedule(config: RunConfig, num_rows: int) -> None:
     Raises:
         ConfigError: if the rows do not fill a batch, or prune_start is not before prune_end.
     """
-    try:
-        plan = config.train.batch_plan(num_rows=num_rows, world_size=config.cluster.num_workers)
-    except ValueError as error:
-        raise ConfigError([f"train.batch_size: {error}"]) from error
-    try:
-        config.prune.schedule(config.train.num_steps(plan.steps_per_epoch), plan.steps_per_epoch)
-    except ValueError as error:
-        raise ConfigError([f"prune: {error}"]) from error
+    problems = _schedule_problems(
+        config.train, config.dense, config.prune, config.cluster.num_workers, num_rows
+    )
+    if problems:
+        raise ConfigError(problems)
 
 
 def _model_problems(sections: dict[str, Any]) -> list[str]:
@@ -138,8 +137,7 @@ def _training_problems(sections: dict[str, Any]) -> list[str]:
         except ValueError as error:
             problems.append(f"train.batch_size: {error} (cluster.num_workers)")
     # Where all lengths are in one unit, their order does not depend on the number of rows.
-    lengths = [train.length, prune.warmup, prune.finetune] if prune is not None else []
-    units = {length.unit for length in lengths if length.unit != "%" and length.value}
+    units = _units(train, prune) if prune is not None else set()
     if prune is not None and len(units) == 1:
         per_epoch = 1 if units == {"steps"} else _MANY_STEPS
         try:
@@ -149,7 +147,55 @@ def _training_problems(sections: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _cluster_problems(cluster: Any, capacity: Capacity) -> list[str]:
+def _length_problems(sections: dict[str, Any]) -> list[str]:
+    """Check lengths against the number of rows, where counting is cheap or nothing else can tell."""
+    if not {"model", "task", "data", "train", "dense", "prune", "cluster"} <= set(sections):
+        return []
+    data, task, train, prune = (sections[name] for name in ("data", "task", "train", "prune"))
+    task = make_task(task)
+    cheap = data.source != "hub" and task.row_is_example
+    if not cheap and len(_units(train, prune)) == 1:
+        return []
+    try:
+        num_rows = num_training_examples(data, task, load_tokenizer(sections["model"]))
+    except ConfigError as error:
+        return error.problems
+    num_workers = sections["cluster"].num_workers
+    return _schedule_problems(train, sections["dense"], prune, num_workers, num_rows)
+
+
+def _schedule_problems(
+    train: Any, dense: Any, prune: Any, num_workers: int, num_rows: int
+) -> list[str]:
+    try:
+        plan = train.batch_plan(num_rows=num_rows, world_size=num_workers)
+    except ValueError as error:
+        return [f"train.batch_size: {error}"]
+    per_epoch, problems = plan.steps_per_epoch, []
+    lengths = {"train": train.length}
+    if dense.enabled and dense.length is not None:
+        lengths["dense"] = dense.length
+    for key, length in lengths.items():
+        if length.steps(steps_per_epoch=per_epoch) < 1:
+            problems.append(
+                f"{key}.length: {length.text!r} of {per_epoch} steps an epoch is no step at all"
+            )
+    if not problems:
+        try:
+            prune.schedule(train.num_steps(per_epoch), per_epoch)
+        except ValueError as error:
+            problems.append(f"prune: {error}")
+    return problems
+
+
+def _units(train: Any, prune: Any) -> set[str]:
+    """Return the units of a run's lengths; a share goes with any."""
+    lengths = [train.length, prune.warmup, prune.finetune]
+    return {length.unit for length in lengths if length.unit != "%" and length.value}
+
+
+def cluster_problems(cluster: Any, capacity: Capacity) -> list[str]:
+    """Return what is wrong with the workers asked for, given what the cluster has."""
     fitting = capacity.num_workers(cluster.cpus_per_worker, cluster.gpus_per_worker)
     if fitting >= cluster.num_workers:
         return []

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from torch import Tensor
 
 from pipeline.section import Positive, Section
@@ -43,6 +43,8 @@ class Task(ABC):
     headline: str
     """The metric shown first."""
     higher_is_better: bool
+    row_is_example: ClassVar[bool] = True
+    """Whether counting rows counts examples; otherwise they must be tokenized for it."""
 
     @abstractmethod
     def columns(self) -> dict[str, str]:
@@ -51,6 +53,10 @@ class Task(ABC):
     @abstractmethod
     def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
         """Turn raw rows into model inputs."""
+
+    def num_examples(self, rows: Dataset, tokenizer: Any, num_proc: int | None) -> int:
+        """Return how many examples `tokenize` makes of a split; no more work than that takes."""
+        return len(rows)
 
     @abstractmethod
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
@@ -63,3 +69,10 @@ class Task(ABC):
     @abstractmethod
     def score(self, predictions: Predictions) -> Metrics:
         """Compute the metrics over all examples."""
+
+
+def num_tokens(rows: Dataset) -> int:
+    """Return how many tokens tokenized rows hold."""
+    if "input_ids" not in rows.column_names:
+        return 0  # no row at all came out of the tokenizer
+    return sum(len(ids) for batch in rows.iter(1000) for ids in batch["input_ids"])

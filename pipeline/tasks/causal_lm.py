@@ -13,7 +13,14 @@ from torch.nn import functional
 from transformers import default_data_collator
 
 from pipeline.errors import ConfigError
-from pipeline.tasks.base import Metrics, Predictions, Task, TaskConfig, TokenizedData
+from pipeline.tasks.base import (
+    Metrics,
+    Predictions,
+    Task,
+    TaskConfig,
+    TokenizedData,
+    num_tokens,
+)
 
 
 class CausalLMConfig(TaskConfig):
@@ -45,6 +52,7 @@ class CausalLM(Task):
     auto_model = "AutoModelForCausalLM"
     headline = "perplexity"
     higher_is_better = False
+    row_is_example = False
 
     def __init__(self, config: CausalLMConfig) -> None:
         self.config = config
@@ -53,29 +61,11 @@ class CausalLM(Task):
         return {"task.text": self.config.text}
 
     def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
-        length, column = self.config.max_length, self.config.text
-        ends = self.config.end_of_text and tokenizer.eos_token_id is not None
-        end = [tokenizer.eos_token_id] if ends else []
-
-        def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
-            # A row without text is a gap between paragraphs, not a document.
-            texts = [str(text) for text in rows[column] if text is not None and str(text).strip()]
-            if not texts:
-                return {"input_ids": []}
-            ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-            return {"input_ids": [document + end for document in ids]}
-
+        length = self.config.max_length
         blocks = DatasetDict()
         for name, split in splits.items():
-            documents = split.map(
-                encode,
-                batched=True,
-                num_proc=num_proc,
-                remove_columns=split.column_names,
-                desc=f"tokenize {name}",
-            )
-            texts = documents["input_ids"] if "input_ids" in documents.column_names else []
-            if sum(map(len, texts)) < length:
+            documents = self._encode(name, split, tokenizer, num_proc)
+            if num_tokens(documents) < length:
                 raise ConfigError(
                     [
                         f"task.max_length: {name} holds fewer than {length} tokens, not one block; "
@@ -88,6 +78,32 @@ class CausalLM(Task):
                 features=Features(input_ids=List(Value("int32"))),
             )
         return TokenizedData(splits=blocks, model_kwargs={})
+
+    def num_examples(self, rows: Dataset, tokenizer: Any, num_proc: int | None) -> int:
+        documents = self._encode("train", rows, tokenizer, num_proc)
+        return num_tokens(documents) // self.config.max_length
+
+    def _encode(self, name: str, split: Dataset, tokenizer: Any, num_proc: int | None) -> Dataset:
+        """Return a split's documents as tokens; `datasets` keeps what it has once mapped."""
+        column = self.config.text
+        ends = self.config.end_of_text and tokenizer.eos_token_id is not None
+        end = [tokenizer.eos_token_id] if ends else []
+
+        def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
+            # A row without text is a gap between paragraphs, not a document.
+            texts = [str(text) for text in rows[column] if text is not None and str(text).strip()]
+            if not texts:
+                return {"input_ids": []}
+            ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+            return {"input_ids": [document + end for document in ids]}
+
+        return split.map(
+            encode,
+            batched=True,
+            num_proc=num_proc,
+            remove_columns=split.column_names,
+            desc=f"tokenize {name}",
+        )
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
         def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:

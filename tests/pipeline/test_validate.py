@@ -190,12 +190,35 @@ def test_a_run_of_no_length_is_refused(config_file):
     assert problem == "train.length: got '0'; must be above 0"
 
 
-def test_lengths_in_several_units_wait_for_the_data(config_file):
-    overrides = ["train.length=2ep", "prune.warmup=3", "prune.finetune=10%"]
-    config = validate(str(config_file), overrides, None)
-    check_schedule(config, num_rows=80)
-    with pytest.raises(ConfigError, match="prune: prune_start"):
-        check_schedule(config, num_rows=16)  # 4 steps: the last pruning would come at the first
+@pytest.mark.parametrize(
+    ("overrides", "allowed"),
+    [
+        # 43 rows (five held out) are five batches of eight: an epoch is five steps.
+        (["train.length=2ep", "prune.warmup=3", "prune.finetune=10%"], True),
+        (["train.length=2ep", "prune.warmup=6", "prune.finetune=1ep"], False),
+        (["train.length=12", "prune.warmup=1ep", "prune.finetune=1ep"], True),
+        (["train.length=10", "prune.warmup=1ep", "prune.finetune=1ep"], False),
+        (["train.length=10", "prune.warmup=1ep", "prune.finetune=5"], False),
+    ],
+)
+def test_a_schedule_in_steps_and_epochs_is_held_against_the_rows(config_file, overrides, allowed):
+    if allowed:
+        validate(str(config_file), overrides, None)
+    else:
+        assert only_problem(config_file, *overrides).startswith("prune: prune_start")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["data.max_train_rows=7"], "train.batch_size: 7 training rows do not fill one batch"),
+        (["train.length=0.05ep"], "train.length: '0.05ep' of 5 steps an epoch is no step at all"),
+        (["dense.length=0.05ep"], "dense.length: '0.05ep' of 5 steps an epoch is no step at all"),
+        (["data.validation_share=0.99"], "data.validation_share: 0.99 of 48 training rows leaves"),
+    ],
+)
+def test_too_few_rows_are_told_before_anything_starts(config_file, overrides, problem):
+    assert only_problem(config_file, *overrides).startswith(problem)
 
 
 @pytest.mark.parametrize("section", ["train", "dense"])
@@ -310,3 +333,17 @@ def test_rows_that_do_not_fill_a_batch(config_file):
     with pytest.raises(ConfigError) as raised:
         check_schedule(config, num_rows=7)
     assert raised.value.problems == ["train.batch_size: 7 training rows do not fill one batch of 8"]
+
+
+def test_blocks_of_text_are_counted_where_steps_and_epochs_mix(config_file, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("a good day\n" * 40, encoding="utf-8")  # 120 tokens: 30 blocks, three batches
+    task = [
+        "task.type=causal-lm",
+        "task.max_length=4",
+        f"data.train=[{text}]",
+        f"data.validation=[{text}]",
+    ]
+    validate(str(config_file), [*task, "train.length=3ep", "prune.warmup=3"], None)
+    problem = only_problem(config_file, *task, "train.length=3ep", "prune.warmup=5")
+    assert problem.startswith("prune: prune_start")
