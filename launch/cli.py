@@ -48,9 +48,8 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
         from launch.cluster import cluster_capacity, connected, local_capacity
         from launch.flow import all_done, run_stages
         from pipeline.artifacts import ArtifactStore
-        from pipeline.errors import ConfigError
         from pipeline.stages import plan_stages
-        from pipeline.validate import cluster_problems, validate
+        from pipeline.validate import cluster_problems, storage_problems, validate
 
         console = Console(stderr=True)
         changes = list(overrides or [])
@@ -61,10 +60,10 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
         if all_done(stages, store):
             result = run_stages(stages, settings, store, console)
         else:
+            _raise_for(storage_problems(store.url))
             with connected(settings.cluster):
-                problems = cluster_problems(settings.cluster, cluster_capacity()) if joins else []
-                if problems:
-                    raise ConfigError(problems)
+                if joins:
+                    _raise_for(cluster_problems(settings.cluster, cluster_capacity()))
                 result = run_stages(stages, settings, store, console)
         summary = result.summary()
         if not as_json:
@@ -79,11 +78,13 @@ def validate(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = 
     with _reported_errors(as_json) as emit:
         from launch.cluster import local_capacity
         from pipeline.stages import plan_stages
+        from pipeline.validate import storage_problems
         from pipeline.validate import validate as check
 
         changes = list(overrides or [])
         joins = _joins_a_cluster(config, changes)
         settings = check(config, changes, None if joins else local_capacity())
+        _raise_for(storage_problems(settings.storage))
         keys = {stage.name: stage.key for stage in plan_stages(settings)}
         if not as_json:
             typer.echo(f"{config} is valid")
@@ -193,6 +194,13 @@ def _joins_a_cluster(config: str, overrides: list[str]) -> bool:
     cluster = read_config(config, overrides)[0].get("cluster")
     address = cluster.get("address") if isinstance(cluster, dict) else None
     return bool(address or os.environ.get("RAY_ADDRESS"))
+
+
+def _raise_for(problems: list[str]) -> None:
+    from pipeline.errors import ConfigError
+
+    if problems:
+        raise ConfigError(problems)
 
 
 def _absolute(storage: str) -> str:

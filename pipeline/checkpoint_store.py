@@ -21,7 +21,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.artifacts import file_sha256, put_json
-from pipeline.errors import StageError
+from pipeline.errors import StageError, is_storage_failure
 from pipeline.gang import Gang
 
 _DONE = "_DONE.json"
@@ -82,12 +82,10 @@ class CheckpointStore:
                 put_json(self._fs, f"{target}/{_DONE}", asdict(manifest))
                 for old in self._complete()[self._keep :]:
                     self._fs.rm(old, recursive=True)
-        except OSError as error:
-            raise self._not_written(step, error) from error
-        except RuntimeError as error:
-            if not _is_write_failure(error):
-                raise  # a lost peer, or what the engine has to say
-            raise self._not_written(step, error) from error
+        except Exception as error:
+            if is_storage_failure(error):
+                raise self._not_written(step, error) from error
+            raise  # a lost peer, a storage that may come back, or what the engine has to say
 
     @contextmanager
     def latest(self) -> Iterator[tuple[Path, Manifest] | None]:
@@ -217,8 +215,3 @@ def _problems(folder: Path, manifest: Manifest, rank: int, world_size: int) -> l
         elif file_sha256(path) != entry["sha256"]:
             problems.append(f"{name} has another checksum")
     return problems
-
-
-def _is_write_failure(error: RuntimeError) -> bool:
-    """Tell whether torch's writer failed; it says so with a plain RuntimeError."""
-    return any(mark in str(error) for mark in ("PytorchStreamWriter", "unexpected pos"))

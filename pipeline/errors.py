@@ -1,6 +1,14 @@
-"""What a user did that cannot run: one error with every problem found."""
+"""Errors that a user can act on: a configuration that cannot run, a stage that failed, storage."""
 
+import errno
 from collections.abc import Iterable
+
+_FROM_STORAGE = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EISDIR")
+}
+# torch and safetensors say with errors of their own that a file could not be written.
+_FROM_WRITERS = ("PytorchStreamWriter", "unexpected pos", "I/O error")
 
 
 class ConfigError(ValueError):
@@ -21,3 +29,10 @@ class ConfigError(ValueError):
 
 class StageError(RuntimeError):
     """A stage that failed for a reason its user can act on."""
+
+
+def is_storage_failure(error: BaseException) -> bool:
+    """Tell whether storage was full or not writable, which trying again does not mend."""
+    if isinstance(error, OSError):
+        return error.errno in _FROM_STORAGE
+    return any(mark in str(error) for mark in _FROM_WRITERS)

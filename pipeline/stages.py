@@ -17,6 +17,7 @@ from pipeline import data, evaluate, export, train
 from pipeline.artifacts import Artifact, ArtifactStore, make_key
 from pipeline.checkpoint_store import CheckpointStore
 from pipeline.config import RunConfig
+from pipeline.errors import StageError, is_storage_failure
 from pipeline.gang import Gang
 from pipeline.model import ModelConfig, load_tokenizer, model_identity
 from pipeline.recorder import METRICS_FILE, Progress, read_records
@@ -151,7 +152,6 @@ def run_stage(
         Its committed output, where this process is the main one.
     """
     started = time.monotonic()
-    main = gang is None or gang.is_main
     checkpoints = None
     if gang is not None:
         checkpoints = CheckpointStore(
@@ -160,18 +160,27 @@ def run_stage(
             keep=config.train.checkpoints_kept,
             notify=lambda text: progress({"event": "note", "text": text}),
         )
-    attempt = store.begin(stage.name, stage.key, stage.params, inputs) if main else None
-    context = Context(
-        inputs=inputs,
-        output=attempt.folder if attempt else Path(),
-        gang=gang,
-        checkpoints=checkpoints,
-        progress=progress,
-    )
-    metrics = _RUN[stage.name](config, context)
-    if attempt is None:
-        return None
-    artifact = attempt.commit(metrics, time.monotonic() - started)
+    try:
+        main = gang is None or gang.is_main
+        attempt = store.begin(stage.name, stage.key, stage.params, inputs) if main else None
+        context = Context(
+            inputs=inputs,
+            output=attempt.folder if attempt else Path(),
+            gang=gang,
+            checkpoints=checkpoints,
+            progress=progress,
+        )
+        metrics = _RUN[stage.name](config, context)
+        if attempt is None:
+            return None
+        artifact = attempt.commit(metrics, time.monotonic() - started)
+    except Exception as error:
+        if not is_storage_failure(error):
+            raise
+        raise StageError(
+            f"stage {stage.name} could not write to {store.url}: {error}; what was finished before is "
+            "good: make room, or make it writable, and run the same command again"
+        ) from error
     if checkpoints is not None:
         checkpoints.discard()
     return artifact
