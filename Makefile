@@ -6,13 +6,16 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 export HF_HUB_OFFLINE ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test lint format schema clean
+.PHONY: demo test bench lint format schema clean
 
 demo: $(VENV)/demo
 	$(BIN)/mgpp run configs/demo.yaml
 
 test: lint
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/dev
+	$(BIN)/python -m tests.bench
 
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .

@@ -1,9 +1,14 @@
 """Masks as packed bits: one bit a weight, little-endian within a byte, 1 = kept."""
 
+import sys
 from functools import cache
 
 import torch
 from torch import Tensor
+
+assert sys.byteorder == "little", "packing takes the bytes of an integer in little-endian order"
+
+_GATHER = sum(1 << (56 - 7 * i) for i in range(8))
 
 
 def num_bytes(numel: int) -> int:
@@ -14,9 +19,12 @@ def num_bytes(numel: int) -> int:
 def pack_bits(keep: Tensor) -> Tensor:
     """Pack a 1-D bool tensor of n elements into uint8 of ceil(n / 8); spare bits are 0."""
     _check(keep, torch.bool)
-    padded = torch.zeros(num_bytes(keep.numel()) * 8, dtype=torch.uint8, device=keep.device)
-    padded[: keep.numel()] = keep
-    return (padded.view(-1, 8) << _shifts(keep.device)).sum(dim=1, dtype=torch.uint8)
+    if keep.numel() % 8 or keep.storage_offset() % 8:
+        padded = torch.zeros(num_bytes(keep.numel()) * 8, dtype=torch.bool, device=keep.device)
+        padded[: keep.numel()] = keep
+        keep = padded
+    # Eight bools are the bytes of one integer; the product moves bit i of them to bit 56 + i.
+    return (keep.view(torch.int64) * _GATHER).view(torch.uint8)[7::8].contiguous()
 
 
 def unpack_bits(packed: Tensor, numel: int) -> Tensor:
@@ -24,14 +32,31 @@ def unpack_bits(packed: Tensor, numel: int) -> Tensor:
     _check(packed, torch.uint8)
     if num_bytes(numel) != packed.numel():
         raise ValueError(f"{numel} bits take {num_bytes(numel)} bytes, got {packed.numel()} bytes")
-    return _table(packed.device)[packed.to(torch.int32)].view(-1)[:numel]
+    # Looking a byte's eight bools up, as one integer, is several times faster than shifting.
+    looked_up = _table(packed.device).index_select(0, packed.to(torch.int32))
+    return looked_up.view(torch.bool)[:numel]
+
+
+def zero_where_not_(values: Tensor, keep: Tensor) -> None:
+    """Set to +0.0, in place, the float32 values where the int32 `keep` is 0; it is 1 elsewhere.
+
+    The product is one of integers: it takes any pattern as it is, and leaves no -0.0. It is ten times
+    faster than `masked_fill_` (AVX2).
+    """
+    values.view(torch.int32).mul_(keep)
+
+
+def count_true(mask: Tensor) -> int:
+    """Count the true elements of a 1-D bool tensor; several times faster than `mask.sum()` on a CPU."""
+    _check(mask, torch.bool)
+    return int(torch.count_nonzero(mask))
 
 
 def count_bits(packed: Tensor) -> int:
     """Count the bits set in a 1-D uint8 tensor."""
     _check(packed, torch.uint8)
     counts = torch.bincount(packed, minlength=256)
-    return int((counts * _table(packed.device).sum(dim=1)).sum())
+    return int((counts * _table(packed.device).view(torch.uint8).view(-1, 8).sum(dim=1)).sum())
 
 
 def all_kept(numel: int, device: torch.device) -> Tensor:
@@ -48,12 +73,8 @@ def _check(tensor: Tensor, dtype: torch.dtype) -> None:
 
 
 @cache
-def _shifts(device: torch.device) -> Tensor:
-    return torch.arange(8, dtype=torch.uint8, device=device)
-
-
-@cache
 def _table(device: torch.device) -> Tensor:
-    """The eight bits of every byte value: looking a byte up is several times faster than shifting."""
+    """The eight bits of every byte value, as the bytes of one int64."""
     values = torch.arange(256, dtype=torch.uint8, device=device)
-    return (values.unsqueeze(1) >> _shifts(device) & 1).to(torch.bool)
+    shifts = torch.arange(8, dtype=torch.uint8, device=device)
+    return (values.unsqueeze(1) >> shifts & 1).view(torch.int64).view(-1)

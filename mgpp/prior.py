@@ -6,14 +6,16 @@ here, its lambda is `slab_prob`. All three are plain numbers: variances, never s
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
-# 64 Ki float32 values (256 KiB) with their gradient and one buffer stay in a core's L2 cache, so the
-# five elementwise passes below read main memory once.
-_CHUNK = 1 << 16
+# A chunk with its gradient and one buffer (3 MiB) stays in cache, so the elementwise passes over it read
+# main memory once; smaller ones cost more in calls than they save.
+_CHUNK = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +102,36 @@ def add_prior_grad_(
     if num_examples < 1:
         raise ValueError(f"num_examples must be at least 1, got {num_examples}")
     constant, slope = prior.log_odds_terms(slab_prob)
+    minus_constant = torch.tensor(-constant, device=weight.device)
     spike_pull = (1 / prior.spike_var - 1 / prior.slab_var) / num_examples
     slab_pull = 1 / prior.slab_var / num_examples
+    if grad.is_cuda:
+        _compiled()(grad, weight, minus_constant, slope, spike_pull, slab_pull)
+        return
     for g, w in zip(grad.split(_CHUNK), weight.split(_CHUNK), strict=True):
-        pull = w.square().mul_(-slope).sub_(constant).sigmoid_()  # P(spike|w)
-        g.addcmul_(w, pull.mul_(spike_pull).add_(slab_pull))
+        _add_pull_(g, w, minus_constant, slope, spike_pull, slab_pull)
+
+
+def _add_pull_(
+    grad: Tensor,
+    weight: Tensor,
+    minus_constant: Tensor,
+    slope: float,
+    spike_pull: float,
+    slab_pull: float,
+) -> None:
+    in_spike = torch.addcmul(minus_constant, weight, weight, value=-slope).sigmoid_()  # P(spike|w)
+    grad.addcmul_(weight, in_spike, value=spike_pull).add_(weight, alpha=slab_pull)
+
+
+@cache
+def _compiled() -> Callable[..., None]:
+    """Return `_add_pull_` as one fused kernel: Triton's, through inductor.
+
+    On a CPU the passes over chunks that stay in cache take 1.3 times as long as inductor's one pass (5.3M
+    weights, one core: 19 ms against 15), which is not worth 17 s of compilation in every process.
+    """
+    return torch.compile(_add_pull_, dynamic=True)
 
 
 def _check_slab_prob(slab_prob: float) -> None:

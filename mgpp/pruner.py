@@ -4,15 +4,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mgpp import stats
 from mgpp.collectives import Collectives
-from mgpp.mask import all_kept, count_bits, num_bytes, pack_bits, unpack_bits
+from mgpp.mask import (
+    all_kept,
+    count_bits,
+    num_bytes,
+    pack_bits,
+    unpack_bits,
+    zero_where_not_,
+)
 from mgpp.methods.base import Method
 from mgpp.schedule import PruningSchedule
 from mgpp.shards import CHUNK, Shard, check_coverage
-from mgpp.threshold import Cut, find_cut, pruned_chunks
+from mgpp.threshold import Cut, find_cut, kept_chunks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +33,7 @@ class Pruning:
         sparsity: num_pruned over all prunable weights.
         threshold: the largest magnitude set to zero.
         churn: share of the pruned weights that the pruning before had kept.
+        mask_hash: hash of all masks over all ranks; it does not depend on the sharding.
     """
 
     step: int
@@ -32,6 +41,7 @@ class Pruning:
     sparsity: float
     threshold: float
     churn: float
+    mask_hash: str
 
 
 class Pruner:
@@ -50,6 +60,8 @@ class Pruner:
         method: what is added to plain magnitude pruning.
         schedule: when to prune and how far.
         collectives: the group over which the weights are sharded.
+        witnesses: all ranks that must come to the same masks; the same group unless the weights are
+            replicated.
 
     Raises:
         RuntimeError: if the shards of all ranks do not make up the weights.
@@ -63,6 +75,7 @@ class Pruner:
         method: Method,
         schedule: PruningSchedule,
         collectives: Collectives | None = None,
+        witnesses: Collectives | None = None,
     ) -> None:
         self.shards = tuple(shards)
         self.names = tuple(full_shapes)
@@ -70,6 +83,7 @@ class Pruner:
         self.method = method
         self.schedule = schedule
         self.collectives = collectives or Collectives()
+        self.witnesses = witnesses or self.collectives
         self.step = 0
         self.last_pruning: Pruning | None = None
         check_coverage(self.shards, self.full_numels, self.collectives)
@@ -99,7 +113,11 @@ class Pruner:
                 self._apply_mask(self._position[id(shard)])
 
     def finish_step(self) -> Pruning | None:
-        """End a step, after all shards were updated; return the pruning if there was one."""
+        """End a step, after all shards were updated; return the pruning if there was one.
+
+        Raises:
+            RuntimeError: if the ranks do not come to the same masks.
+        """
         pruning = None
         if self.schedule.is_pruning_step(self.step):
             pruning = self._prune(int(self.num_prunable * self.schedule.sparsity(self.step)))
@@ -132,15 +150,7 @@ class Pruner:
 
     def mask_hash(self) -> str:
         """Return a hash of all masks over all ranks; it does not depend on the sharding."""
-        starts = [0]
-        for numel in self.full_numels:
-            starts.append(starts[-1] + numel)
-        local = sum(
-            stats.positions_hash(keep, shard.numel, starts[shard.index] + shard.offset)
-            for shard, keep in zip(self.shards, self._keep, strict=True)
-        )
-        total = self.collectives.sum([stats.wrap_int64(local)])[0]
-        return f"{total & 0xFFFFFFFFFFFFFFFF:016x}"
+        return _hexadecimal(self.collectives.sum([self._local_hash()])[0])
 
     def state_dict(self) -> dict[str, Any]:
         """Return this rank's state: the step, the last pruning and the packed masks."""
@@ -175,24 +185,50 @@ class Pruner:
             keep.copy_(mask["keep"])
 
     def _prune(self, k: int) -> Pruning:
-        cut = find_cut(self.shards, k, len(self.full_numels), self.collectives)
-        newly = [sum(self._cut_shard(position, cut) for position in range(len(self.shards)))]
+        cut = find_cut(self.shards, k, self.full_numels, self.collectives)
+        newly = sum(self._cut_shard(position, cut) for position in range(len(self.shards)))
+        kept = sum(count_bits(keep) for keep in self._keep)
+        held = sum(shard.numel for shard in self.shards)
+        num_pruned, churned, digest = self.collectives.sum([held - kept, newly, self._local_hash()])
+        self._check_agreement(k, num_pruned, digest ^ cut.bits)
         self.last_pruning = Pruning(
             step=self.step,
-            num_pruned=k,
-            sparsity=k / self.num_prunable,
+            num_pruned=num_pruned,
+            sparsity=num_pruned / self.num_prunable,
             threshold=cut.threshold,
-            churn=self.collectives.sum(newly)[0] / max(k, 1),
+            churn=churned / max(k, 1),
+            mask_hash=_hexadecimal(digest),
         )
         return self.last_pruning
+
+    def _check_agreement(self, k: int, num_pruned: int, digest: int) -> None:
+        digests = self.witnesses.by_rank(digest)
+        if num_pruned != k or len(set(digests)) > 1:
+            found = ", ".join(_hexadecimal(digest) for digest in digests)
+            raise RuntimeError(
+                f"the ranks disagree on the masks of step {self.step}: {num_pruned} weights were pruned "
+                f"where {k} were to be; hashes by rank: {found}. Do all ranks hold the same weights, "
+                "and is the pruner attached on every one?"
+            )
+
+    def _local_hash(self) -> int:
+        starts = [0]
+        for numel in self.full_numels:
+            starts.append(starts[-1] + numel)
+        return stats.wrap_int64(
+            sum(
+                stats.positions_hash(keep, shard.numel, starts[shard.index] + shard.offset)
+                for shard, keep in zip(self.shards, self._keep, strict=True)
+            )
+        )
 
     def _cut_shard(self, position: int, cut: Cut) -> int:
         """Zero what goes from one shard, store its mask; return how much was kept before."""
         old, newly = self._keep[position], 0
         # CHUNK is a multiple of 8, so each chunk's mask begins on a byte.
-        for i, (chunk, goes) in enumerate(pruned_chunks(self.shards, position, cut)):
-            chunk.masked_fill_(goes, 0.0)  # not a product: w * 0 would leave -0.0
-            packed = pack_bits(~goes)
+        for i, (chunk, keep) in enumerate(kept_chunks(self.shards, position, cut)):
+            zero_where_not_(chunk, keep)
+            packed = pack_bits(keep.to(torch.bool))
             old_part = old[i * CHUNK // 8 : (i + 1) * CHUNK // 8]
             newly += count_bits(old_part & ~packed)
             old_part.copy_(packed)
@@ -201,7 +237,11 @@ class Pruner:
     def _apply_mask(self, position: int) -> None:
         packed = self._keep[position].split(CHUNK // 8)
         for chunk, bits in zip(self.shards[position].chunks(), packed, strict=True):
-            chunk.masked_fill_(~unpack_bits(bits, chunk.numel()), 0.0)
+            zero_where_not_(chunk, unpack_bits(bits, chunk.numel()).to(torch.int32))
+
+
+def _hexadecimal(hash_: int) -> str:
+    return f"{hash_ & 0xFFFFFFFFFFFFFFFF:016x}"
 
 
 def _numel(shape: tuple[int, ...]) -> int:

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from mgpp.mask import unpack_bits
+from mgpp.mask import all_kept, count_true
 from mgpp.shards import CHUNK, Shard
 
 # The multipliers of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number
@@ -14,30 +15,39 @@ _MIX = (-0x61C8864680B583EB, -0x4B47D0C1A1E98BB9)
 
 def num_zeros(shards: Sequence[Shard]) -> int:
     """Count weights equal to zero."""
-    return sum(int((chunk == 0).sum()) for s in shards for chunk in s.chunks())
+    return sum(count_true(chunk == 0) for s in shards for chunk in s.chunks())
 
 
 def num_below(shards: Sequence[Shard], magnitude: float) -> int:
     """Count weights whose magnitude is below `magnitude`."""
-    return sum(int((c.abs() < magnitude).sum()) for s in shards for c in s.chunks())
+    return sum(count_true(c.abs() < magnitude) for s in shards for c in s.chunks())
 
 
 def positions_hash(keep: Tensor, numel: int, first: int) -> int:
     """Hash which of `numel` weights are pruned, the first at global position `first`.
 
-    The hash is the sum modulo 2^64 of a mixed value of each pruned position, so hashes of pieces
-    add up to the hash of the whole however it was cut.
+    The bits are taken as bytes of the whole model's mask, each with a random 64-bit factor, and summed
+    modulo 2^64: linear in every bit, so the hashes of pieces add up to that of the whole however it
+    was cut, also in the middle of a byte.
     """
-    total = 0
+    shift, total = first % 8, 0
     for i, bits in enumerate(keep.split(CHUNK // 8)):
         size = min(CHUNK, numel - i * CHUNK)
-        pruned = (~unpack_bits(bits, size)).nonzero().squeeze(1)
-        mixed = pruned.add_(first + i * CHUNK + 1).mul_(_MIX[0])
-        mixed ^= mixed >> 31
-        mixed.mul_(_MIX[1])
-        mixed ^= mixed >> 29
-        total = wrap_int64(total + int(mixed.sum()))
-    return total
+        pruned = (bits ^ all_kept(size, keep.device)).to(torch.int64) << shift
+        begin = first // 8 + i * CHUNK // 8
+        factors = _mixed(torch.arange(begin, begin + bits.numel() + 1, device=keep.device))
+        low, high = pruned & 0xFF, pruned >> 8
+        total += int((low * factors[:-1]).sum()) + int((high * factors[1:]).sum())
+    return wrap_int64(total)
+
+
+def _mixed(numbers: Tensor) -> Tensor:
+    """Turn int64 numbers into random-looking odd ones."""
+    mixed = (numbers + 1) * _MIX[0]
+    mixed ^= mixed >> 31
+    mixed *= _MIX[1]
+    mixed ^= mixed >> 29
+    return mixed | 1
 
 
 def wrap_int64(value: int) -> int:

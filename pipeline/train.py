@@ -255,7 +255,6 @@ def _record_step(run: _Run, step: int) -> None:
 def _record_pruning(run: _Run, pruner: Pruner, step: int) -> None:
     """Record a pruning; sums over the workers, so all of them call."""
     values = {k: v for k, v in vars(pruner.last_pruning).items() if k != "step"}
-    values["mask_hash"] = pruner.mask_hash()
     threshold = pruner.method.log_values(step, pruner.schedule).get("spike_threshold")
     if threshold is not None:
         values["spike_share"] = pruner.spike_share(threshold)
@@ -291,13 +290,12 @@ def _finish(run: _Run, data: Path, output: Path, zero: ZeroConfig) -> dict[str, 
         figures |= {
             "num_prunable": pruner.num_prunable,
             "num_zeros": pruner.num_zeros(),
-            "mask_hash": pruner.mask_hash(),
             "prune_start": pruner.schedule.prune_start,
             "prune_end": pruner.schedule.prune_end,
             **{
                 k: v
                 for k, v in vars(pruner.last_pruning).items()
-                if k in ("num_pruned", "sparsity", "threshold")
+                if k in ("num_pruned", "sparsity", "threshold", "mask_hash")
             },
         }
         if figures["num_zeros"] < figures["num_pruned"]:

@@ -67,13 +67,18 @@ def attach(
     _refuse_unsupported(engine)
     group = engine.basic_optimizer.param_groups[0]
     layout = _layout(engine, group, prunable)
-    if layout.replicated:
-        collectives = Collectives()
-    else:
-        collectives = Collectives.over(_dp_group(engine), _collective_device(engine))
+    witnesses = Collectives.over(_dp_group(engine), _collective_device(engine))
+    collectives = Collectives() if layout.replicated else witnesses
     shards = sorted((s for unit in layout.shards for s in unit), key=lambda shard: shard.index)
     shapes = {name: _full_shape(parameter) for name, parameter in prunable.items()}
-    pruner = Pruner(shards, shapes, method=method, schedule=schedule, collectives=collectives)
+    pruner = Pruner(
+        shards,
+        shapes,
+        method=method,
+        schedule=schedule,
+        collectives=collectives,
+        witnesses=witnesses,
+    )
     _hook(engine, group, layout, pruner)
     return pruner
 
@@ -234,7 +239,8 @@ def _full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
 
 
 def _dp_group(engine: Any) -> Any:
-    return engine.optimizer.dp_process_group
+    """The group over which ZeRO shards; stage 0 has no optimizer of its own and shards over none."""
+    return getattr(engine.optimizer, "dp_process_group", None) or engine.data_parallel_group
 
 
 def _collective_device(engine: Any) -> torch.device:

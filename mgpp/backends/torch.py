@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
+from mgpp.collectives import Collectives
 from mgpp.methods.base import Method
 from mgpp.pruner import Pruner
 from mgpp.schedule import PruningSchedule
@@ -22,7 +25,7 @@ def attach(
     """Prune the given parameters whenever `optimizer` steps.
 
     Under data parallelism without sharding, call it on every rank: gradients are equal after their
-    all-reduce, so the masks are.
+    all-reduce, so the masks are; the ranks of the default process group check that they are.
 
     Args:
         optimizer: any torch optimizer over (at least) these parameters; its hooks are used.
@@ -46,7 +49,11 @@ def attach(
         for index, (name, parameter) in enumerate(prunable.items())
     ]
     shapes = {shard.name: shard.full_shape for shard in shards}
-    pruner = Pruner(shards, shapes, method=method, schedule=schedule)
+    witnesses = None
+    if dist.is_available() and dist.is_initialized():
+        device = torch.device("cpu") if dist.get_backend() == "gloo" else shards[0].flat.device
+        witnesses = Collectives.over(device=device)
+    pruner = Pruner(shards, shapes, method=method, schedule=schedule, witnesses=witnesses)
 
     def before(*_: Any) -> None:
         pruner.before_update(pruner.shards)

