@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 
 import torch
 
@@ -56,10 +57,10 @@ class BatchPlan:
         rows: list[int] = order[place * self.batch_size : (place + 1) * self.batch_size].tolist()
         return rows
 
-    def micro_batches(self, rank: int, first_step: int, num_steps: int) -> Iterator[list[int]]:
-        """Yield one worker's micro-batches of the steps from `first_step` on."""
+    def micro_batches(self, rank: int, first_step: int) -> Iterator[list[int]]:
+        """Yield one worker's micro-batches of the steps from `first_step` on, without end."""
         size = self.micro_batch_size
-        for step in range(first_step, num_steps):
+        for step in count(first_step):
             rows = self.rows_of_step(step)
             for micro in range(self.accumulation):
                 begin = (micro * self.world_size + rank) * size

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,32 @@ from pipeline.recorder import METRICS_FILE
 _TAG = "engine"
 
 
+@dataclass(kw_only=True)
+class TrainingState:
+    """How far a run has come.
+
+    Attributes:
+        steps: updates of the weights.
+        batches: batches drawn for them.
+        skipped: batches left out because their gradient was not finite.
+    """
+
+    steps: int = 0
+    batches: int = 0
+    skipped: int = 0
+
+
 def write_checkpoint(
     folder: Path,
     *,
     engine: Any,
     pruner: Pruner | None,
     records: Path | None,
-    step: int,
+    done: TrainingState,
     gang: Gang,
     zero_stage: int,
 ) -> None:
-    """Write this worker's part of the state after `step` optimizer steps; all workers must call.
+    """Write this worker's part of the state; all workers must call.
 
     DeepSpeed writes model and optimizer shards; the pruner's counters and packed masks go to a file
     of their own, because DeepSpeed's formats would widen or drop them. The main worker adds the
@@ -38,14 +54,14 @@ def write_checkpoint(
     if records is not None:
         shutil.copyfile(records, folder / METRICS_FILE)
     if gang.is_main:
-        state = {"step": step, "zero_stage": zero_stage}
+        state = {**asdict(done), "zero_stage": zero_stage}
         (folder / "state.json").write_text(json.dumps(state))
 
 
 def load_engine(
     folder: Path, *, engine: Any, manifest: Manifest, gang: Gang, zero_stage: int
-) -> int:
-    """Load model and optimizer; return the number of steps done.
+) -> TrainingState:
+    """Load model and optimizer; return how far the run had come.
 
     Raises:
         StageError: if the checkpoint is of another world size or ZeRO stage.
@@ -53,17 +69,16 @@ def load_engine(
     state = json.loads((folder / "state.json").read_text())
     for name, was, now in (
         ("cluster.num_workers", manifest.world_size, gang.world_size),
-        ("zero.stage", state["zero_stage"], zero_stage),
+        ("zero.stage", state.pop("zero_stage"), zero_stage),
     ):
         if was != now:
             raise StageError(
-                f"the checkpoint of step {state['step']} was written with {name}={was} and cannot be "
+                f"the checkpoint of step {manifest.step} was written with {name}={was} and cannot be "
                 f"loaded with {name}={now}: go on with {was}, or delete the stage's checkpoints "
                 "folder to start again"
             )
     engine.load_checkpoint(str(folder), tag=_TAG)
-    step: int = state["step"]
-    return step
+    return TrainingState(**state)
 
 
 def load_records(folder: Path) -> str:

@@ -31,6 +31,7 @@ _NOT_IN_KEY = {
     "log_every",
     "checkpoint_every",
     "checkpoints_kept",
+    "max_skipped_steps",
     "gradient_checkpointing",
 }
 

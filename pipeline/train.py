@@ -29,7 +29,7 @@ from pipeline.gang import Gang
 from pipeline.model import ModelConfig, load_tokenizer
 from pipeline.pruning import PruneConfig
 from pipeline.recorder import Progress, Recorder
-from pipeline.section import Duration, Positive
+from pipeline.section import Duration, NotNegative, Positive
 from pipeline.tasks import Task
 from pipeline.weights import fingerprints, full_state_dict
 from pipeline.zero import ZeroConfig, init_deepspeed
@@ -37,6 +37,10 @@ from pipeline.zero import ZeroConfig, init_deepspeed
 VERSION = 1
 WEIGHTS_FILE = "weights.json"
 _NUM_LAYER_RECORDS = 20
+_NOT_FINITE_ADVICE = (
+    "Look for values that are not finite in the data, lower train.lr, set train.gradient_clipping or "
+    "train.lr_warmup, or use bf16 or fp32 instead of fp16; the last checkpoint is good"
+)
 
 
 class TrainConfig(OptimizerConfig):
@@ -56,6 +60,8 @@ class TrainConfig(OptimizerConfig):
     """Steps between two records."""
     checkpoint_every: Positive | None = 500
     """Steps between two checkpoints; null keeps none."""
+    max_skipped_steps: NotNegative = 0
+    """How many steps with a gradient that is not finite are left out before the run stops (ZeRO 1-3)."""
     checkpoints_kept: Positive = 2
     """How many checkpoints are kept; the oldest go first."""
 
@@ -83,7 +89,12 @@ class TrainConfig(OptimizerConfig):
 
 @dataclass(kw_only=True)
 class _Run:
-    """One run at work: what the loop's functions share."""
+    """One run at work: what the loop's functions share.
+
+    Schedules go by the updates that were made (`done.steps`), batches by those that were drawn
+    (`done.batches`). There are more of these where DeepSpeed left updates out: it does so in fp16 as it
+    looks for a loss scale, and in every precision where a gradient is not finite.
+    """
 
     config: TrainConfig
     gang: Gang
@@ -93,6 +104,8 @@ class _Run:
     plan: BatchPlan
     num_steps: int
     warmup_steps: int
+    done: checkpoint.TrainingState
+    precision: str
     window: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "tokens": 0.0})
     window_start: float = field(default_factory=time.perf_counter)
     steps_in_window: int = 0
@@ -136,11 +149,11 @@ def train(
     num_steps = config.num_steps(plan.steps_per_epoch)
     schedule = prune.schedule(num_steps, plan.steps_per_epoch) if prune else None
     engine = make_engine(model_config, task, config, zero, prune, model_kwargs, plan, gang)
-    first_step, history = 0, ""
+    done, history = checkpoint.TrainingState(), ""
     with checkpoints.latest() as saved:
         if saved is not None:
             folder, manifest = saved
-            first_step = checkpoint.load_engine(
+            done = checkpoint.load_engine(
                 folder, engine=engine, manifest=manifest, gang=gang, zero_stage=zero.stage
             )
             history = checkpoint.load_records(folder)
@@ -161,20 +174,24 @@ def train(
         warmup_steps=config.lr_warmup.steps(
             steps_per_epoch=plan.steps_per_epoch, num_steps=num_steps
         ),
+        done=done,
+        precision=zero.precision,
     )
     collate = task.collator(load_tokenizer(ModelConfig(path=str(data / "tokenizer"))))
     loader = DataLoader(
         rows,
-        batch_sampler=list(plan.micro_batches(gang.rank, first_step, num_steps)),
+        batch_sampler=plan.micro_batches(gang.rank, done.batches),
         collate_fn=collate,
         pin_memory=gang.device.type == "cuda",
     )
     batches = iter(loader)
-    for step in range(first_step, num_steps):
-        train_step(run, step, batches)
-        done = step + 1
-        if config.checkpoint_every and done % config.checkpoint_every == 0 and done < num_steps:
-            checkpoints.save(partial(_checkpoint, run, zero, done), done)
+    every = config.checkpoint_every
+    while run.done.steps < num_steps:
+        updated = train_step(run, batches)
+        steps = run.done.steps
+        if updated and every and steps % every == 0 and steps < num_steps:
+            _check_weights(run)
+            checkpoints.save(partial(_checkpoint, run, zero), steps)
     figures = _finish(run, data, output, zero)
     if run.recorder:
         run.recorder.close()
@@ -195,20 +212,71 @@ def _attach_pruner(
     )
 
 
-def train_step(run: _Run, step: int, batches: Iterator[dict[str, Tensor]]) -> None:
-    """Take one optimizer step: set the rate, forward and backward each micro-batch, record."""
+def train_step(run: _Run, batches: Iterator[dict[str, Tensor]]) -> bool:
+    """Take one optimizer step: set the rate, forward and backward each micro-batch, record.
+
+    Returns:
+        Whether the weights were updated.
+    """
+    step = run.done.steps
     for group in run.engine.basic_optimizer.param_groups:
         group["lr"] = run.config.lr_at(step, run.num_steps, run.warmup_steps)
-    # Dropout is drawn from (seed, step, rank), so that a resumed run draws what it would have drawn.
-    torch.manual_seed((run.config.seed * 1_000_003 + step) * 65_537 + run.gang.rank)
+    # Dropout is drawn from (seed, batch, rank), so that a resumed run draws what it would have drawn.
+    torch.manual_seed((run.config.seed * 1_000_003 + run.done.batches) * 65_537 + run.gang.rank)
+    skipped = run.engine.skipped_steps
     for _ in range(run.plan.accumulation):
         forward_backward(run, next(batches))
         run.engine.step()
+    run.done.batches += 1
+    if run.engine.skipped_steps > skipped:
+        _skip(run)
+        return False
+    run.done.steps += 1
     run.steps_in_window += 1
-    if (step + 1) % run.config.log_every == 0 or step + 1 == run.num_steps:
+    if run.done.steps % run.config.log_every == 0 or run.done.steps == run.num_steps:
         _record_step(run, step)
     if run.pruner and run.pruner.last_pruning and run.pruner.last_pruning.step == step:
         _record_pruning(run, run.pruner, step)
+    return True
+
+
+def _skip(run: _Run) -> None:
+    """Note an update that DeepSpeed left out; it found the same on all workers.
+
+    Raises:
+        StageError: if those were too many. The weights are still good.
+    """
+    run.window = {"loss": 0.0, "tokens": 0.0}  # its loss may not be finite
+    run.window_start, run.steps_in_window = time.perf_counter(), 0
+    if run.precision == "fp16":
+        return  # DeepSpeed raises by itself when no loss scale is left
+    run.done.skipped += 1
+    if run.recorder:
+        run.recorder.write("skip", run.done.steps, {"batch": run.done.batches - 1})
+    if run.done.skipped > run.config.max_skipped_steps:
+        raise StageError(
+            f"the gradient of step {run.done.steps} is not finite (batch {run.done.batches - 1}), the "
+            f"{_ordinal(run.done.skipped)} such step; train.max_skipped_steps is "
+            f"{run.config.max_skipped_steps}. {_NOT_FINITE_ADVICE}"
+        )
+
+
+def _ordinal(number: int) -> str:
+    return {1: "first", 2: "second", 3: "third"}.get(number, f"{number}th")
+
+
+def _check_weights(run: _Run) -> None:
+    """Make sure that no checkpoint is written of weights that are not finite.
+
+    Raises:
+        StageError: if there are any, on whatever worker.
+    """
+    parameters = (getattr(p, "ds_tensor", p) for p in run.engine.module.parameters())
+    bad = sum(not bool(torch.isfinite(p.detach()).all()) for p in parameters)
+    if run.gang.sum(bad)[0]:
+        raise StageError(
+            f"weights are not finite after step {run.done.steps}. {_NOT_FINITE_ADVICE}"
+        )
 
 
 def forward_backward(run: _Run, batch: dict[str, Tensor]) -> None:
@@ -225,10 +293,7 @@ def _record_step(run: _Run, step: int) -> None:
     loss, tokens = run.gang.sum(float(run.window["loss"]), run.window["tokens"])
     loss /= run.gang.world_size * run.steps_in_window
     if not math.isfinite(loss):
-        raise StageError(
-            f"the loss is {loss} at step {step}: lower train.lr, set train.gradient_clipping, or use "
-            "bf16 or fp32 instead of fp16; the last checkpoint is good"
-        )
+        raise StageError(f"the loss is {loss} at step {step}. {_NOT_FINITE_ADVICE}")
     now = time.perf_counter()
     norm = run.engine.get_global_grad_norm()
     values: dict[str, Any] = {
@@ -270,13 +335,13 @@ def _record_pruning(run: _Run, pruner: Pruner, step: int) -> None:
             run.recorder.write("layers", step, {"sparsity": layers})
 
 
-def _checkpoint(run: _Run, zero: ZeroConfig, step: int, folder: Path) -> None:
+def _checkpoint(run: _Run, zero: ZeroConfig, folder: Path) -> None:
     checkpoint.write_checkpoint(
         folder,
         engine=run.engine,
         pruner=run.pruner,
         records=run.recorder.path if run.recorder else None,
-        step=step,
+        done=run.done,
         gang=run.gang,
         zero_stage=zero.stage,
     )

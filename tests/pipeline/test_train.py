@@ -1,6 +1,8 @@
 """Training as a plain function under torchrun: interrupted anywhere, it ends as if it never was."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from pipeline.recorder import read_records
 from pipeline.train import TrainConfig
 from tests.pipeline.conftest import BAD, GOOD
-from tests.pipeline.train_worker import CASES, LENGTH, STOP_AFTER
+from tests.pipeline.train_worker import CASES, LENGTH, NAN_CASES, STOP_AFTER
 from tests.processes import torchrun
 
 
@@ -26,6 +28,11 @@ def trained(tiny_bert, tmp_path_factory):
     splits = DatasetDict(train=Dataset.from_list(rows * 3), validation=Dataset.from_list(rows))
     splits.save_to_disk(str(folder / "data" / "dataset"))
     tokenizer.save_pretrained(folder / "data" / "tokenizer")
+    shutil.copytree(folder / "data", folder / "nan-data")
+    numbers = [{**row, "labels": float(row["labels"])} for row in rows * 3]
+    numbers[30]["labels"] = float("nan")
+    splits = DatasetDict(train=Dataset.from_list(numbers), validation=Dataset.from_list(numbers))
+    splits.save_to_disk(str(folder / "nan-data" / "dataset"))
     arguments = [str(tiny_bert), str(folder / "data"), str(folder / "out")]
     torchrun("tests.pipeline.train_worker", *arguments, num_processes=2, timeout=400)
     return folder / "out"
@@ -71,6 +78,25 @@ def test_records_cover_the_run_once(trained):
     assert [r["step"] for r in steps][-1] == LENGTH - 1
     assert len({r["step"] for r in steps}) == len(steps)
     assert steps[0]["loss"] > 0
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("case", NAN_CASES)
+def test_a_gradient_that_is_not_finite_stops_the_run_or_is_left_out(trained, case):
+    folder = trained / f"{case}-nan"
+    found = json.loads((folder / "found.json").read_text())
+    records = read_records(folder / "metrics.jsonl")
+    first = records["skip"][0]["step"]
+    assert f"the gradient of step {first} is not finite" in found["error"]
+    assert found["last_checkpoint"] == first  # the steps before it, all of them good
+    # Gone on from there: an epoch is six batches, one of them with the row; 20 steps take four epochs.
+    assert 3 <= len(records["skip"]) <= 4
+    assert found["figures"]["num_steps"] == LENGTH
+    num_prunable = found["figures"]["num_prunable"]
+    assert (
+        found["figures"]["num_pruned"] == found["figures"]["num_zeros"] == int(num_prunable * 0.7)
+    )
+    assert all(math.isfinite(record["loss"]) for record in records["step"])
 
 
 def test_learning_rate_rises_and_falls_linearly():

@@ -14,11 +14,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch.distributed as dist
 
 from pipeline.checkpoint_store import CheckpointStore
+from pipeline.errors import StageError
 from pipeline.gang import Gang
 from pipeline.model import ModelConfig, load_tokenizer
 from pipeline.pruning import PruneConfig
 from pipeline.tasks import make_task
-from pipeline.tasks.sequence import ClassificationConfig
+from pipeline.tasks.sequence import ClassificationConfig, RegressionConfig
 from pipeline.train import TrainConfig, train
 from pipeline.zero import ZeroConfig
 
@@ -28,6 +29,7 @@ CASES: dict[str, dict[str, Any]] = {
     "stage3": {"stage": 3},
     "stage2-bf16": {"stage": 2, "precision": "bf16"},
 }
+NAN_CASES = ("stage2", "stage3")
 LENGTH, STOP_AFTER = 20, (2, 9, 17)  # warm-up, gradual, fixed mask
 
 
@@ -49,11 +51,23 @@ class StoppingCheckpoints(CheckpointStore):
             raise InterruptedRunError
 
 
-def run(case: str, bert: Path, data: Path, output: Path, checkpoints: Any) -> dict[str, Any]:
-    task = make_task(ClassificationConfig(type="classification", text=["text"], label="label"))
+CLASSIFICATION = ClassificationConfig(type="classification", text=["text"], label="label")
+REGRESSION = RegressionConfig(type="regression", text=["text"], label="label")
+
+
+def run(
+    case: str,
+    bert: Path,
+    data: Path,
+    output: Path,
+    checkpoints: Any,
+    *,
+    task: Any = CLASSIFICATION,
+    max_skipped_steps: int = 0,
+) -> dict[str, Any]:
     return train(
         model_config=ModelConfig(path=str(bert)),
-        task=task,
+        task=make_task(task),
         config=TrainConfig(
             length=LENGTH,
             batch_size=8,
@@ -61,11 +75,12 @@ def run(case: str, bert: Path, data: Path, output: Path, checkpoints: Any) -> di
             lr=1e-3,
             log_every=3,
             checkpoint_every=1,
+            max_skipped_steps=max_skipped_steps,
         ),
         zero=ZeroConfig(**CASES[case], bucket_elements=10_000),
         prune=PruneConfig(sparsity=0.7, initial_sparsity=0.2, warmup=3, finetune=5, interval=3),
         data=data,
-        model_kwargs={"num_labels": 2},
+        model_kwargs={"num_labels": 2} if task is CLASSIFICATION else {"num_labels": 1},
         output=output,
         gang=Gang.current(),
         checkpoints=checkpoints,
@@ -93,7 +108,26 @@ def main(bert: str, data: str, output: str) -> None:
             figures = run(case, Path(bert), Path(data), folder, checkpoints)
             if dist.get_rank() == 0:
                 (folder / "figures.json").write_text(json.dumps(figures))
+    for case in NAN_CASES:
+        run_with_nan(case, Path(bert), Path(data).with_name("nan-data"), Path(output))
     dist.destroy_process_group()
+
+
+def run_with_nan(case: str, bert: Path, data: Path, output: Path) -> None:
+    """Train on rows one of which has no number for its label: once stopped by it, once not."""
+    name = f"{case}-nan"
+    checkpoints = CheckpointStore(f"{output / name}-checkpoints", Gang.current(), keep=3)
+    found: dict[str, Any] = {}
+    try:
+        run(case, bert, data, output / name, checkpoints, task=REGRESSION)
+    except StageError as error:
+        found["error"] = str(error)
+    with checkpoints.latest() as saved:
+        found["last_checkpoint"] = saved[1].step if saved else None
+    kept = {"task": REGRESSION, "max_skipped_steps": 9}
+    found["figures"] = run(case, bert, data, output / name, checkpoints, **kept)
+    if dist.get_rank() == 0:
+        (output / name / "found.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
