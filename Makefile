@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 export HF_HUB_OFFLINE ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test bench lint format schema clean
+.PHONY: demo test bench torture lint format schema clean
 
 demo: $(VENV)/demo
 	$(BIN)/mgpp run configs/demo.yaml
@@ -16,6 +16,11 @@ test: lint
 
 bench: $(VENV)/dev
 	$(BIN)/python -m tests.bench
+
+# Runs are killed over and over: some minutes for every ten kills.
+torture: export MGPP_TORTURE_KILLS ?= 100
+torture: $(VENV)/dev
+	$(BIN)/python -m pytest tests/pipeline/test_kill.py tests/launch/test_kill.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .

@@ -1,92 +1,16 @@
 """The command line end to end: real Ray, real DeepSpeed, real processes, a tiny random BERT."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, BertConfig, BertTokenizerFast
+from transformers import AutoModelForSequenceClassification
 
-from tests.processes import run
+from tests.launch.conftest import mgpp
 
 pytestmark = pytest.mark.distributed
-
-SYLLABLES = ["ba", "do", "ke", "lu", "mi", "no", "pa", "ri", "so", "tu"]
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """A folder with a tiny random BERT, data and a configuration, as a user would have."""
-    folder = tmp_path_factory.mktemp("project")
-    words = [a + b for a in SYLLABLES for b in SYLLABLES]
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary))
-    tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"))
-    torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_config(
-        BertConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=20,
-            intermediate_size=36,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            max_position_embeddings=16,
-        )
-    )
-    model.save_pretrained(folder / "bert")
-    tokenizer.save_pretrained(folder / "bert")
-    rows = [f"{a} {b}\t{int(a < b)}" for a in words[::3] for b in words[1::4]]
-    (folder / "rows.tsv").write_text("\n".join(["text\tlabel", *rows]))
-    config = {
-        "name": "tiny",
-        "storage": str(folder / "runs"),
-        "model": {"path": str(folder / "bert")},
-        "task": {"type": "classification", "text": ["text"], "label": "label", "max_length": 8},
-        "data": {"source": "files", "train": str(folder / "rows.tsv"), "validation_share": 0.2},
-        "train": {
-            "length": 24,
-            "batch_size": 16,
-            "micro_batch_size": 4,
-            "lr": 0.002,
-            "log_every": 4,
-        },
-        "dense": {"length": 8},
-        "prune": {
-            "sparsity": 0.8,
-            "initial_sparsity": 0.2,
-            "warmup": 4,
-            "finetune": 6,
-            "interval": 4,
-        },
-        "zero": {"stage": 3},
-        "cluster": {"num_workers": 2},
-    }
-    (folder / "run.yaml").write_text(yaml.safe_dump(config))
-    return folder
-
-
-def mgpp(project: Path, *arguments: str, timeout: float = 420):
-    command = [str(Path(sys.executable).with_name("mgpp")), *arguments]
-    return run(
-        command, timeout=timeout, env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(project / "hf")}
-    )
-
-
-@pytest.fixture(scope="module")
-def first_run(project):
-    done = mgpp(project, "run", str(project / "run.yaml"), "--json")
-    assert done.returncode == 0, done.stderr[-6000:]
-    return done
-
-
-@pytest.fixture(scope="module")
-def summary(first_run):
-    lines = first_run.stdout.strip().splitlines()
-    assert len(lines) == 1, lines
-    return json.loads(lines[0])
 
 
 def test_the_run_makes_every_artifact(summary):

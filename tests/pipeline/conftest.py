@@ -41,6 +41,25 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def train_data(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data stage's folder: 48 rows of good and bad days, tokenized."""
+    from datasets import Dataset, DatasetDict
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("train-data")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    rows = [
+        {**tokenizer(f"a {word} day"), "labels": label}
+        for label, words in enumerate((BAD, GOOD))
+        for word in words
+    ]
+    splits = DatasetDict(train=Dataset.from_list(rows * 3), validation=Dataset.from_list(rows))
+    splits.save_to_disk(str(folder / "dataset"))
+    tokenizer.save_pretrained(folder / "tokenizer")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def words_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CSV with the columns `text` and `label`: 48 rows, as many of each label."""
     path = tmp_path_factory.mktemp("words") / "words.csv"

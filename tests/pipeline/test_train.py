@@ -7,29 +7,21 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from pipeline.recorder import read_records
 from pipeline.train import TrainConfig
-from tests.pipeline.conftest import BAD, GOOD
 from tests.pipeline.train_worker import CASES, LENGTH, NAN_CASES, STOP_AFTER
 from tests.processes import torchrun
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_bert, tmp_path_factory):
+def trained(tiny_bert, train_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("train")
-    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
-    rows = [
-        {**tokenizer(f"a {word} day"), "labels": label}
-        for label, words in enumerate((BAD, GOOD))
-        for word in words
-    ]
-    splits = DatasetDict(train=Dataset.from_list(rows * 3), validation=Dataset.from_list(rows))
-    splits.save_to_disk(str(folder / "data" / "dataset"))
-    tokenizer.save_pretrained(folder / "data" / "tokenizer")
+    shutil.copytree(train_data, folder / "data")
+    rows = Dataset.load_from_disk(str(train_data / "dataset" / "train")).to_list()
     shutil.copytree(folder / "data", folder / "nan-data")
-    numbers = [{**row, "labels": float(row["labels"])} for row in rows * 3]
+    numbers = [{**row, "labels": float(row["labels"])} for row in rows]
     numbers[30]["labels"] = float("nan")
     splits = DatasetDict(train=Dataset.from_list(numbers), validation=Dataset.from_list(numbers))
     splits.save_to_disk(str(folder / "nan-data" / "dataset"))
