@@ -15,9 +15,9 @@ import pytest
 from pipeline.artifacts import open_artifact
 from pipeline.recorder import read_records
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.distributed, pytest.mark.torture, pytest.mark.timeout(1800)]
 
-ROUNDS = max(int(os.environ.get("MGPP_TORTURE_KILLS", "3")) // 3, 1)
+ROUNDS = max(int(os.environ.get("MGPP_TORTURE_KILLS", "12")) // 3, 1)
 # None of these changes what comes out.
 OVERRIDES = ["train.checkpoint_every=2", "train.log_every=1"]
 LENGTH, PRUNE_START, PRUNE_END = 24, 4, 17
