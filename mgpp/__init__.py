@@ -1,9 +1,10 @@
 """MGPP: prune large pretrained transformers under a mixture-Gaussian prior, sharded or not.
 
-The method alone: torch and the standard library. `mgpp.backends.torch.attach` prunes in a plain torch
-loop, `mgpp.backends.deepspeed.attach` under ZeRO.
+The method alone: torch and the standard library. `attach` prunes in a plain torch loop or under
+DeepSpeed ZeRO.
 """
 
+from mgpp.attaching import PruningConfig, attach, grouped_parameters, parameter_groups
 from mgpp.collectives import Collectives
 from mgpp.methods import GMP, METHODS, MGPP, Method
 from mgpp.prior import MixtureGaussianPrior, add_prior_grad_, log_prior
@@ -22,11 +23,15 @@ __all__ = [
     "MixtureGaussianPrior",
     "Pruner",
     "Pruning",
+    "PruningConfig",
     "PruningSchedule",
     "Shard",
     "SlabProbAnnealing",
     "__version__",
     "add_prior_grad_",
+    "attach",
+    "grouped_parameters",
     "log_prior",
+    "parameter_groups",
     "select_prunable",
 ]

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from mgpp import select_prunable
+from mgpp import grouped_parameters, select_prunable
 from pipeline.batches import BatchPlan
 from pipeline.gang import Gang
 from pipeline.model import ModelConfig, load_model
@@ -82,9 +82,9 @@ def make_engine(
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     freeze(model, config.freeze)
-    prunable = set(select_prunable(model, prune.include, prune.exclude)) if prune else set()
+    prunable = select_prunable(model, prune.include, prune.exclude) if prune else []
     optimizer = torch.optim.AdamW(
-        parameter_groups(model, prunable, config.weight_decay),
+        grouped_parameters(model, prunable, weight_decay=config.weight_decay),
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,
@@ -107,20 +107,3 @@ def freeze(model: torch.nn.Module, patterns: list[str]) -> None:
             raise ValueError(f"pattern {pattern!r} matches no parameter")
         for parameter in matching:
             parameter.requires_grad_(False)
-
-
-def parameter_groups(
-    model: torch.nn.Module, prunable: set[str], weight_decay: float
-) -> list[dict[str, Any]]:
-    """Return AdamW's groups: prunable weights first, other matrices, then vectors without decay."""
-    groups: list[list[torch.nn.Parameter]] = [[], [], []]
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            dims = len(getattr(parameter, "ds_shape", parameter.shape))
-            groups[0 if name in prunable else 1 if dims > 1 else 2].append(parameter)
-    decays = (weight_decay, weight_decay, 0.0)
-    return [
-        {"params": group, "weight_decay": decay}
-        for group, decay in zip(groups, decays, strict=True)
-        if group
-    ]

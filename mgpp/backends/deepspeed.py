@@ -128,10 +128,17 @@ def _layout(engine: Any, group: dict[str, Any], prunable: Mapping[str, nn.Parame
     stage = engine.zero_optimization_stage()
     if stage == 0:
         return _replicated(group, prunable)
+    optimizer = engine.optimizer
+    if stage == 3:
+        numbered = enumerate(optimizer.fp16_groups)
+        first = [g for i, g in numbered if optimizer.sub_group_to_group_id[i] == 0]
+        _check_group([p for sub_group in first for p in sub_group], prunable)
+    else:  # ZeRO 1/2 and BF16_Optimizer call them differently
+        low = getattr(optimizer, "bit16_groups", None) or optimizer.bf16_groups
+        _check_group(low[0], prunable)
     placed = _zero3_shards(engine, prunable) if stage == 3 else _flat_shards(group, prunable)
     flats: list[Tensor] = []
     if stage == 3:
-        optimizer = engine.optimizer
         in_group = [
             optimizer.sub_group_to_group_id[i] == 0 for i in range(len(optimizer.fp16_groups))
         ]
@@ -152,12 +159,33 @@ def _layout(engine: Any, group: dict[str, Any], prunable: Mapping[str, nn.Parame
     return _Layout(flats, [by_flat[id(flat)] for flat in flats], replicated=False)
 
 
+def _check_group(parameters: Sequence[Any], prunable: Mapping[str, nn.Parameter]) -> None:
+    """Make sure that the first group holds what is pruned and nothing else, which would be zeroed.
+
+    Raises:
+        ValueError: naming a weight that is missing, or how many are too many.
+    """
+    found = {id(parameter) for parameter in parameters}
+    missing = [name for name, parameter in prunable.items() if id(parameter) not in found]
+    extra = len(found) - (len(prunable) - len(missing))
+    if missing or extra:
+        problem = f"{missing[0]} is not in it" if missing else f"it holds {extra} others too"
+        raise ValueError(
+            "the first parameter group of the optimizer given to deepspeed.initialize must hold the "
+            f"prunable weights and nothing else, but {problem}: make its groups with "
+            "mgpp.parameter_groups(model, config)"
+        )
+
+
 def _replicated(group: dict[str, Any], prunable: Mapping[str, nn.Parameter]) -> _Layout:
     """Stage 0: the group's tensors are the weights, or their float32 copies, in the same order."""
     flats = list(group["params"])
     shapes = [tuple(flat.shape) for flat in flats]
     if shapes != [tuple(parameter.shape) for parameter in prunable.values()]:
-        raise RuntimeError("the optimizer's first parameter group must hold the prunable weights")
+        raise ValueError(
+            "the first parameter group of the optimizer given to deepspeed.initialize must hold the "
+            "prunable weights and nothing else: make its groups with mgpp.parameter_groups(model, config)"
+        )
     shards = [
         [_shard(name, index, tuple(flat.shape), 0, flat.numel(), flat, 0)]
         for index, (name, flat) in enumerate(zip(prunable, flats, strict=True))

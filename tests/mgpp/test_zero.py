@@ -17,7 +17,7 @@ def trained(tmp_path_factory):
     torchrun("tests.mgpp.zero_worker", str(folder), "two", num_processes=2, timeout=400)
     return {
         case: [torch.load(folder / f"two-{case}-rank{r}.pt", weights_only=True) for r in (0, 1)]
-        for case in odd.CASES
+        for case in (*odd.CASES, "refusals")
     }
 
 
@@ -86,3 +86,10 @@ def test_bf16_stays_near_the_reference(case, trained, reference):
     for name, expected in weights.items():
         found = trained[case][0]["weights"][name]
         assert (found - expected).abs().mean() < 3 * odd.ADAMW["lr"], name
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_first_group_that_holds_more_is_refused_and_left_alone(stage, trained):
+    for refusals in trained["refusals"]:
+        assert "must hold the prunable weights and nothing else" in refusals[stage]
+        assert "mgpp.parameter_groups" in refusals[stage]

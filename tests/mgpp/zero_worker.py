@@ -9,6 +9,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
+import mgpp
 from mgpp.backends.deepspeed import attach
 from tests.mgpp import odd_transformer as odd
 
@@ -67,6 +68,23 @@ def train(stage: int, precision: str, **zero: object) -> dict[str, object]:
     }
 
 
+def refusal(stage: int) -> str:
+    """Return what is said where the first parameter group holds more than what is pruned."""
+    model = odd.make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=config(stage, "fp32")
+    )
+    before = [p.detach().clone() for p in engine.module.parameters()]
+    try:
+        mgpp.attach(engine, {"sparsity": 0.5}, 20, 100)
+    except ValueError as error:
+        after = engine.module.parameters()
+        assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+        return str(error)
+    return ""
+
+
 def main(folder: str, world: str) -> None:
     from deepspeed.ops import __compatible_ops__
 
@@ -75,6 +93,8 @@ def main(folder: str, world: str) -> None:
     for case, (stage, precision, zero) in odd.CASES.items():
         result = train(stage, precision, **zero)
         torch.save(result, f"{folder}/{world}-{case}-rank{dist.get_rank()}.pt")
+    refusals = {stage: refusal(stage) for stage in (0, 1, 2, 3)}
+    torch.save(refusals, f"{folder}/{world}-refusals-rank{dist.get_rank()}.pt")
     dist.destroy_process_group()
 
 

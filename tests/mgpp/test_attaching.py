@@ -1,0 +1,120 @@
+"""Attaching in a loop of one's own: what is taken, what is refused, and that it is the same pruning."""
+
+import pytest
+import torch
+from torch import nn
+
+import mgpp
+from mgpp.backends import torch as torch_backend
+
+CONFIG = mgpp.PruningConfig(sparsity=0.7, initial_sparsity=0.2, warmup=2, finetune=0.25, interval=3)
+
+
+class Wrapped(nn.Module):
+    """As DistributedDataParallel wraps a model."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return self.module(x)
+
+
+class WrappedOptimizer(torch.optim.Optimizer):
+    """As Accelerate wraps an optimizer: a class of the same kind whose own hooks never run."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    def step(self):
+        self.optimizer.step()
+
+
+def make_model():
+    torch.manual_seed(0)
+    return nn.ModuleDict({"layers": nn.Sequential(*[nn.Linear(9, 9) for _ in range(3)])})
+
+
+def train(attach, wrap=lambda model, optimizer: (model, optimizer)):
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    model, optimizer = wrap(model, optimizer)
+    pruner = attach(model, optimizer)
+    inner = model.module if isinstance(model, Wrapped) else model
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(20):
+        inner["layers"](torch.randn(4, 9, generator=generator)).square().mean().backward()
+        optimizer.step()
+        inner.zero_grad()
+    return pruner, torch.cat([p.detach().view(-1) for p in inner.parameters()])
+
+
+def by_hand(model, optimizer):
+    prunable = {n: p for n, p in model.named_parameters() if p.dim() == 2}
+    schedule = mgpp.PruningSchedule(
+        num_steps=20,
+        warmup_steps=2,
+        finetune_steps=5,
+        interval=3,
+        initial_sparsity=0.2,
+        final_sparsity=0.7,
+    )
+    method = mgpp.MGPP(num_examples=80)
+    return torch_backend.attach(optimizer, prunable, method=method, schedule=schedule)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda m, o: (m, o), lambda m, o: (Wrapped(m), WrappedOptimizer(o))]
+)
+def test_it_is_the_pruning_of_the_backend(wrap):
+    pruner, weights = train(lambda m, o: mgpp.attach((m, o), CONFIG, 20, 80), wrap)
+    expected_pruner, expected = train(by_hand)
+    assert torch.equal(weights, expected)
+    assert pruner.mask_hash() == expected_pruner.mask_hash()
+    assert pruner.num_zeros() == int(3 * 81 * 0.7)
+
+
+def test_gmp_leaves_the_gradients_alone():
+    config = {"sparsity": 0.5, "method": "gmp", "warmup": 0, "finetune": 0}
+    pruner, _ = train(lambda m, o: mgpp.attach((m, o), config, 20, 80))
+    assert isinstance(pruner.method, mgpp.GMP)
+
+
+def test_parameter_groups_put_the_prunable_weights_first():
+    first, *others = mgpp.parameter_groups(make_model(), CONFIG, weight_decay=0.1)
+    assert [p.shape for p in first["params"]] == [(9, 9)] * 3
+    assert first["weight_decay"] == 0.1
+    assert [(len(g["params"]), g["weight_decay"]) for g in others] == [(3, 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        ({}, "sparsity: missing"),
+        ({"sparsity": 0.9, "sparsty": 0.8}, "sparsty: unknown key; allowed are sparsity, "),
+        ({"sparsity": 1.0}, "final_sparsity must lie in"),
+        ({"sparsity": 0.9, "method": "movement"}, "method: got 'movement'; allowed are "),
+        ({"sparsity": 0.9, "warmup": 1.5}, "warmup: got 1.5; give steps"),
+        ({"sparsity": 0.9, "finetune": -1}, "finetune: got -1"),
+        ({"sparsity": 0.9, "warmup": 0.6, "finetune": 0.6}, "prune_start"),
+        ({"sparsity": 0.9, "include": ["nothing.*"]}, "nothing"),
+        ({"sparsity": 0.9, "spike_var": 1.0}, "0 < spike_var < slab_var"),
+    ],
+)
+def test_settings_that_are_wrong(config, problem):
+    model = make_model()
+    with pytest.raises(ValueError, match=problem):
+        mgpp.attach((model, torch.optim.SGD(model.parameters())), config, 20, 80)
+
+
+def test_targets_that_are_wrong():
+    model, other = make_model(), make_model()
+    with pytest.raises(TypeError, match="a pair"):
+        mgpp.attach(model, CONFIG, 20, 80)
+    with pytest.raises(TypeError, match="need a torch optimizer, got str"):
+        mgpp.attach((model, "adam"), CONFIG, 20, 80)
+    with pytest.raises(ValueError, match=r"layers\.0\.weight is not in the optimizer"):
+        mgpp.attach((model, torch.optim.SGD(other.parameters())), CONFIG, 20, 80)
+    with pytest.raises(TypeError, match="include: got a string"):
+        mgpp.PruningConfig(sparsity=0.5, include="layers.*")
