@@ -1,4 +1,4 @@
-"""The command line: `mgpp run`, `validate`, `show`, `schema`."""
+"""The command line: `mgpp run`, `validate`, `plan`, `show`, `schema`."""
 
 import json
 import os
@@ -94,6 +94,36 @@ def validate(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = 
 
 
 @app.command()
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    gpu_memory_gib: Annotated[
+        float | None, typer.Option(min=0, help="Memory of a worker's device: does it fit?")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what a run will take of each worker: memory, bytes sent, checkpoints; start nothing."""
+    with _reported_errors(as_json) as emit:
+        from dataclasses import asdict
+
+        from pipeline.config import parse_config, read_config
+        from pipeline.errors import ConfigError
+        from pipeline.plan import plan_run
+
+        values, problems = read_config(config, list(overrides or []))
+        if problems:
+            raise ConfigError(problems)
+        settings = parse_config(values)
+        found = plan_run(settings)
+        room = None if gpu_memory_gib is None else gpu_memory_gib * 2**30
+        fits = None if room is None else found.device_total <= room
+        if not as_json:
+            Console().print(_plan_table(settings, found, room))
+        totals = {"device_total": found.device_total, "host_total": found.host_total}
+        emit({"status": "planned", **asdict(found), **totals, "fits": fits})
+
+
+@app.command()
 def show(
     artifact: Annotated[str, typer.Argument(help="Folder of an artifact, local or a URL.")],
     as_json: AsJson = False,
@@ -185,6 +215,43 @@ def _table(summary: dict[str, Any], artifacts: dict[str, Any]) -> Table:
         )
     table.add_row("all, seconds", "", f"{sum(summary['seconds'].values()):.1f}")
     return table
+
+
+def _plan_table(settings: Any, found: Any, room: float | None) -> Table:
+    """Return what a run will take, for people."""
+    zero, cluster = settings.zero, settings.cluster
+    table = Table(
+        title=f"{settings.name}: {found.num_parameters:,} parameters, {found.num_prunable:,} prunable; "
+        f"ZeRO {zero.stage}, {zero.precision}, {cluster.num_workers} workers",
+        title_justify="left",
+        min_width=60,
+    )
+    table.add_column("of each worker")
+    table.add_column("", justify="right")
+    for name, size in found.device.items():
+        table.add_row(name, _size(size))
+    table.add_row("device, all", _size(found.device_total))
+    if room is not None:
+        fits = "fits" if found.device_total <= room else "DOES NOT FIT"
+        table.add_row("device, there is", f"{_size(room)}  {fits}")
+    if found.host:
+        table.add_section()
+        for name, size in found.host.items():
+            table.add_row(f"host: {name}", _size(size))
+        table.add_row("host, all", _size(found.host_total))
+    table.add_section()
+    table.add_row("sent a step", _size(found.sent_per_step))
+    table.add_row("sent a pruning, at most", _size(found.sent_per_pruning))
+    table.add_row("a checkpoint, all workers", _size(found.checkpoint))
+    return table
+
+
+def _size(size: float) -> str:
+    unit = next((u for u in ("TiB", "GiB", "MiB") if size >= 2 ** (10 * _POWERS[u])), "KiB")
+    return f"{size / 2 ** (10 * _POWERS[unit]):,.1f} {unit}"
+
+
+_POWERS = {"KiB": 1, "MiB": 2, "GiB": 3, "TiB": 4}
 
 
 def _joins_a_cluster(config: str, overrides: list[str]) -> bool:

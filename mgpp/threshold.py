@@ -108,6 +108,18 @@ def find_cut(
     return Cut(k=k, bits=bits, tied_quota=quota)
 
 
+def sent_bytes(world_size: int, num_weights: int) -> int:
+    """Return the most that a rank hands to reductions for one `find_cut`, in bytes.
+
+    Args:
+        world_size: ranks over which the weights are sharded.
+        num_weights: number of prunable weights (matrices) over the whole model.
+    """
+    upper, digit = 1 << (31 - _SAMPLE_SHIFT), 1 << _DIGIT_BITS
+    ties = num_weights + world_size
+    return 8 * (upper + 2 * digit + 3 + 3 * digit + ties)
+
+
 def kept_chunks(
     shards: Sequence[Shard], position: int, cut: Cut
 ) -> Iterator[tuple[Tensor, Tensor]]:

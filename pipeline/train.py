@@ -160,7 +160,7 @@ def train(
         pruner = None
         if prune is not None and schedule is not None:
             # After loading: it may replace the optimizer's groups, and with them what was hooked.
-            pruner = _attach_pruner(engine, prune, schedule, num_examples=len(rows))
+            pruner = attach_pruner(engine, prune, schedule, num_examples=len(rows))
             if saved is not None:
                 checkpoint.load_pruner(folder, pruner=pruner, gang=gang)
     run = _Run(
@@ -199,9 +199,10 @@ def train(
     return figures
 
 
-def _attach_pruner(
+def attach_pruner(
     engine: Any, prune: PruneConfig, schedule: PruningSchedule, num_examples: int
 ) -> Pruner:
+    """Prune the engine's weights as the settings say."""
     weights = dict(engine.module.named_parameters())
     names = select_prunable(engine.module, prune.include, prune.exclude)
     return attach(

@@ -50,7 +50,7 @@ def deepspeed_config(
         gradient_clipping: largest global norm, or None.
         on_gpu: whether the workers have GPUs.
     """
-    bucket = zero.bucket_elements or (500_000_000 if on_gpu else 5_000_000)
+    bucket = zero.bucket_elements or default_bucket(on_gpu)
     sharding: dict[str, Any] = {
         "stage": zero.stage,
         "allgather_bucket_size": bucket,
@@ -82,6 +82,11 @@ def deepspeed_config(
     extra = dict(zero.extra)
     sharding.update(extra.pop("zero_optimization", {}))
     return {**values, **extra}
+
+
+def default_bucket(on_gpu: bool) -> int:
+    """Return how many elements are gathered or reduced at a time."""
+    return 500_000_000 if on_gpu else 5_000_000
 
 
 def problems_of(zero: ZeroConfig) -> list[str]:

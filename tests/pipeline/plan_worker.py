@@ -1,0 +1,88 @@
+"""Run by torchrun: what tensors two workers really hold at the optimizer's step, in every layout."""
+
+import gc
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+import torch.distributed as dist
+
+from pipeline.engine import make_engine
+from pipeline.gang import Gang
+from pipeline.model import ModelConfig
+from pipeline.pruning import PruneConfig
+from pipeline.tasks import make_task
+from pipeline.tasks.sequence import ClassificationConfig
+from pipeline.train import TrainConfig, attach_pruner
+from pipeline.zero import ZeroConfig, init_deepspeed
+
+CASES: dict[str, dict[str, Any]] = {
+    "stage0": {"stage": 0},
+    "stage1": {"stage": 1},
+    "stage2": {"stage": 2},
+    "stage3": {"stage": 3},
+    "stage1-bf16": {"stage": 1, "precision": "bf16"},
+    "stage2-bf16": {"stage": 2, "precision": "bf16"},
+    "stage3-bf16": {"stage": 3, "precision": "bf16"},
+    "stage2-offload": {"stage": 2, "offload_optimizer": True},
+    "stage3-offload": {"stage": 3, "offload_optimizer": True},
+}
+BUCKET = 2000
+
+
+def held_bytes() -> dict[int, int]:
+    """Return the bytes of every storage that a tensor alive lies in, by its address."""
+    storages: dict[int, int] = {}
+    for thing in gc.get_objects():
+        if type(thing) in (torch.Tensor, torch.nn.Parameter):
+            for tensor in (thing, thing.grad if thing.is_leaf else None):
+                if tensor is not None and tensor.device.type != "meta":
+                    storage = tensor.untyped_storage()
+                    storages[storage.data_ptr()] = storage.nbytes()
+    return storages
+
+
+def measure(case: str, bert: str) -> int:
+    """Return what one worker holds at the end of the inner optimizer's second step."""
+    gc.collect()
+    before = set(held_bytes())
+    zero = ZeroConfig(**CASES[case], bucket_elements=BUCKET)
+    config = TrainConfig(batch_size=4, micro_batch_size=2)
+    plan = config.batch_plan(num_rows=8, world_size=2)
+    prune = PruneConfig(sparsity=0.5)
+    task = make_task(ClassificationConfig(type="classification", text=["text"], label="label"))
+    model = ModelConfig(path=bert)
+    engine = make_engine(model, task, config, zero, prune, {"num_labels": 2}, plan, Gang.current())
+    attach_pruner(engine, prune, prune.schedule(100, 10), num_examples=8)
+    found: list[int] = []
+
+    def at_step(*_: Any) -> None:
+        found.append(sum(size for at, size in held_bytes().items() if at not in before))
+
+    engine.basic_optimizer.register_step_post_hook(at_step)
+    for _ in range(2):
+        tokens = torch.randint(5, 20, (2, 3))
+        engine.backward(engine(input_ids=tokens, labels=torch.tensor([0, 1])).loss)
+        engine.step()
+    engine.destroy()
+    return max(found[len(found) // 2 :])
+
+
+def main(bert: str, out: str) -> None:
+    """Measure all layouts and write what rank 0 holds."""
+    dist.init_process_group("gloo")
+    init_deepspeed("gloo")
+    held = {case: measure(case, bert) for case in CASES}
+    if dist.get_rank() == 0:
+        Path(out).write_text(json.dumps(held))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
