@@ -17,6 +17,7 @@ from pipeline.model import build_empty
 from pipeline.tasks import make_task
 from pipeline.zero import DTYPES, ZeroConfig, default_bucket
 
+_SUB_GROUP = 10**9  # elements of a shard that ZeRO 3 steps at once, by default
 _MASTER, _MOMENTS = 4, 8  # bytes a weight: float32, and AdamW's two averages
 
 
@@ -118,7 +119,10 @@ def state_bytes(
         gradients, stepping = trained * width, 0 if width == _MASTER else trained * _MASTER
         master = 0 if width == _MASTER else trained * _MASTER
     else:
-        stepping, master = shard * _MASTER, shard * _MASTER
+        at_once = (
+            min(shard, _SUB_GROUP) if zero.stage == 3 and not zero.offload_optimizer else shard
+        )
+        stepping, master = at_once * _MASTER, shard * _MASTER
         # Stage 1 holds whole gradients until the backward pass ends, before those of the step are made.
         whole = trained * width - stepping if zero.stage == 1 else 0
         gradients = max(whole, shard * width)

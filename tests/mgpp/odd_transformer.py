@@ -6,6 +6,7 @@ The reference takes the prior's gradient by autograd, the threshold by sorting, 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from mgpp import MGPP, MixtureGaussianPrior, PruningSchedule, log_prior
 
@@ -22,6 +23,7 @@ SCHEDULE = PruningSchedule(
     initial_sparsity=0.3,
     final_sparsity=0.85,
 )
+RECOMPUTE = "recompute"  # activations, layer by layer; a setting of the model and none of ZeRO's
 CASES: dict[str, tuple[int, str, dict[str, object]]] = {
     "stage0-fp32": (0, "fp32", {}),
     "stage1-fp32": (1, "fp32", {}),
@@ -31,11 +33,22 @@ CASES: dict[str, tuple[int, str, dict[str, object]]] = {
     "stage3-persistent-fp32": (3, "fp32", {"stage3_param_persistence_threshold": 500}),
     "stage2-offload-fp32": (2, "fp32", {"offload_optimizer": {"device": "cpu"}}),
     "stage3-offload-fp32": (3, "fp32", {"offload_optimizer": {"device": "cpu"}}),
+    "stage1-offload-fp32": (1, "fp32", {"offload_optimizer": {"device": "cpu"}}),
+    "stage3-offload-all-fp32": (
+        3,
+        "fp32",
+        {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}},
+    ),
+    "stage2-recompute-fp32": (2, "fp32", {RECOMPUTE: True}),
+    "stage3-recompute-fp32": (3, "fp32", {RECOMPUTE: True}),
     "stage0-bf16": (0, "bf16", {}),
     "stage1-bf16": (1, "bf16", {}),
     "stage1-bf16+fp32": (1, "bf16+fp32", {}),
     "stage2-bf16": (2, "bf16", {}),
     "stage3-bf16": (3, "bf16", {}),
+    "stage2-offload-bf16": (2, "bf16", {"offload_optimizer": {"device": "cpu"}}),
+    "stage3-offload-bf16": (3, "bf16", {"offload_optimizer": {"device": "cpu"}}),
+    "stage3-subgroups-bf16": (3, "bf16", {"sub_group_size": 700}),
 }
 
 
@@ -64,11 +77,12 @@ class OddTransformer(nn.Module):
         self.embedding = nn.Embedding(VOCABULARY, WIDTH)
         self.layers = nn.ModuleList([Layer() for _ in range(LAYERS)])
         self.head = nn.Linear(WIDTH, VOCABULARY)
+        self.recompute = False
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens)
         for layer in self.layers:
-            x = layer(x)
+            x = checkpoint(layer, x, use_reentrant=False) if self.recompute else layer(x)
         return self.head(x)
 
 

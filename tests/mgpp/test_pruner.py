@@ -1,5 +1,7 @@
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from mgpp import GMP, MGPP, Pruner, PruningSchedule
@@ -71,6 +73,70 @@ def test_masks_figures_and_hash_do_not_depend_on_the_sharding(world_size, cut_in
 
     alone = run_ranks(1, lambda c: run(c, per_weight_shards))[0]
     assert all(result == alone for result in run_ranks(world_size, run))
+
+
+@st.composite
+def runs(draw):
+    """Draw matrices, a schedule, a method and a number of ranks."""
+    shapes = draw(
+        st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=4)
+    )
+    initial = draw(st.sampled_from([0.0, 0.25, 0.5]))
+    schedule = PruningSchedule(
+        num_steps=14,
+        warmup_steps=draw(st.integers(0, 4)),
+        finetune_steps=draw(st.integers(0, 5)),
+        interval=draw(st.integers(1, 5)),
+        initial_sparsity=initial,
+        final_sparsity=draw(st.sampled_from([0.5, 0.73, 0.99])),
+    )
+    method = draw(st.sampled_from([GMP(), MGPP(num_examples=100)]))
+    return shapes, schedule, method, draw(st.integers(2, 5)), draw(st.integers(0, 99))
+
+
+@settings(max_examples=40, deadline=None)
+@given(run=runs(), cut_into=st.sampled_from([contiguous_shards, per_weight_shards]))
+def test_the_result_does_not_depend_on_the_number_of_ranks(run, cut_into):
+    shapes, schedule, method, world_size, seed = run
+
+    def train(collectives):
+        """Take steps of plain gradient descent; few values, so that many magnitudes are tied."""
+        generator = torch.Generator().manual_seed(seed)
+        weights = [torch.randint(-6, 7, shape, generator=generator) / 8 for shape in shapes]
+        steps = [
+            [torch.randint(-1, 2, shape, generator=generator) / 64 for shape in shapes]
+            for _ in range(schedule.num_steps)
+        ]
+        shards = cut_into(weights, collectives.rank, collectives.world_size)
+        names = {f"layers.{i}.weight": tuple(shape) for i, shape in enumerate(shapes)}
+        pruner = Pruner(shards, names, method=method, schedule=schedule, collectives=collectives)
+        hashes = []
+        for step in steps:
+            for shard in shards:
+                gradient = step[shard.index].reshape(-1)
+                whole = torch.zeros_like(shard.flat)
+                flat = whole.view(-1)[shard.start : shard.start + shard.numel]
+                flat.copy_(gradient[shard.offset : shard.offset + shard.numel])
+                if shard.flat.grad is None or shard.start == 0:
+                    shard.flat.grad = whole
+                else:
+                    shard.flat.grad += whole
+            pruner.before_update(shards)
+            for shard in shards:
+                shard.weight.sub_(shard.grad)
+            pruner.after_update(shards)
+            pruner.finish_step()
+            hashes.append(pruner.mask_hash())
+        pieces = [(s.index, s.offset, s.weight.clone()) for s in shards if s.numel]
+        return hashes, pruner.last_pruning, pieces
+
+    (expected,) = run_ranks(1, train)
+    found = run_ranks(world_size, train)
+    for hashes, pruning, _ in found:
+        assert (hashes, pruning) == expected[:2]
+    pieces = sorted((i, offset, w) for _, _, ps in found for i, offset, w in ps)
+    joined = torch.cat([w for _, _, w in pieces])
+    assert torch.equal(joined, torch.cat([w for _, _, w in sorted(expected[2])]))
 
 
 def test_ranks_that_come_to_other_masks_are_found_out():

@@ -38,6 +38,7 @@ def config(stage: int, precision: str, **zero: object) -> dict[str, object]:
 def train(stage: int, precision: str, **zero: object) -> dict[str, object]:
     rank = dist.get_rank()
     model = odd.make_model()
+    model.recompute = bool(zero.pop(odd.RECOMPUTE, False))
     if precision != "fp32":
         model = model.bfloat16()
     names = odd.prunable_names(model)
