@@ -13,8 +13,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-# A chunk with its gradient and one buffer (1.5 MiB) stays in cache, so the elementwise passes over it read
-# main memory once; smaller ones cost more in calls than they save.
+# A chunk with its gradient and one buffer (1.5 MiB) stays in cache, so the elementwise passes over it
+# read main memory once; smaller ones cost more in calls than they save.
 _CHUNK = 1 << 17
 # Below this P(spike|w) is 0 to float32 beside the slab's pull. Most weights lie far below, where the
 # exponential overflows, which costs twice the time.
@@ -132,8 +132,8 @@ def _add_pull_(
 def _compiled() -> Callable[..., None]:
     """Return `_add_pull_` as one fused kernel: Triton's, through inductor.
 
-    On a CPU the passes over chunks that stay in cache are no slower than inductor's one pass (5.3M weights
-    on one core: 12 ms against 15) and need no compiler.
+    On a CPU the passes over chunks that stay in cache are no slower than inductor's one pass (5.3M
+    weights on one core: 12 ms against 15) and need no compiler.
     """
     return torch.compile(_add_pull_, dynamic=True)
 

@@ -103,17 +103,16 @@ def main(mode: str, out: str) -> None:
         pruned, names = make_engine()
         attach_pruner(pruned, names)
         train(plain, INTERVAL)
-        train(pruned, INTERVAL)  # from here on every block's first step prunes
-        plain_steps, pruned_steps, pruning_steps = [], [], []
-        for _ in range(ROUNDS):
-            plain_steps += train(plain, INTERVAL)
-            first, *others = train(pruned, INTERVAL)
-            pruning_steps.append(first)
-            pruned_steps += others
-        medians = [statistics.median(s) for s in (plain_steps, pruned_steps, pruning_steps)]
+        train(pruned, INTERVAL)  # the next step prunes, and every tenth from there
+        # Step by step in turn, so that both meet the same moments of a noisy machine.
+        pairs = [(*train(plain, 1), *train(pruned, 1)) for _ in range(ROUNDS * INTERVAL)]
+        pruning = [b / a for a, b in pairs[::INTERVAL]]
+        others = [b / a for i, (a, b) in enumerate(pairs) if i % INTERVAL]
+        medians = [statistics.median(ratios) for ratios in (others, pruning)]
         figures = {
-            "step_overhead": ((INTERVAL - 1) * medians[1] + medians[2]) / INTERVAL / medians[0],
-            "step_seconds": dict(zip(("plain", "pruned", "pruning"), medians, strict=True)),
+            "step_overhead": ((INTERVAL - 1) * medians[0] + medians[1]) / INTERVAL,
+            "step_ratios": dict(zip(("no pruning", "pruning"), medians, strict=True)),
+            "plain_step_seconds": statistics.median(a for a, _ in pairs),
         }
     else:
         engine, names = make_engine()
