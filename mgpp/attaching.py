@@ -9,9 +9,8 @@ from torch.optim import Optimizer
 
 from mgpp.backends import deepspeed, torch
 from mgpp.methods import GMP, METHODS, MGPP, Method
-from mgpp.prior import MixtureGaussianPrior
 from mgpp.pruner import Pruner
-from mgpp.schedule import PruningSchedule, SlabProbAnnealing
+from mgpp.schedule import PruningSchedule
 from mgpp.selection import select_prunable
 
 
@@ -68,14 +67,13 @@ class PruningConfig:
         """Return the method for a number of training examples."""
         if self.method == "gmp":
             return GMP()
-        return MGPP(
+        return MGPP.of(
             num_examples=num_examples,
-            prior=MixtureGaussianPrior(spike_var=self.spike_var, slab_var=self.slab_var),
-            annealing=SlabProbAnnealing(
-                slab_prob=self.slab_prob,
-                initial_factor=self.slab_prob_initial_factor,
-                final_factor=self.slab_prob_final_factor,
-            ),
+            spike_var=self.spike_var,
+            slab_var=self.slab_var,
+            slab_prob=self.slab_prob,
+            slab_prob_initial_factor=self.slab_prob_initial_factor,
+            slab_prob_final_factor=self.slab_prob_final_factor,
         )
 
     def schedule(self, num_steps: int) -> PruningSchedule:

@@ -24,14 +24,8 @@ from mgpp.shards import CHUNK, Shard
 _MAGNITUDE = 0x7FFFFFFF
 _LEAST_SAMPLE, _MOST_SAMPLE = 1 << 16, 1 << 20
 _SAMPLE_SHIFT = 15  # the sample is counted by the upper 16 of 31 bits first
-_AVOIDED = (
-    2,
-    3,
-    5,
-    7,
-    11,
-    13,
-)  # a stride that divides a matrix's width would see few of its columns
+# A stride that shares a factor with a matrix's width would see few of its columns.
+_AVOIDED = (2, 3, 5, 7, 11, 13)
 _SIGMAS = 6.0  # neighbours are alike, so the sample's error exceeds the binomial one somewhat
 _DIGIT_BITS = 12
 _SPAN = 1 << 20

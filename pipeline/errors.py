@@ -33,6 +33,8 @@ class StageError(RuntimeError):
 
 def is_storage_failure(error: BaseException) -> bool:
     """Tell whether storage was full or not writable, which trying again does not mend."""
+    if isinstance(error, StageError):
+        return False  # told already
     if isinstance(error, OSError):
         return error.errno in _FROM_STORAGE
     return any(mark in str(error) for mark in _FROM_WRITERS)

@@ -8,9 +8,7 @@ from mgpp import (
     GMP,
     MGPP,
     Method,
-    MixtureGaussianPrior,
     PruningSchedule,
-    SlabProbAnnealing,
 )
 from pipeline.section import Duration, Positive, Section, Share
 
@@ -39,15 +37,7 @@ class MGPPConfig(Section):
 
     def build(self, *, num_examples: int) -> Method:
         """Return the method for a number of training examples."""
-        return MGPP(
-            num_examples=num_examples,
-            prior=MixtureGaussianPrior(spike_var=self.spike_var, slab_var=self.slab_var),
-            annealing=SlabProbAnnealing(
-                slab_prob=self.slab_prob,
-                initial_factor=self.slab_prob_initial_factor,
-                final_factor=self.slab_prob_final_factor,
-            ),
-        )
+        return MGPP.of(num_examples=num_examples, **self.model_dump(exclude={"name"}))
 
 
 class GMPConfig(Section):

@@ -97,6 +97,7 @@ class _Run:
     """
 
     config: TrainConfig
+    zero: ZeroConfig
     gang: Gang
     engine: Any
     pruner: Pruner | None
@@ -105,7 +106,6 @@ class _Run:
     num_steps: int
     warmup_steps: int
     done: checkpoint.TrainingState
-    precision: str
     window: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "tokens": 0.0})
     window_start: float = field(default_factory=time.perf_counter)
     steps_in_window: int = 0
@@ -147,24 +147,11 @@ def train(
     rows = load_from_disk(str(data / "dataset"))["train"]
     plan = config.batch_plan(num_rows=len(rows), world_size=gang.world_size)
     num_steps = config.num_steps(plan.steps_per_epoch)
-    schedule = prune.schedule(num_steps, plan.steps_per_epoch) if prune else None
     engine = make_engine(model_config, task, config, zero, prune, model_kwargs, plan, gang)
-    done, history = checkpoint.TrainingState(), ""
-    with checkpoints.latest() as saved:
-        if saved is not None:
-            folder, manifest = saved
-            done = checkpoint.load_engine(
-                folder, engine=engine, manifest=manifest, gang=gang, zero_stage=zero.stage
-            )
-            history = checkpoint.load_records(folder)
-        pruner = None
-        if prune is not None and schedule is not None:
-            # After loading: it may replace the optimizer's groups, and with them what was hooked.
-            pruner = attach_pruner(engine, prune, schedule, num_examples=len(rows))
-            if saved is not None:
-                checkpoint.load_pruner(folder, pruner=pruner, gang=gang)
+    done, history, pruner = _take_up(engine, checkpoints, zero, prune, plan, num_steps, gang)
     run = _Run(
         config=config,
+        zero=zero,
         gang=gang,
         engine=engine,
         pruner=pruner,
@@ -175,28 +162,63 @@ def train(
             steps_per_epoch=plan.steps_per_epoch, num_steps=num_steps
         ),
         done=done,
-        precision=zero.precision,
     )
-    collate = task.collator(load_tokenizer(ModelConfig(path=str(data / "tokenizer"))))
     loader = DataLoader(
         rows,
         batch_sampler=plan.micro_batches(gang.rank, done.batches),
-        collate_fn=collate,
+        collate_fn=task.collator(load_tokenizer(ModelConfig(path=str(data / "tokenizer")))),
         pin_memory=gang.device.type == "cuda",
     )
-    batches = iter(loader)
-    every = config.checkpoint_every
-    while run.done.steps < num_steps:
-        updated = train_step(run, batches)
-        steps = run.done.steps
-        if updated and every and steps % every == 0 and steps < num_steps:
-            _check_weights(run)
-            checkpoints.save(partial(_checkpoint, run, zero), steps)
-    figures = _finish(run, data, output, zero)
+    _take_steps(run, iter(loader), checkpoints)
+    figures = _finish(run, data, output)
     if run.recorder:
         run.recorder.close()
     engine.destroy()  # the next stage of this gang needs the memory
     return figures
+
+
+def _take_up(
+    engine: Any,
+    checkpoints: CheckpointStore,
+    zero: ZeroConfig,
+    prune: PruneConfig | None,
+    plan: BatchPlan,
+    num_steps: int,
+    gang: Gang,
+) -> tuple[checkpoint.TrainingState, str, Pruner | None]:
+    """Load the newest checkpoint, if there is one, and attach the pruner, if there is to be one.
+
+    Returns:
+        How far the run had come, its records so far, and the pruner.
+    """
+    done, history, pruner = checkpoint.TrainingState(), "", None
+    with checkpoints.latest() as saved:
+        if saved is not None:
+            folder, manifest = saved
+            done = checkpoint.load_engine(
+                folder, engine=engine, manifest=manifest, gang=gang, zero_stage=zero.stage
+            )
+            history = checkpoint.load_records(folder)
+        if prune is not None:
+            # After loading: it may replace the optimizer's groups, and with them what was hooked.
+            schedule = prune.schedule(num_steps, plan.steps_per_epoch)
+            pruner = attach_pruner(engine, prune, schedule, num_examples=plan.num_rows)
+            if saved is not None:
+                checkpoint.load_pruner(folder, pruner=pruner, gang=gang)
+    return done, history, pruner
+
+
+def _take_steps(
+    run: _Run, batches: Iterator[dict[str, Tensor]], checkpoints: CheckpointStore
+) -> None:
+    """Train to the end, with a checkpoint now and then."""
+    every = run.config.checkpoint_every
+    while run.done.steps < run.num_steps:
+        updated = train_step(run, batches)
+        steps = run.done.steps
+        if updated and every and steps % every == 0 and steps < run.num_steps:
+            _check_weights(run)
+            checkpoints.save(partial(_checkpoint, run), steps)
 
 
 def attach_pruner(
@@ -249,21 +271,17 @@ def _skip(run: _Run) -> None:
     """
     run.window = {"loss": 0.0, "tokens": 0.0}  # its loss may not be finite
     run.window_start, run.steps_in_window = time.perf_counter(), 0
-    if run.precision == "fp16":
+    if run.zero.precision == "fp16":
         return  # DeepSpeed raises by itself when no loss scale is left
     run.done.skipped += 1
     if run.recorder:
         run.recorder.write("skip", run.done.steps, {"batch": run.done.batches - 1})
     if run.done.skipped > run.config.max_skipped_steps:
         raise StageError(
-            f"the gradient of step {run.done.steps} is not finite (batch {run.done.batches - 1}), the "
-            f"{_ordinal(run.done.skipped)} such step; train.max_skipped_steps is "
+            f"the gradient of step {run.done.steps} is not finite (batch {run.done.batches - 1}); with "
+            f"it {run.done.skipped} were left out, and train.max_skipped_steps is "
             f"{run.config.max_skipped_steps}. {_NOT_FINITE_ADVICE}"
         )
-
-
-def _ordinal(number: int) -> str:
-    return {1: "first", 2: "second", 3: "third"}.get(number, f"{number}th")
 
 
 def _check_weights(run: _Run) -> None:
@@ -336,7 +354,7 @@ def _record_pruning(run: _Run, pruner: Pruner, step: int) -> None:
             run.recorder.write("layers", step, {"sparsity": layers})
 
 
-def _checkpoint(run: _Run, zero: ZeroConfig, folder: Path) -> None:
+def _checkpoint(run: _Run, folder: Path) -> None:
     checkpoint.write_checkpoint(
         folder,
         engine=run.engine,
@@ -344,11 +362,11 @@ def _checkpoint(run: _Run, zero: ZeroConfig, folder: Path) -> None:
         records=run.recorder.path if run.recorder else None,
         done=run.done,
         gang=run.gang,
-        zero_stage=zero.stage,
+        zero_stage=run.zero.stage,
     )
 
 
-def _finish(run: _Run, data: Path, output: Path, zero: ZeroConfig) -> dict[str, Any]:
+def _finish(run: _Run, data: Path, output: Path) -> dict[str, Any]:
     """Write the trained model with its tokenizer and fingerprints; return the run's figures."""
     figures: dict[str, Any] = {"num_steps": run.num_steps}
     pruner = run.pruner
@@ -370,7 +388,7 @@ def _finish(run: _Run, data: Path, output: Path, zero: ZeroConfig) -> dict[str, 
                 "zero: the mask was not kept"
             )
     model = run.engine.module
-    state = full_state_dict(model, run.gang, partitioned=zero.stage == 3)
+    state = full_state_dict(model, run.gang, partitioned=run.zero.stage == 3)
     if run.gang.is_main:
         figures["num_parameters"] = sum(
             getattr(p, "ds_numel", p.numel()) for p in model.parameters()

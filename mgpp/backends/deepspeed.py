@@ -130,24 +130,14 @@ def _layout(engine: Any, group: dict[str, Any], prunable: Mapping[str, nn.Parame
         return _replicated(group, prunable)
     optimizer = engine.optimizer
     if stage == 3:
-        numbered = enumerate(optimizer.fp16_groups)
-        first = [g for i, g in numbered if optimizer.sub_group_to_group_id[i] == 0]
-        _check_group([p for sub_group in first for p in sub_group], prunable)
-    else:  # ZeRO 1/2 and BF16_Optimizer call them differently
+        ours = [i for i, group_id in optimizer.sub_group_to_group_id.items() if group_id == 0]
+        _check_group([p for i in ours for p in optimizer.fp16_groups[i]], prunable)
+        placed = _zero3_shards(engine, prunable)
+        flats = [optimizer.fp32_partitioned_groups_flat[i] for i in ours]
+    else:  # ZeRO 1/2 and BF16_Optimizer call their groups differently
         low = getattr(optimizer, "bit16_groups", None) or optimizer.bf16_groups
         _check_group(low[0], prunable)
-    placed = _zero3_shards(engine, prunable) if stage == 3 else _flat_shards(group, prunable)
-    flats: list[Tensor] = []
-    if stage == 3:
-        in_group = [
-            optimizer.sub_group_to_group_id[i] == 0 for i in range(len(optimizer.fp16_groups))
-        ]
-        flats = [
-            f
-            for f, ours in zip(optimizer.fp32_partitioned_groups_flat, in_group, strict=True)
-            if ours
-        ]
-    else:
+        placed = _flat_shards(group, prunable)
         flats = list(group["params"])
     by_flat: dict[int, list[Shard]] = {id(flat): [] for flat in flats}
     for shard in placed:
@@ -170,11 +160,15 @@ def _check_group(parameters: Sequence[Any], prunable: Mapping[str, nn.Parameter]
     extra = len(found) - (len(prunable) - len(missing))
     if missing or extra:
         problem = f"{missing[0]} is not in it" if missing else f"it holds {extra} others too"
-        raise ValueError(
-            "the first parameter group of the optimizer given to deepspeed.initialize must hold the "
-            f"prunable weights and nothing else, but {problem}: make its groups with "
-            "mgpp.parameter_groups(model, config)"
-        )
+        raise _wrong_group(problem)
+
+
+def _wrong_group(problem: str) -> ValueError:
+    return ValueError(
+        "the first parameter group of the optimizer given to deepspeed.initialize must hold the "
+        f"prunable weights and nothing else, but {problem}: make its groups with "
+        "mgpp.parameter_groups(model, config)"
+    )
 
 
 def _replicated(group: dict[str, Any], prunable: Mapping[str, nn.Parameter]) -> _Layout:
@@ -182,10 +176,7 @@ def _replicated(group: dict[str, Any], prunable: Mapping[str, nn.Parameter]) -> 
     flats = list(group["params"])
     shapes = [tuple(flat.shape) for flat in flats]
     if shapes != [tuple(parameter.shape) for parameter in prunable.values()]:
-        raise ValueError(
-            "the first parameter group of the optimizer given to deepspeed.initialize must hold the "
-            "prunable weights and nothing else: make its groups with mgpp.parameter_groups(model, config)"
-        )
+        raise _wrong_group("its shapes are others")
     shards = [
         [_shard(name, index, tuple(flat.shape), 0, flat.numel(), flat, 0)]
         for index, (name, flat) in enumerate(zip(prunable, flats, strict=True))

@@ -33,6 +33,32 @@ class MGPP(Method):
         self.prior = prior or MixtureGaussianPrior()
         self.annealing = annealing or SlabProbAnnealing()
 
+    @classmethod
+    def of(
+        cls,
+        *,
+        num_examples: int,
+        spike_var: float,
+        slab_var: float,
+        slab_prob: float,
+        slab_prob_initial_factor: float,
+        slab_prob_final_factor: float,
+    ) -> "MGPP":
+        """Build it from plain numbers, named as in configurations.
+
+        Raises:
+            ValueError: if one is out of range.
+        """
+        return cls(
+            num_examples=num_examples,
+            prior=MixtureGaussianPrior(spike_var=spike_var, slab_var=slab_var),
+            annealing=SlabProbAnnealing(
+                slab_prob=slab_prob,
+                initial_factor=slab_prob_initial_factor,
+                final_factor=slab_prob_final_factor,
+            ),
+        )
+
     def adjust_grad(self, shard: Shard, step: int, schedule: PruningSchedule) -> None:
         """Add the gradient of -(1/n) log pi(w)."""
         add_prior_grad_(

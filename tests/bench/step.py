@@ -4,7 +4,6 @@ Modes: "both" times plain and pruned blocks of steps in turn; "plain" and "prune
 peak of memory.
 """
 
-import gc
 import json
 import os
 import statistics
@@ -25,6 +24,7 @@ from mgpp.backends.deepspeed import attach
 from pipeline.sources import resolve_path
 from pipeline.zero import ZeroConfig, deepspeed_config, init_deepspeed
 from tests.bench.threshold import peak_bytes
+from tests.memory import held_bytes
 
 BATCH, LENGTH, INTERVAL, ROUNDS = 32, 32, 10, 12
 SCHEDULE = PruningSchedule(
@@ -81,17 +81,6 @@ def train(engine: Any, num_steps: int) -> list[float]:
     return seconds
 
 
-def held_bytes() -> int:
-    """Return the bytes of all tensors alive, each storage once."""
-    gc.collect()
-    storages = {}
-    for thing in gc.get_objects():
-        if type(thing) in (torch.Tensor, torch.nn.Parameter):
-            storage = thing.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
-
-
 def main(mode: str, out: str) -> None:
     """Measure one mode and write its figures."""
     dist.init_process_group("gloo")
@@ -117,10 +106,10 @@ def main(mode: str, out: str) -> None:
     else:
         engine, names = make_engine()
         if mode == "pruned":
-            before = held_bytes()
+            before = sum(held_bytes().values())
             pruner = attach_pruner(engine, names)
             held = sum(shard.numel for shard in pruner.shards)
-            figures["pruner_bytes_per_weight"] = (held_bytes() - before) / held
+            figures["pruner_bytes_per_weight"] = (sum(held_bytes().values()) - before) / held
         train(engine, INTERVAL + 2)
         figures["peak_bytes"] = peak_bytes()
     if dist.get_rank() == 0:

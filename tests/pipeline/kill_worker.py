@@ -32,12 +32,9 @@ import transformers.models.bert.tokenization_bert  # noqa: F401
 
 from pipeline.checkpoint_store import CheckpointStore
 from pipeline.gang import Gang
-from pipeline.model import ModelConfig
-from pipeline.pruning import PruneConfig
-from pipeline.tasks import make_task
-from pipeline.train import TrainConfig, train
-from pipeline.zero import ZeroConfig
-from tests.pipeline.train_worker import CASES, CLASSIFICATION
+from pipeline.section import Duration
+from tests.pipeline.train_worker import PRUNE, TRAIN
+from tests.pipeline.train_worker import run as train
 
 LENGTH, WARMUP, FINETUNE, EVERY, WORLD = 48, 12, 14, 2, 2
 LONGEST_ATTEMPT, _GRACE = 120.0, 2.0  # seconds
@@ -94,26 +91,18 @@ def run_rank(rank: int, meeting: Path, arguments: list[str], output: Path, pipe:
     notes: list[str] = []
     checkpoints = Telling(f"{output}-checkpoints", gang, notify=notes.append)
     checkpoints.tell = tell
+    config = TRAIN.model_copy(
+        update={"length": Duration(LENGTH), "log_every": 1, "checkpoint_every": EVERY}
+    )
+    phases = {"warmup": Duration(WARMUP), "finetune": Duration(FINETUNE)}
     figures = train(
-        model_config=ModelConfig(path=bert),
-        task=make_task(CLASSIFICATION),
-        config=TrainConfig(
-            length=LENGTH,
-            batch_size=8,
-            micro_batch_size=2,
-            lr=1e-3,
-            log_every=1,
-            checkpoint_every=EVERY,
-        ),
-        zero=ZeroConfig(**CASES[case], bucket_elements=10_000),
-        prune=PruneConfig(
-            sparsity=0.7, initial_sparsity=0.2, warmup=WARMUP, finetune=FINETUNE, interval=3
-        ),
-        data=Path(data),
-        model_kwargs={"num_labels": 2},
-        output=output,
-        gang=gang,
-        checkpoints=checkpoints,
+        case,
+        Path(bert),
+        Path(data),
+        output,
+        checkpoints,
+        config=config,
+        prune=PRUNE.model_copy(update=phases),
         progress=lambda record: tell("step", record["step"]),
     )
     if gang.is_main:

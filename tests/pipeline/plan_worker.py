@@ -21,6 +21,7 @@ from pipeline.tasks import make_task
 from pipeline.tasks.sequence import ClassificationConfig
 from pipeline.train import TrainConfig, attach_pruner
 from pipeline.zero import ZeroConfig, init_deepspeed
+from tests.memory import held_bytes
 
 CASES: dict[str, dict[str, Any]] = {
     "stage0": {"stage": 0},
@@ -34,18 +35,6 @@ CASES: dict[str, dict[str, Any]] = {
     "stage3-offload": {"stage": 3, "offload_optimizer": True},
 }
 BUCKET = 2000
-
-
-def held_bytes() -> dict[int, int]:
-    """Return the bytes of every storage that a tensor alive lies in, by its address."""
-    storages: dict[int, int] = {}
-    for thing in gc.get_objects():
-        if type(thing) in (torch.Tensor, torch.nn.Parameter):
-            for tensor in (thing, thing.grad if thing.is_leaf else None):
-                if tensor is not None and tensor.device.type != "meta":
-                    storage = tensor.untyped_storage()
-                    storages[storage.data_ptr()] = storage.nbytes()
-    return storages
 
 
 def measure(case: str, bert: str) -> int:

@@ -55,6 +55,12 @@ CLASSIFICATION = ClassificationConfig(type="classification", text=["text"], labe
 REGRESSION = RegressionConfig(type="regression", text=["text"], label="label")
 
 
+TRAIN = TrainConfig(
+    length=LENGTH, batch_size=8, micro_batch_size=2, lr=1e-3, log_every=3, checkpoint_every=1
+)
+PRUNE = PruneConfig(sparsity=0.7, initial_sparsity=0.2, warmup=3, finetune=5, interval=3)
+
+
 def run(
     case: str,
     bert: Path,
@@ -63,28 +69,22 @@ def run(
     checkpoints: Any,
     *,
     task: Any = CLASSIFICATION,
-    max_skipped_steps: int = 0,
+    config: TrainConfig = TRAIN,
+    prune: PruneConfig = PRUNE,
+    progress: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> dict[str, Any]:
     return train(
         model_config=ModelConfig(path=str(bert)),
         task=make_task(task),
-        config=TrainConfig(
-            length=LENGTH,
-            batch_size=8,
-            micro_batch_size=2,
-            lr=1e-3,
-            log_every=3,
-            checkpoint_every=1,
-            max_skipped_steps=max_skipped_steps,
-        ),
+        config=config,
         zero=ZeroConfig(**CASES[case], bucket_elements=10_000),
-        prune=PruneConfig(sparsity=0.7, initial_sparsity=0.2, warmup=3, finetune=5, interval=3),
+        prune=prune,
         data=data,
         model_kwargs={"num_labels": 2} if task is CLASSIFICATION else {"num_labels": 1},
         output=output,
         gang=Gang.current(),
         checkpoints=checkpoints,
-        progress=lambda record: None,
+        progress=progress,
     )
 
 
@@ -124,8 +124,10 @@ def run_with_nan(case: str, bert: Path, data: Path, output: Path) -> None:
         found["error"] = str(error)
     with checkpoints.latest() as saved:
         found["last_checkpoint"] = saved[1].step if saved else None
-    kept = {"task": REGRESSION, "max_skipped_steps": 9}
-    found["figures"] = run(case, bert, data, output / name, checkpoints, **kept)
+    patient = TRAIN.model_copy(update={"max_skipped_steps": 9})
+    found["figures"] = run(
+        case, bert, data, output / name, checkpoints, task=REGRESSION, config=patient
+    )
     if dist.get_rank() == 0:
         (output / name / "found.json").write_text(json.dumps(found))
 
