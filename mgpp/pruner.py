@@ -12,7 +12,6 @@ from mgpp.collectives import Collectives
 from mgpp.mask import (
     all_kept,
     count_bits,
-    num_bytes,
     pack_bits,
     unpack_bits,
     zero_where_not_,
@@ -164,25 +163,57 @@ class Pruner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the state saved by the same rank of a run with the same layout.
+        """Take up a saved state; all ranks must call.
+
+        Its masks may be cut otherwise than these shards are, as on another number of ranks, so long as
+        they cover these shards: join then the `masks` of the states of all ranks.
+
+        Args:
+            state: as `state_dict` gave it; `masks` may be any iterable of such entries.
 
         Raises:
-            ValueError: if the saved masks are not of these shards.
+            ValueError: if the saved masks do not cover these shards.
+            RuntimeError: if the masks taken up are not those that were saved.
         """
-        saved = [(m["name"], m["offset"], m["numel"]) for m in state["masks"]]
-        held = [(s.name, s.offset, s.numel) for s in self.shards]
-        if saved != held:
+        places = {shard.name: i for i, shard in enumerate(self.shards)}
+        missing = [shard.numel for shard in self.shards]
+        for saved in state["masks"]:
+            if saved["name"] in places:
+                place = places[saved["name"]]
+                missing[place] -= self._take_mask(place, saved)
+        if self.witnesses.sum([sum(missing)])[0]:
+            here = ", ".join(
+                f"{count} of the {shard.numel} elements of {shard.name} from {shard.offset} on"
+                for shard, count in zip(self.shards, missing, strict=True)
+                if count
+            )
             raise ValueError(
-                f"the saved masks are of other shards: {_first_difference(saved, held)}; load the "
-                "state with the model, the selection, the ZeRO stage and the world size it was "
-                "saved with"
+                f"the saved masks do not cover {here or 'what other ranks hold'}: load the state of the "
+                "same model and selection, and of all ranks if their number or the ZeRO stage was another"
             )
         self.step = int(state["step"])
         last = state["last_pruning"]
         self.last_pruning = Pruning(**last) if last else None
-        for keep, mask in zip(self._keep, state["masks"], strict=True):
-            assert keep.numel() == num_bytes(mask["numel"])
-            keep.copy_(mask["keep"])
+        if self.last_pruning and self.mask_hash() != self.last_pruning.mask_hash:
+            raise RuntimeError(
+                f"the masks taken up have the hash {self.mask_hash()}, those of the last pruning had "
+                f"{self.last_pruning.mask_hash}: are they of the same step?"
+            )
+
+    def _take_mask(self, place: int, saved: dict[str, Any]) -> int:
+        """Copy what of a saved mask is of one shard; return how many elements that were."""
+        shard, keep = self.shards[place], self._keep[place]
+        begin = max(shard.offset, saved["offset"])
+        end = min(shard.offset + shard.numel, saved["offset"] + saved["numel"])
+        if begin >= end:
+            return 0
+        theirs = unpack_bits(saved["keep"].to(keep.device), saved["numel"])
+        ours = unpack_bits(keep, shard.numel)
+        ours[begin - shard.offset : end - shard.offset] = theirs[
+            begin - saved["offset"] : end - saved["offset"]
+        ]
+        keep.copy_(pack_bits(ours))
+        return int(end - begin)
 
     def _prune(self, k: int) -> Pruning:
         cut = find_cut(self.shards, k, self.full_numels, self.collectives)
@@ -249,10 +280,3 @@ def _numel(shape: tuple[int, ...]) -> int:
     for size in shape:
         numel *= size
     return numel
-
-
-def _first_difference(saved: list[Any], held: list[Any]) -> str:
-    for a, b in zip(saved, held, strict=False):
-        if a != b:
-            return f"saved {a}, held {b}"
-    return f"{len(saved)} saved, {len(held)} held"

@@ -43,6 +43,19 @@ class Manifest:
     files: dict[str, dict[str, Any]]
 
 
+class SavedCheckpoint:
+    """A good checkpoint.
+
+    Args:
+        manifest: what it says of itself.
+        file: gives the local path of one of its files, copied here first where storage is remote.
+    """
+
+    def __init__(self, manifest: Manifest, file: Callable[[str], Path]) -> None:
+        self.manifest = manifest
+        self.file = file
+
+
 class CheckpointStore:
     """The checkpoints of one run; every worker has one, and all call its methods together.
 
@@ -88,24 +101,20 @@ class CheckpointStore:
             raise  # a lost peer, a storage that may come back, or what the engine has to say
 
     @contextmanager
-    def latest(self) -> Iterator[tuple[Path, Manifest] | None]:
-        """Give the newest good checkpoint as a local folder, or None where there is none.
-
-        A worker is sure to find there what it wrote and what the main worker wrote; all files where the
-        world size is another one.
-        """
+    def latest(self) -> Iterator[SavedCheckpoint | None]:
+        """Give the newest good checkpoint, or None where there is none."""
         if self._gang.is_main:
             self._drop_incomplete()
         candidates = self._gang.broadcast(self._complete() if self._gang.is_main else None)
         for candidate in candidates:
-            with self._local(candidate) as (folder, problems):
-                found = self._gang.gather(problems)
+            with self._fetching(candidate) as file:
+                found = self._gang.gather(self._problems(candidate, file))
                 all_problems = self._gang.broadcast(found and [p for part in found for p in part])
                 if not all_problems:
                     manifest = self._manifest(candidate)
                     assert manifest is not None
                     self._tell(f"goes on from the checkpoint of step {manifest.step}")
-                    yield folder, manifest
+                    yield SavedCheckpoint(manifest, file)
                     return
             self._tell(f"checkpoint {candidate} is corrupt and left out: {'; '.join(all_problems)}")
         yield None
@@ -171,24 +180,38 @@ class CheckpointStore:
             return None
 
     @contextmanager
-    def _local(self, folder: str) -> Iterator[tuple[Path, list[str]]]:
-        """Give a checkpoint's files on this machine and what is wrong with this worker's share."""
-        manifest = self._manifest(folder)
-        if manifest is None:
-            yield Path(), [f"{_DONE} cannot be read"] if self._gang.is_main else []
-            return
-        rank, world_size = self._gang.rank, self._gang.world_size
+    def _fetching(self, folder: str) -> Iterator[Callable[[str], Path]]:
+        """Give a function from a checkpoint's files to their paths on this machine."""
         if self._is_local:
-            yield Path(folder), _problems(Path(folder), manifest, rank, world_size)
+            yield Path(folder).joinpath
             return
         with tempfile.TemporaryDirectory(prefix="mgpp-checkpoint-") as copy:
-            for name, entry in manifest.files.items():
-                if manifest.world_size != world_size or entry["rank"] in (0, rank):
-                    path = Path(copy) / name
+
+            def fetch(name: str) -> Path:
+                path = Path(copy) / name
+                if not path.exists():
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    if self._fs.exists(f"{folder}/{name}"):
-                        self._fs.get_file(f"{folder}/{name}", str(path))
-            yield Path(copy), _problems(Path(copy), manifest, rank, world_size)
+                    self._fs.get_file(f"{folder}/{name}", str(path))
+                return path
+
+            yield fetch
+
+    def _problems(self, folder: str, file: Callable[[str], Path]) -> list[str]:
+        """Return what is wrong with the files that fall to this worker: its own, if it wrote any."""
+        manifest = self._manifest(folder)
+        if manifest is None:
+            return [f"{_DONE} cannot be read"] if self._gang.is_main else []
+        problems = []
+        for name, entry in manifest.files.items():
+            if entry["rank"] % self._gang.world_size != self._gang.rank:
+                continue
+            if not self._fs.exists(f"{folder}/{name}"):
+                problems.append(f"{name} is missing")
+            elif (size := self._fs.size(f"{folder}/{name}")) != entry["bytes"]:
+                problems.append(f"{name} has {size} bytes, not {entry['bytes']}")
+            elif file_sha256(file(name)) != entry["sha256"]:
+                problems.append(f"{name} has another checksum")
+        return problems
 
     def _tell(self, text: str) -> None:
         if self._gang.is_main:
@@ -199,19 +222,3 @@ class CheckpointStore:
             f"the checkpoint of step {step} could not be written to {self._root}: {error}; what was "
             "saved before is good: make room, or make it writable, and run the same command again"
         )
-
-
-def _problems(folder: Path, manifest: Manifest, rank: int, world_size: int) -> list[str]:
-    """Return what is wrong with the files that fall to this worker to check: its own, if it wrote any."""
-    problems = []
-    for name, entry in manifest.files.items():
-        if entry["rank"] % world_size != rank:
-            continue
-        path = folder / name
-        if not path.is_file():
-            problems.append(f"{name} is missing")
-        elif path.stat().st_size != entry["bytes"]:
-            problems.append(f"{name} has {path.stat().st_size} bytes, not {entry['bytes']}")
-        elif file_sha256(path) != entry["sha256"]:
-            problems.append(f"{name} has another checksum")
-    return problems

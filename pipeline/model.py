@@ -126,7 +126,7 @@ def load_model(
     torch.manual_seed(seed)
     extra = {"attn_implementation": config.attention} if config.attention else {}
     # transformers looks for a live object of this class while it loads.
-    sharded = HfDeepSpeedConfig(zero3) if zero3 and not config.gguf_file else None
+    sharding = HfDeepSpeedConfig(zero3) if zero3 and not config.gguf_file else None
     if config.random_init:
         return auto.from_config(
             model_config, dtype=dtype, trust_remote_code=config.trust_remote_code, **extra
@@ -139,8 +139,10 @@ def load_model(
         raise ConfigError(
             [f"model.path: {config.path!r} does not load: {str(error).splitlines()[0]}"]
         ) from error
-    finally:
-        del sharded
+    if sharding:
+        # Here transformers notes all conversions as made, those of old names too ("LayerNorm.gamma"),
+        # and would undo them as it saves; without the note it undoes what is right for the model.
+        model._weight_conversions = None
     if config.gguf_file:
         # The weights are plain tensors by now, yet transformers still takes them for quantized ones
         # and would refuse to save them.

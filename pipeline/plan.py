@@ -81,7 +81,6 @@ def plan_run(config: RunConfig) -> Plan:
         width=DTYPES[config.zero.precision].itemsize,
         recomputed=config.train.gradient_checkpointing,
     )
-    width = DTYPES[config.zero.precision].itemsize
     return Plan(
         num_parameters=total,
         num_prunable=prunable,
@@ -91,8 +90,13 @@ def plan_run(config: RunConfig) -> Plan:
         sent_per_pruning=sent_bytes(world_size, len(names))
         if config.zero.stage
         else 8 * world_size,
-        checkpoint=total * width + trained * (_MASTER + _MOMENTS) + prunable // 8,
+        checkpoint=checkpoint_bytes(trained, prunable),
     )
+
+
+def checkpoint_bytes(trained: int, prunable: int) -> int:
+    """Return what one checkpoint takes: master weights, Adam's moments, masks."""
+    return trained * (_MASTER + _MOMENTS) + prunable // 8
 
 
 def state_bytes(

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mgpp import Pruner, PruningSchedule, select_prunable
-from mgpp.backends.deepspeed import attach
+from mgpp.backends.deepspeed import attach, training_state
 from pipeline import checkpoint
 from pipeline.batches import BatchPlan
 from pipeline.checkpoint_store import CheckpointStore
@@ -148,7 +148,7 @@ def train(
     plan = config.batch_plan(num_rows=len(rows), world_size=gang.world_size)
     num_steps = config.num_steps(plan.steps_per_epoch)
     engine = make_engine(model_config, task, config, zero, prune, model_kwargs, plan, gang)
-    done, history, pruner = _take_up(engine, checkpoints, zero, prune, plan, num_steps, gang)
+    done, history, pruner = _take_up(engine, checkpoints, prune, plan, num_steps, gang)
     run = _Run(
         config=config,
         zero=zero,
@@ -180,7 +180,6 @@ def train(
 def _take_up(
     engine: Any,
     checkpoints: CheckpointStore,
-    zero: ZeroConfig,
     prune: PruneConfig | None,
     plan: BatchPlan,
     num_steps: int,
@@ -194,17 +193,13 @@ def _take_up(
     done, history, pruner = checkpoint.TrainingState(), "", None
     with checkpoints.latest() as saved:
         if saved is not None:
-            folder, manifest = saved
-            done = checkpoint.load_engine(
-                folder, engine=engine, manifest=manifest, gang=gang, zero_stage=zero.stage
-            )
-            history = checkpoint.load_records(folder)
+            done = checkpoint.load_engine(saved, engine=engine, gang=gang)
+            history = checkpoint.load_records(saved)
         if prune is not None:
-            # After loading: it may replace the optimizer's groups, and with them what was hooked.
             schedule = prune.schedule(num_steps, plan.steps_per_epoch)
             pruner = attach_pruner(engine, prune, schedule, num_examples=plan.num_rows)
             if saved is not None:
-                checkpoint.load_pruner(folder, pruner=pruner, gang=gang)
+                checkpoint.load_pruner(saved, pruner=pruner, gang=gang)
     return done, history, pruner
 
 
@@ -290,8 +285,9 @@ def _check_weights(run: _Run) -> None:
     Raises:
         StageError: if there are any, on whatever worker.
     """
-    parameters = (getattr(p, "ds_tensor", p) for p in run.engine.module.parameters())
-    bad = sum(not bool(torch.isfinite(p.detach()).all()) for p in parameters)
+    # Piece by piece, for ZeRO 3 pads parameters with whatever was in memory.
+    masters = (piece.values["master"] for piece in training_state(run.engine))
+    bad = sum(not bool(torch.isfinite(master).all()) for master in masters)
     if run.gang.sum(bad)[0]:
         raise StageError(
             f"weights are not finite after step {run.done.steps}. {_NOT_FINITE_ADVICE}"
@@ -362,7 +358,6 @@ def _checkpoint(run: _Run, folder: Path) -> None:
         records=run.recorder.path if run.recorder else None,
         done=run.done,
         gang=run.gang,
-        zero_stage=run.zero.stage,
     )
 
 
@@ -393,7 +388,8 @@ def _finish(run: _Run, data: Path, output: Path) -> dict[str, Any]:
         figures["num_parameters"] = sum(
             getattr(p, "ds_numel", p.numel()) for p in model.parameters()
         )
-        model.save_pretrained(output / "model", state_dict=state, max_shard_size="5GB")
+        # A copy of the dict, which transformers empties as it writes.
+        model.save_pretrained(output / "model", state_dict=dict(state), max_shard_size="5GB")
         load_tokenizer(ModelConfig(path=str(data / "tokenizer"))).save_pretrained(output / "model")
         names = [name for name, _ in model.named_parameters()]
         prunable = pruner.names if pruner else ()

@@ -11,10 +11,14 @@ second one writes is copied to the low-precision weights by ZeRO itself.
     1, bf16 + fp32    1                   the same (BF16_Optimizer)
     3                 1 a sub-group       one flat partition a sub-group
 
+The same knowledge of the layout serves checkpoints: `training_state` gives what this rank holds of every
+trained parameter by name and range, so that another world size or stage can take it up.
+
 This is the one file that knows DeepSpeed's insides; it was written against 0.19.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +87,130 @@ def attach(
     return pruner
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainedPiece:
+    """What this rank holds of one trained parameter, with what the optimizer keeps of it.
+
+    Attributes:
+        name: the parameter's name in the model.
+        offset: where the piece begins in the flattened whole parameter, in elements.
+        numel: elements in the piece.
+        values: 1-D views of `numel` elements: "master", the float32 weights, and the optimizer's own
+            ("exp_avg" and "exp_avg_sq" of Adam), which it has none of before its first step.
+        counters: the optimizer's numbers for the parameter as a whole: "step" of Adam, a float where
+            the optimizer keeps it as a tensor.
+    """
+
+    name: str
+    offset: int
+    numel: int
+    values: dict[str, Tensor]
+    counters: dict[str, float]
+
+
+def training_state(engine: Any) -> Iterator[TrainedPiece]:
+    """Give this rank's part of the training state by parameter and range.
+
+    All ranks' pieces make up the whole state, each element once, but at stage 0, where every rank holds
+    all of it. They do not depend on the stage or the number of ranks, so that any can take them up.
+    """
+    names = _names(engine)
+    for piece in _pieces(engine):
+        values = {"master": piece.part_of(piece.flat)}
+        counters: dict[str, float] = {}
+        for key, value in engine.basic_optimizer.state.get(piece.flat, {}).items():
+            if not isinstance(value, Tensor):
+                counters[key] = value
+            elif value.dim() == 0:
+                counters[key] = float(value)
+            else:
+                values[key] = piece.part_of(value)
+        yield TrainedPiece(
+            name=names[id(piece.parameter)],
+            offset=piece.offset,
+            numel=piece.numel,
+            values=values,
+            counters=counters,
+        )
+
+
+def load_training_state(
+    engine: Any, read: Callable[[str, int, int], tuple[dict[str, Tensor], dict[str, float]]]
+) -> None:
+    """Take up a training state, whatever layout it was saved from; all ranks must call.
+
+    Args:
+        engine: what `deepspeed.initialize` returned.
+        read: given a parameter's name, an offset and a number of elements, returns the values of that
+            range and the counters, as in `TrainedPiece`.
+    """
+    names, optimizer = _names(engine), engine.basic_optimizer
+    on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
+    for piece in _pieces(engine):
+        if piece.numel == 0:
+            continue
+        values, counters = read(names[id(piece.parameter)], piece.offset, piece.numel)
+        piece.part_of(piece.flat).copy_(values.pop("master"))
+        state = optimizer.state[piece.flat]
+        for key, value in values.items():
+            if key not in state:
+                state[key] = torch.zeros_like(piece.flat, requires_grad=False)
+            piece.part_of(state[key]).copy_(value)
+        for key, number in counters.items():
+            state[key] = number
+            if isinstance(number, float):
+                device = piece.flat.device if on_device else torch.device("cpu")
+                state[key] = torch.tensor(number, dtype=torch.float32, device=device)
+    _copy_to_low_precision(engine)
+
+
+def engine_counters(engine: Any) -> dict[str, dict[str, float]]:
+    """Return DeepSpeed's own counters and the fp16 loss scale's, as plain numbers."""
+    return {
+        "engine": {name: int(getattr(engine, name)) for name in _COUNTERS},
+        "loss_scaler": {k: v for k, v in _loss_scaler(engine).items() if k in _LOSS_SCALE},
+    }
+
+
+def load_engine_counters(engine: Any, saved: dict[str, dict[str, float]]) -> None:
+    """Take up what `engine_counters` returned."""
+    vars(engine).update(saved["engine"])
+    _loss_scaler(engine).update(saved["loss_scaler"])
+
+
+# Not micro_steps: it says where an accumulation ends, and that is another on another number of ranks.
+_COUNTERS = ("global_steps", "global_samples", "skipped_steps")
+_LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def _loss_scaler(engine: Any) -> dict[str, Any]:
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    return {} if scaler is None else vars(scaler)
+
+
+def _names(engine: Any) -> dict[int, str]:
+    return {id(parameter): name for name, parameter in engine.module.named_parameters()}
+
+
+def _copy_to_low_precision(engine: Any) -> None:
+    """Copy the float32 masters to the weights that the model computes with."""
+    optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
+    if stage == 0:
+        for piece in _pieces(engine):
+            if piece.flat is not piece.parameter:
+                piece.parameter.data.copy_(piece.flat)
+    elif stage == 3:
+        persistent = optimizer.persistent_parameters  # kept whole on every rank
+        if persistent:
+            persistent[0].partition(persistent)
+        for sub_group in range(len(optimizer.fp16_groups)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(sub_group)
+        if persistent:
+            persistent[0].all_gather(persistent)
+    else:
+        optimizer.update_lp_params()
+
+
 def _hook(engine: Any, group: dict[str, Any], layout: _Layout, pruner: Pruner) -> None:
     unit_of = {id(flat): i for i, flat in enumerate(layout.flats)}
     updated: set[int] = set()
@@ -125,28 +253,29 @@ def _copy_earlier_sub_groups(engine: Any, last: int) -> None:
 
 
 def _layout(engine: Any, group: dict[str, Any], prunable: Mapping[str, nn.Parameter]) -> _Layout:
-    stage = engine.zero_optimization_stage()
-    if stage == 0:
-        return _replicated(group, prunable)
-    optimizer = engine.optimizer
-    if stage == 3:
-        ours = [i for i, group_id in optimizer.sub_group_to_group_id.items() if group_id == 0]
-        _check_group([p for i in ours for p in optimizer.fp16_groups[i]], prunable)
-        placed = _zero3_shards(engine, prunable)
-        flats = [optimizer.fp32_partitioned_groups_flat[i] for i in ours]
-    else:  # ZeRO 1/2 and BF16_Optimizer call their groups differently
-        low = getattr(optimizer, "bit16_groups", None) or optimizer.bf16_groups
-        _check_group(low[0], prunable)
-        placed = _flat_shards(group, prunable)
-        flats = list(group["params"])
+    _check_group(_low_precision_groups(engine)[0], prunable)
+    names = {
+        id(parameter): (name, index) for index, (name, parameter) in enumerate(prunable.items())
+    }
+    flats = _flats_of_first_group(engine, group)
     by_flat: dict[int, list[Shard]] = {id(flat): [] for flat in flats}
-    for shard in placed:
-        if id(shard.flat) not in by_flat:
-            raise RuntimeError(f"{shard.name} is not in the optimizer's first parameter group")
-        by_flat[id(shard.flat)].append(shard)
+    for piece in _pieces(engine):
+        if id(piece.flat) in by_flat:
+            name, index = names[id(piece.parameter)]
+            by_flat[id(piece.flat)].append(piece.as_shard(name, index))
     for flat in flats:
         _zero_padding(flat, by_flat[id(flat)])
-    return _Layout(flats, [by_flat[id(flat)] for flat in flats], replicated=False)
+    replicated = engine.zero_optimization_stage() == 0
+    return _Layout(flats, [by_flat[id(flat)] for flat in flats], replicated=replicated)
+
+
+def _flats_of_first_group(engine: Any, group: dict[str, Any]) -> list[Tensor]:
+    """The tensors whose updates make up the first group's, in their order."""
+    if engine.zero_optimization_stage() != 3:
+        return list(group["params"])
+    optimizer = engine.optimizer
+    ours = [i for i, group_id in optimizer.sub_group_to_group_id.items() if group_id == 0]
+    return [optimizer.fp32_partitioned_groups_flat[i] for i in ours]
 
 
 def _check_group(parameters: Sequence[Any], prunable: Mapping[str, nn.Parameter]) -> None:
@@ -160,85 +289,102 @@ def _check_group(parameters: Sequence[Any], prunable: Mapping[str, nn.Parameter]
     extra = len(found) - (len(prunable) - len(missing))
     if missing or extra:
         problem = f"{missing[0]} is not in it" if missing else f"it holds {extra} others too"
-        raise _wrong_group(problem)
-
-
-def _wrong_group(problem: str) -> ValueError:
-    return ValueError(
-        "the first parameter group of the optimizer given to deepspeed.initialize must hold the "
-        f"prunable weights and nothing else, but {problem}: make its groups with "
-        "mgpp.parameter_groups(model, config)"
-    )
-
-
-def _replicated(group: dict[str, Any], prunable: Mapping[str, nn.Parameter]) -> _Layout:
-    """Stage 0: the group's tensors are the weights, or their float32 copies, in the same order."""
-    flats = list(group["params"])
-    shapes = [tuple(flat.shape) for flat in flats]
-    if shapes != [tuple(parameter.shape) for parameter in prunable.values()]:
-        raise _wrong_group("its shapes are others")
-    shards = [
-        [_shard(name, index, tuple(flat.shape), 0, flat.numel(), flat, 0)]
-        for index, (name, flat) in enumerate(zip(prunable, flats, strict=True))
-    ]
-    return _Layout(flats, shards, replicated=True)
-
-
-def _flat_shards(group: dict[str, Any], prunable: Mapping[str, nn.Parameter]) -> list[Shard]:
-    """ZeRO 1/2 and BF16_Optimizer: fragment addresses of the flat partition."""
-    (flat,) = group["params"]
-    shards = []
-    for index, (name, parameter) in enumerate(prunable.items()):
-        mapping = parameter._hp_mapping  # type: ignore[attr-defined]  # set by DeepSpeed
-        if mapping is None:
-            continue  # no part of this weight is on this rank
-        shards.append(
-            _shard(
-                name,
-                index,
-                tuple(parameter.shape),
-                mapping.lp_fragment_address.start,
-                mapping.hp_fragment_address.numel,
-                flat,
-                mapping.hp_fragment_address.start,
-            )
+        raise ValueError(
+            "the first parameter group of the optimizer given to deepspeed.initialize must hold the "
+            f"prunable weights and nothing else, but {problem}: make its groups with "
+            "mgpp.parameter_groups(model, config)"
         )
-    return shards
 
 
-def _zero3_shards(engine: Any, prunable: Mapping[str, nn.Parameter]) -> list[Shard]:
-    """ZeRO 3: every weight is cut evenly over the ranks; the last pieces may be padded or empty."""
+@dataclass(frozen=True, kw_only=True)
+class _Piece:
+    """What this rank holds of one trained parameter: a range of a float32 tensor of the optimizer."""
+
+    parameter: nn.Parameter
+    offset: int
+    numel: int
+    flat: Tensor
+    start: int
+
+    def part_of(self, tensor: Tensor) -> Tensor:
+        """This piece's range of a tensor that is laid out like `flat`."""
+        return tensor.detach().view(-1).narrow(0, self.start, self.numel)
+
+    def as_shard(self, name: str, index: int) -> Shard:
+        return Shard(
+            name=name,
+            index=index,
+            full_shape=_full_shape(self.parameter),
+            offset=self.offset,
+            numel=self.numel,
+            flat=self.flat,
+            start=self.start,
+        )
+
+
+def _pieces(engine: Any) -> Iterator[_Piece]:
+    """Give this rank's pieces of all trained parameters, group by group."""
+    stage = engine.zero_optimization_stage()
+    if stage == 0:
+        return _whole_parameters(engine)
+    return _even_pieces(engine) if stage == 3 else _fragments_of_flats(engine)
+
+
+def _whole_parameters(engine: Any) -> Iterator[_Piece]:
+    """Stage 0: the optimizer's tensors are the parameters or their float32 copies, in the same order."""
+    masters = [group["params"] for group in engine.basic_optimizer.param_groups]
+    for parameters, flats in zip(_low_precision_groups(engine), masters, strict=True):
+        for parameter, flat in zip(parameters, flats, strict=True):
+            yield _Piece(parameter=parameter, offset=0, numel=flat.numel(), flat=flat, start=0)
+
+
+def _fragments_of_flats(engine: Any) -> Iterator[_Piece]:
+    """ZeRO 1/2 and BF16_Optimizer: one flat partition a group, cut where it comes."""
+    groups = engine.basic_optimizer.param_groups
+    for parameters, group in zip(_low_precision_groups(engine), groups, strict=True):
+        (flat,) = group["params"]
+        for parameter in parameters:
+            mapping = parameter._hp_mapping
+            if mapping is None:
+                continue  # no part of this parameter is on this rank
+            yield _Piece(
+                parameter=parameter,
+                offset=mapping.lp_fragment_address.start,
+                numel=mapping.hp_fragment_address.numel,
+                flat=flat,
+                start=mapping.hp_fragment_address.start,
+            )
+
+
+def _even_pieces(engine: Any) -> Iterator[_Piece]:
+    """ZeRO 3: every parameter is cut evenly over the ranks; the last pieces may be padded or empty."""
     optimizer = engine.optimizer
     rank = dist.get_rank(_dp_group(engine))
-    shards = []
-    for index, (name, parameter) in enumerate(prunable.items()):
-        sub_group, start, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
-        full_numel = int(parameter.ds_numel)  # type: ignore[attr-defined]
-        valid = min(max(full_numel - rank * size, 0), size)
-        flat = optimizer.fp32_partitioned_groups_flat[sub_group]
-        offset = min(rank * size, full_numel)
-        shards.append(_shard(name, index, _full_shape(parameter), offset, valid, flat, start))
-    return shards
+    for parameters in _low_precision_groups(engine):
+        for parameter in parameters:
+            sub_group, start, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
+            offset = min(rank * size, parameter.ds_numel)
+            yield _Piece(
+                parameter=parameter,
+                offset=offset,
+                numel=min(parameter.ds_numel - offset, size),
+                flat=optimizer.fp32_partitioned_groups_flat[sub_group],
+                start=start,
+            )
 
 
-def _shard(
-    name: str,
-    index: int,
-    full_shape: tuple[int, ...],
-    offset: int,
-    numel: int,
-    flat: Tensor,
-    start: int,
-) -> Shard:
-    return Shard(
-        name=name,
-        index=index,
-        full_shape=full_shape,
-        offset=offset,
-        numel=numel,
-        flat=flat,
-        start=start,
-    )
+def _low_precision_groups(engine: Any) -> list[list[Any]]:
+    """The model's trained parameters by the optimizer's groups, which wrappers name differently."""
+    optimizer = engine.optimizer
+    if engine.zero_optimization_stage() == 3:
+        groups: dict[int, list[Any]] = defaultdict(list)
+        for sub_group, parameters in enumerate(optimizer.fp16_groups):
+            groups[optimizer.sub_group_to_group_id[sub_group]] += parameters
+        return [groups[i] for i in sorted(groups)]
+    for name in ("bit16_groups", "bf16_groups", "fp16_groups"):
+        if hasattr(optimizer, name):
+            return list(getattr(optimizer, name))
+    return [group["params"] for group in optimizer.param_groups]  # float32 at stage 0: no wrapper
 
 
 def _zero_padding(flat: Tensor, shards: Sequence[Shard]) -> None:
@@ -276,6 +422,11 @@ def _refuse_unsupported(engine: Any) -> None:
             stage == 0 and engine.fp16_enabled(),
             "fp16 at ZeRO stage 0: DeepSpeed never scales the loss but divides the gradients by the "
             "scale; use ZeRO stage 1, or bf16",
+        ),
+        (
+            stage == 0 and hasattr(engine.optimizer, "fp32_groups_flat"),
+            "a fused optimizer at ZeRO stage 0: its master weights are flattened; use ZeRO stage 1, or "
+            "torch.optim.AdamW",
         ),
         (
             zero.round_robin_gradients,

@@ -49,6 +49,12 @@ CASES: dict[str, tuple[int, str, dict[str, object]]] = {
     "stage2-offload-bf16": (2, "bf16", {"offload_optimizer": {"device": "cpu"}}),
     "stage3-offload-bf16": (3, "bf16", {"offload_optimizer": {"device": "cpu"}}),
     "stage3-subgroups-bf16": (3, "bf16", {"sub_group_size": 700}),
+    "stage1-fp16": (1, "fp16", {}),
+    "stage2-fp16": (2, "fp16", {}),
+    "stage3-fp16": (3, "fp16", {}),
+    "stage2-offload-fp16": (2, "fp16", {"offload_optimizer": {"device": "cpu"}}),
+    "stage3-offload-fp16": (3, "fp16", {"offload_optimizer": {"device": "cpu"}}),
+    "stage3-subgroups-fp16": (3, "fp16", {"sub_group_size": 700}),
 }
 
 

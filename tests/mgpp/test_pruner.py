@@ -167,22 +167,63 @@ def test_hash_tells_masks_apart():
     assert len({hash_of(i) for i in range(132)}) == 132
 
 
-def test_state_round_trip_and_refusal_of_other_shards():
+def run_to_step_7(collectives, cut_into):
+    pruner = make_pruner(make_weights(), collectives, cut_into)
+    for _ in range(7):
+        pruner.finish_step()
+    return pruner
+
+
+def whole_masks(pruners):
+    """Return the mask of each whole weight, joined from all ranks."""
+    joined = {}
+    for pruner in pruners:
+        for shard in pruner.shards:
+            whole = joined.setdefault(shard.name, torch.zeros(shard.full_numel, dtype=torch.bool))
+            whole[shard.offset : shard.offset + shard.numel] = pruner.mask(shard)
+    return joined
+
+
+def same_masks(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("cut_into", [contiguous_shards, per_weight_shards])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_a_state_is_taken_up_by_any_other_cut(world_size, cut_into):
+    saved_by = run_ranks(2, lambda collectives: run_to_step_7(collectives, contiguous_shards))
+    states = [pruner.state_dict() for pruner in saved_by]
+    joined = {**states[0], "masks": [mask for state in states for mask in state["masks"]]}
+
     def work(collectives):
-        pruner = make_pruner(make_weights(), collectives, contiguous_shards)
-        for _ in range(7):
-            pruner.finish_step()
+        fresh = make_pruner(make_weights(), collectives, cut_into)
+        fresh.load_state_dict(joined)
+        assert (fresh.step, fresh.last_pruning) == (7, saved_by[0].last_pruning)
+        return fresh
+
+    assert same_masks(whole_masks(run_ranks(world_size, work)), whole_masks(saved_by))
+
+
+def test_a_state_is_taken_up_by_its_own_rank_and_refused_where_it_does_not_suffice():
+    def work(collectives):
+        pruner = run_to_step_7(collectives, contiguous_shards)
         fresh = make_pruner(make_weights(), collectives, contiguous_shards)
         fresh.load_state_dict(pruner.state_dict())
-        assert (fresh.step, fresh.last_pruning) == (7, pruner.last_pruning)
-        assert fresh.mask_hash() == pruner.mask_hash()
-        for a, b in zip(fresh.shards, pruner.shards, strict=True):
-            assert torch.equal(fresh.mask(a), pruner.mask(b))
         other = make_pruner(make_weights(), collectives, per_weight_shards)
-        with pytest.raises(ValueError, match="other shards"):
+        with pytest.raises(ValueError, match="do not cover"):
             other.load_state_dict(pruner.state_dict())
+        return pruner, fresh
 
-    run_ranks(2, work)
+    pruners, fresh = zip(*run_ranks(2, work), strict=True)
+    assert same_masks(whole_masks(fresh), whole_masks(pruners))
+
+
+def test_masks_of_another_step_are_not_taken_for_those_of_the_last_pruning():
+    pruner = run_to_step_7(run_ranks(1, lambda c: c)[0], contiguous_shards)
+    state = pruner.state_dict()
+    state["masks"][0]["keep"] ^= 1
+    with pytest.raises(RuntimeError, match="are they of the same step"):
+        pruner.load_state_dict(state)
 
 
 def test_shards_that_do_not_cover_the_weights_are_refused():

@@ -1,4 +1,4 @@
-"""Run by torchrun: what tensors two workers really hold at the optimizer's step, in every layout."""
+"""Run by torchrun: what two workers really hold at the optimizer's step, and write, in every layout."""
 
 import gc
 import json
@@ -13,6 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 import torch.distributed as dist
 
+from pipeline.checkpoint import TrainingState, write_checkpoint
 from pipeline.engine import make_engine
 from pipeline.gang import Gang
 from pipeline.model import ModelConfig
@@ -37,8 +38,8 @@ CASES: dict[str, dict[str, Any]] = {
 BUCKET = 2000
 
 
-def measure(case: str, bert: str) -> int:
-    """Return what one worker holds at the end of the inner optimizer's second step."""
+def measure(case: str, bert: str, folder: Path) -> dict[str, int]:
+    """Return what one worker holds at the end of the inner optimizer's second step, and all write."""
     gc.collect()
     before = set(held_bytes())
     zero = ZeroConfig(**CASES[case], bucket_elements=BUCKET)
@@ -48,7 +49,7 @@ def measure(case: str, bert: str) -> int:
     task = make_task(ClassificationConfig(type="classification", text=["text"], label="label"))
     model = ModelConfig(path=bert)
     engine = make_engine(model, task, config, zero, prune, {"num_labels": 2}, plan, Gang.current())
-    attach_pruner(engine, prune, prune.schedule(100, 10), num_examples=8)
+    pruner = attach_pruner(engine, prune, prune.schedule(100, 10), num_examples=8)
     found: list[int] = []
 
     def at_step(*_: Any) -> None:
@@ -59,17 +60,29 @@ def measure(case: str, bert: str) -> int:
         tokens = torch.randint(5, 20, (2, 3))
         engine.backward(engine(input_ids=tokens, labels=torch.tensor([0, 1])).loss)
         engine.step()
+    written = folder / case
+    written.mkdir(exist_ok=True)
+    write_checkpoint(
+        written,
+        engine=engine,
+        pruner=pruner,
+        records=None,
+        done=TrainingState(),
+        gang=Gang.current(),
+    )
+    dist.barrier()
+    checkpoint = sum(file.stat().st_size for file in written.iterdir())
     engine.destroy()
-    return max(found[len(found) // 2 :])
+    return {"held": max(found[len(found) // 2 :]), "checkpoint": checkpoint}
 
 
 def main(bert: str, out: str) -> None:
     """Measure all layouts and write what rank 0 holds."""
     dist.init_process_group("gloo")
     init_deepspeed("gloo")
-    held = {case: measure(case, bert) for case in CASES}
+    found = {case: measure(case, bert, Path(out).parent) for case in CASES}
     if dist.get_rank() == 0:
-        Path(out).write_text(json.dumps(held))
+        Path(out).write_text(json.dumps(found))
     dist.destroy_process_group()
 
 

@@ -54,10 +54,10 @@ def step_found(store):
     with store.latest() as found:
         if found is None:
             return None
-        folder, manifest = found
-        assert (folder / "state.json").read_text() == str(manifest.step)
-        assert (folder / "engine" / "shard.bin").read_bytes() == bytes([manifest.step]) * 1000
-        return manifest.step
+        step = found.manifest.step
+        assert found.file("state.json").read_text() == str(step)
+        assert found.file("engine/shard.bin").read_bytes() == bytes([step]) * 1000
+        return step
 
 
 def damage(url, name, change):

@@ -29,6 +29,20 @@ CASES: dict[str, dict[str, Any]] = {
     "stage3": {"stage": 3},
     "stage2-bf16": {"stage": 2, "precision": "bf16"},
 }
+LAYOUTS: dict[str, dict[str, Any]] = {
+    **CASES,
+    "stage1": {"stage": 1},
+    "stage2-offload": {"stage": 2, "offload_optimizer": True},
+    "stage3-small": {
+        "stage": 3,
+        "extra": {
+            "zero_optimization": {
+                "sub_group_size": 700,
+                "stage3_param_persistence_threshold": 0,
+            }
+        },
+    },
+}
 NAN_CASES = ("stage2", "stage3")
 LENGTH, STOP_AFTER = 20, (2, 9, 17)  # warm-up, gradual, fixed mask
 
@@ -77,7 +91,7 @@ def run(
         model_config=ModelConfig(path=str(bert)),
         task=make_task(task),
         config=config,
-        zero=ZeroConfig(**CASES[case], bucket_elements=10_000),
+        zero=ZeroConfig(**LAYOUTS[case], bucket_elements=10_000),
         prune=prune,
         data=data,
         model_kwargs={"num_labels": 2} if task is CLASSIFICATION else {"num_labels": 1},
@@ -123,7 +137,7 @@ def run_with_nan(case: str, bert: Path, data: Path, output: Path) -> None:
     except StageError as error:
         found["error"] = str(error)
     with checkpoints.latest() as saved:
-        found["last_checkpoint"] = saved[1].step if saved else None
+        found["last_checkpoint"] = saved.manifest.step if saved else None
     patient = TRAIN.model_copy(update={"max_skipped_steps": 9})
     found["figures"] = run(
         case, bert, data, output / name, checkpoints, task=REGRESSION, config=patient
