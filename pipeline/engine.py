@@ -13,7 +13,7 @@ from pipeline.model import ModelConfig, load_model
 from pipeline.pruning import PruneConfig
 from pipeline.section import NotNegative, Section, Share
 from pipeline.tasks import Task
-from pipeline.zero import DTYPES, ZeroConfig, deepspeed_config
+from pipeline.zero import DTYPES, ZeroConfig, check_capabilities, deepspeed_config
 
 
 class OptimizerConfig(Section):
@@ -61,9 +61,13 @@ def make_engine(
 
     Returns:
         DeepSpeed's engine, in training mode.
+
+    Raises:
+        StageError: if a node cannot do what is asked.
     """
     import deepspeed
 
+    check_capabilities(zero)
     settings = deepspeed_config(
         zero,
         micro_batch_size=plan.micro_batch_size,

@@ -137,11 +137,11 @@ def state_bytes(
         "masks": -(-(prunable if zero.stage == 0 else -(-prunable // world_size)) // 8),
     }
     device = {"parameters": parameters, "gradients": gradients}
-    if not zero.offload_optimizer:
-        return {**device, **states}, {}
-    host = dict(states)
+    host: dict[str, int] = {}
+    (host if zero.offload_optimizer else device).update(states)
     if zero.offload_parameters:
-        host["parameters"] = device.pop("parameters")
+        parameters = device.pop("parameters")
+        host["parameters"] = 0 if zero.nvme_path else parameters
     return device, host
 
 

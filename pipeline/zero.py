@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 
+from pipeline.errors import StageError
 from pipeline.section import Positive, Section
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -24,6 +25,8 @@ class ZeroConfig(Section):
     """Keep optimizer states and master weights in CPU memory."""
     offload_parameters: bool = False
     """Keep parameters in CPU memory too (stage 3)."""
+    nvme_path: str | None = None
+    """Folder on each node's NVMe: parameters are kept there, not in CPU memory; needs libaio."""
     bucket_elements: Positive | None = None
     """Elements gathered or reduced at a time; 5e8 on GPUs and 5e6 on CPUs unless given."""
     extra: dict[str, Any] = {}
@@ -64,6 +67,8 @@ def deepspeed_config(
         sharding["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
     if zero.offload_parameters:
         sharding["offload_param"] = {"device": "cpu", "pin_memory": on_gpu}
+    if zero.nvme_path:
+        sharding["offload_param"] |= {"device": "nvme", "nvme_path": zero.nvme_path}
     values: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": accumulation,
@@ -99,6 +104,11 @@ def problems_of(zero: ZeroConfig) -> list[str]:
         )
     if zero.offload_parameters and zero.stage != 3:
         found.append(f"zero.offload_parameters: needs zero.stage: 3, got {zero.stage}")
+    if zero.nvme_path and not (zero.offload_parameters and zero.offload_optimizer):
+        found.append(
+            "zero.nvme_path: needs zero.offload_parameters and zero.offload_optimizer; master weights "
+            "and optimizer states stay in CPU memory"
+        )
     if zero.offload_optimizer and zero.stage == 0:
         found.append("zero.offload_optimizer: needs zero.stage 1, 2 or 3, got 0")
     if zero.grad_accum_dtype and not (zero.precision == "bf16" and zero.stage == 1):
@@ -107,6 +117,22 @@ def problems_of(zero: ZeroConfig) -> list[str]:
             f"{zero.precision} at stage {zero.stage}"
         )
     return found
+
+
+def check_capabilities(zero: ZeroConfig) -> None:
+    """Make sure that this node can do what is asked.
+
+    Raises:
+        StageError: saying what is missing.
+    """
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    if zero.nvme_path and not AsyncIOBuilder().is_compatible(verbose=False):
+        raise StageError(
+            "zero.nvme_path: DeepSpeed's async_io cannot be built on this node: install libaio with its "
+            "headers (libaio-dev, libaio-devel), or leave zero.nvme_path out to keep parameters in CPU "
+            "memory"
+        )
 
 
 def init_deepspeed(backend: str) -> None:

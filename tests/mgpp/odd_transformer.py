@@ -56,6 +56,18 @@ CASES: dict[str, tuple[int, str, dict[str, object]]] = {
     "stage3-offload-fp16": (3, "fp16", {"offload_optimizer": {"device": "cpu"}}),
     "stage3-subgroups-fp16": (3, "fp16", {"sub_group_size": 700}),
 }
+NVME_CASES: dict[str, tuple[int, str, dict[str, object]]] = {
+    f"stage3-nvme-{precision}": (
+        3,
+        precision,
+        {
+            "offload_optimizer": {"device": "cpu"},
+            "offload_param": {"device": "nvme", "buffer_size": 100_000},
+            "sub_group_size": 700,
+        },
+    )
+    for precision in ("fp32", "bf16")
+}
 
 
 class Layer(nn.Module):

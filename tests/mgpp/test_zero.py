@@ -11,14 +11,18 @@ from tests.processes import torchrun
 pytestmark = pytest.mark.distributed
 
 
+def results(folder, cases):
+    return {
+        case: [torch.load(folder / f"{case}-rank{r}.pt", weights_only=True) for r in (0, 1)]
+        for case in cases
+    }
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zero")
-    torchrun("tests.mgpp.zero_worker", str(folder), "two", num_processes=2, timeout=400)
-    return {
-        case: [torch.load(folder / f"two-{case}-rank{r}.pt", weights_only=True) for r in (0, 1)]
-        for case in (*odd.CASES, "refusals")
-    }
+    torchrun("tests.mgpp.zero_worker", "all", str(folder), num_processes=2, timeout=400)
+    return results(folder, (*odd.CASES, "refusals"))
 
 
 @pytest.fixture(scope="session")
@@ -101,3 +105,18 @@ def test_a_first_group_that_holds_more_is_refused_and_left_alone(stage, trained)
     for refusals in trained["refusals"]:
         assert "must hold the prunable weights and nothing else" in refusals[stage]
         assert "mgpp.parameter_groups" in refusals[stage]
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(1500)
+def test_parameters_on_nvme(reference, tmp_path):
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        pytest.skip("DeepSpeed's async_io cannot be built here: libaio is missing")
+    torchrun("tests.mgpp.zero_worker", "nvme", str(tmp_path), num_processes=2, timeout=1400)
+    trained = results(tmp_path, odd.NVME_CASES)
+    for case in odd.NVME_CASES:
+        test_sparsity_is_exact_and_the_ranks_agree(case, trained, reference)
+    test_fp32_equals_the_one_process_reference("stage3-nvme-fp32", trained, reference)
+    test_low_precision_stays_near_the_reference("stage3-nvme-bf16", trained, reference)

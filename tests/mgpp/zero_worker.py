@@ -90,20 +90,38 @@ def refusal(stage: int) -> str:
     return ""
 
 
-def main(folder: str, world: str) -> None:
+def main(folder: str) -> None:
+    """Train in all layouts."""
+    start()
+    train_all(folder, odd.CASES)
+    refusals = {stage: refusal(stage) for stage in (0, 1, 2, 3)}
+    torch.save(refusals, f"{folder}/refusals-rank{dist.get_rank()}.pt")
+    dist.destroy_process_group()
+
+
+def main_nvme(folder: str) -> None:
+    """Train with the parameters on disk, which needs an extension that compiles for minutes."""
+    start()
+    for _, _, zero in odd.NVME_CASES.values():
+        zero["offload_param"] |= {"nvme_path": folder}  # type: ignore[operator]
+    train_all(folder, odd.NVME_CASES)
+    dist.destroy_process_group()
+
+
+def train_all(folder: str, cases: dict[str, tuple[int, str, dict[str, object]]]) -> None:
+    for case, (stage, precision, zero) in cases.items():
+        result = train(stage, precision, **zero)
+        torch.save(result, f"{folder}/{case}-rank{dist.get_rank()}.pt")
+
+
+def start() -> None:
     from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
     from deepspeed.ops import __compatible_ops__
 
     CPU_Accelerator.is_fp16_supported = lambda _: True  # slow on most CPUs, but it computes
     __compatible_ops__["deepspeed_shm_comm"] = False  # gloo carries everything; nothing to compile
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
-    for case, (stage, precision, zero) in odd.CASES.items():
-        result = train(stage, precision, **zero)
-        torch.save(result, f"{folder}/{world}-{case}-rank{dist.get_rank()}.pt")
-    refusals = {stage: refusal(stage) for stage in (0, 1, 2, 3)}
-    torch.save(refusals, f"{folder}/{world}-refusals-rank{dist.get_rank()}.pt")
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    {"all": main, "nvme": main_nvme}[sys.argv[1]](sys.argv[2])

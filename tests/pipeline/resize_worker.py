@@ -37,15 +37,10 @@ CONFIG = TRAIN.model_copy(
         "eps": 1e-4,
     }
 )
-STAGES = ("stage1", "stage2", "stage3")
+STOPS = {"stage1": (GRADUAL,), "stage2": (GRADUAL,), "stage3": (GRADUAL, FIXED)}
 # (saved by the layout, at the step, resumed on so many ranks, in the layout)
 RESUMED: list[tuple[str, int, int, str]] = [
-    *(
-        (stage, stop, ranks, stage)
-        for stage in STAGES
-        for stop in (GRADUAL, FIXED)
-        for ranks in (1, 3)
-    ),
+    *((stage, stop, ranks, stage) for stage in STOPS for stop in STOPS[stage] for ranks in (1, 3)),
     ("stage1", GRADUAL, 2, "stage0"),
     ("stage2", GRADUAL, 2, "stage3-small"),
     ("stage3", GRADUAL, 2, "stage2-offload"),
@@ -90,10 +85,10 @@ def restore(name: str) -> None:
 
 
 def save(bert: Path, data: Path, out: Path) -> None:
-    for case in STAGES:
+    for case, stops in STOPS.items():
         checkpoints = StoppingCheckpoints(f"{out / case}-checkpoints", Gang.current())
         run(case, bert, data, out / case, checkpoints, config=CONFIG, prune=PRUNE)
-        for stop in (GRADUAL, FIXED):
+        for stop in stops:
             folder = out / f"{case}-{stop}"
             checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", Gang.current())
             checkpoints.stop_at = stop

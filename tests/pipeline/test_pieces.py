@@ -1,6 +1,7 @@
 """Pieces of parameters in files: whatever the cuts they were written in, any range reads back."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ KEEP = np.random.default_rng(9).random(SIZE) < 0.5
 def cuts_into(bounds):
     """Return the ranges between 0, the bounds and SIZE; some may be empty."""
     ends = [0, *sorted(bounds), SIZE]
-    return list(zip(ends[:-1], ends[1:], strict=True))
+    return list(pairwise(ends))
 
 
 def write(folder, ranges, name="layer.weight"):
@@ -103,7 +104,7 @@ def test_files_are_bounded_and_plain_safetensors(tmp_path, monkeypatch):
 def test_what_is_not_there_is_named(tmp_path):
     write(tmp_path, [(0, 24)])
     with reader(tmp_path) as saved:
-        with pytest.raises(StageError, match="no master of layer.weight from element 24 on"):
+        with pytest.raises(StageError, match=r"no master of layer\.weight from element 24 on"):
             saved.trained("layer.weight", 10, 30)
-        with pytest.raises(StageError, match="no keep of other.weight from element 0 on"):
+        with pytest.raises(StageError, match=r"no keep of other\.weight from element 0 on"):
             list(saved.masks("other.weight", 0, 4))

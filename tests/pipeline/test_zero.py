@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from pipeline.zero import ZeroConfig, deepspeed_config, problems_of
+from pipeline.errors import StageError
+from pipeline.zero import ZeroConfig, check_capabilities, deepspeed_config, problems_of
 
 
 def make_config(on_gpu=False, gradient_clipping=None, **settings):
@@ -89,6 +90,26 @@ def test_what_is_offloaded_is_pinned_for_gpus(on_gpu):
     assert "offload_optimizer" not in sharding
 
 
+def test_parameters_go_to_nvme():
+    offload = {"stage": 3, "offload_optimizer": True, "offload_parameters": True}
+    sharding = make_config(nvme_path="/nvme", **offload)["zero_optimization"]
+    expected = {"device": "nvme", "nvme_path": "/nvme", "pin_memory": False}
+    assert sharding["offload_param"] == expected
+    assert sharding["offload_optimizer"]["device"] == "cpu"
+
+
+def test_a_node_without_asynchronous_io_is_told_what_to_install(monkeypatch):
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    zero = ZeroConfig(stage=3, offload_optimizer=True, offload_parameters=True, nvme_path="/nvme")
+    monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda self, verbose: True)
+    check_capabilities(zero)
+    monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda self, verbose: False)
+    check_capabilities(zero.model_copy(update={"nvme_path": None}))
+    with pytest.raises(StageError, match="install libaio"):
+        check_capabilities(zero)
+
+
 def test_gradient_clipping_is_passed_on():
     assert make_config(gradient_clipping=1.5)["gradient_clipping"] == 1.5
 
@@ -138,6 +159,11 @@ def test_deepspeed_itself_takes_the_dictionary(stage):
         ({"offload_parameters": True, "stage": 2}, "zero.offload_parameters", "stage: 3, got 2"),
         ({"offload_optimizer": True, "stage": 0}, "zero.offload_optimizer", "1, 2 or 3, got 0"),
         (
+            {"nvme_path": "/nvme", "stage": 3, "offload_parameters": True},
+            "zero.nvme_path",
+            "needs zero.offload_parameters and zero.offload_optimizer",
+        ),
+        (
             {"grad_accum_dtype": "fp32", "precision": "bf16", "stage": 2},
             "zero.grad_accum_dtype",
             "got bf16 at stage 2",
@@ -181,6 +207,12 @@ def test_all_problems_at_once():
         {"stage": 1, "precision": "bf16", "grad_accum_dtype": "fp32"},
         {"stage": 1, "offload_optimizer": True},
         {"stage": 3, "offload_optimizer": True, "offload_parameters": True},
+        {
+            "stage": 3,
+            "offload_optimizer": True,
+            "offload_parameters": True,
+            "nvme_path": "/nvme",
+        },
     ],
 )
 def test_what_works_is_not_refused(settings):

@@ -28,6 +28,11 @@ CASES: dict[str, dict[str, Any]] = {
     "stage2": {"stage": 2},
     "stage3": {"stage": 3},
     "stage2-bf16": {"stage": 2, "precision": "bf16"},
+    "stage2-fp16": {
+        "stage": 2,
+        "precision": "fp16",  # the scale is looked for throughout the run
+        "extra": {"fp16": {"enabled": True, "initial_scale_power": 20, "loss_scale_window": 4}},
+    },
 }
 LAYOUTS: dict[str, dict[str, Any]] = {
     **CASES,
@@ -103,6 +108,9 @@ def run(
 
 
 def main(bert: str, data: str, output: str) -> None:
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+    CPU_Accelerator.is_fp16_supported = lambda _: True  # slow on most CPUs, but it computes
     dist.init_process_group("gloo")
     load_tokenizer(ModelConfig(path=bert))
     for case in CASES:
