@@ -18,9 +18,10 @@ bench: $(VENV)/dev
 	$(BIN)/python -m tests.bench
 
 # Runs are killed over and over: two ranks by themselves, then workers, drivers and all of Ray.
-torture: export MGPP_TORTURE_KILLS ?= 60
+torture: export MGPP_TORTURE_KILLS ?= 24
 torture: $(VENV)/dev
-	$(BIN)/python -m pytest -m '' tests/pipeline/test_kill.py tests/launch/test_kill.py
+	$(BIN)/python -m pytest -m torture
+	$(BIN)/python -m pytest tests/pipeline/test_kill.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .

@@ -25,6 +25,7 @@ from pipeline.sources import resolve_path
 from pipeline.zero import ZeroConfig, deepspeed_config, init_deepspeed
 from tests.bench.threshold import peak_bytes
 from tests.memory import held_bytes
+from tests.processes import leave
 
 BATCH, LENGTH, INTERVAL, ROUNDS = 32, 32, 10, 12
 SCHEDULE = PruningSchedule(
@@ -114,7 +115,7 @@ def main(mode: str, out: str) -> None:
         figures["peak_bytes"] = peak_bytes()
     if dist.get_rank() == 0:
         Path(out).write_text(json.dumps(figures))
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

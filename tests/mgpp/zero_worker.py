@@ -12,6 +12,7 @@ import torch.distributed as dist
 import mgpp
 from mgpp.backends.deepspeed import attach
 from tests.mgpp import odd_transformer as odd
+from tests.processes import leave
 
 
 def config(stage: int, precision: str, **zero: object) -> dict[str, object]:
@@ -96,7 +97,7 @@ def main(folder: str) -> None:
     train_all(folder, odd.CASES)
     refusals = {stage: refusal(stage) for stage in (0, 1, 2, 3)}
     torch.save(refusals, f"{folder}/refusals-rank{dist.get_rank()}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 def main_nvme(folder: str) -> None:
@@ -105,7 +106,7 @@ def main_nvme(folder: str) -> None:
     for _, _, zero in odd.NVME_CASES.values():
         zero["offload_param"] |= {"nvme_path": folder}  # type: ignore[operator]
     train_all(folder, odd.NVME_CASES)
-    dist.destroy_process_group()
+    leave()
 
 
 def train_all(folder: str, cases: dict[str, tuple[int, str, dict[str, object]]]) -> None:

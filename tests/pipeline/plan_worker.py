@@ -23,6 +23,7 @@ from pipeline.tasks.sequence import ClassificationConfig
 from pipeline.train import TrainConfig, attach_pruner
 from pipeline.zero import ZeroConfig, init_deepspeed
 from tests.memory import held_bytes
+from tests.processes import leave
 
 CASES: dict[str, dict[str, Any]] = {
     "stage0": {"stage": 0},
@@ -83,7 +84,7 @@ def main(bert: str, out: str) -> None:
     found = {case: measure(case, bert, Path(out).parent) for case in CASES}
     if dist.get_rank() == 0:
         Path(out).write_text(json.dumps(found))
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

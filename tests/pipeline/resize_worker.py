@@ -23,6 +23,7 @@ from tests.pipeline.train_worker import (
     StoppingCheckpoints,
     run,
 )
+from tests.processes import leave
 
 SAVED_BY = 2
 GRADUAL, FIXED = 9, 17  # steps at which a run stops
@@ -117,4 +118,4 @@ def resume(bert: Path, data: Path, out: Path) -> None:
 if __name__ == "__main__":
     dist.init_process_group("gloo")
     {"save": save, "resume": resume}[sys.argv[1]](*map(Path, sys.argv[2:]))
-    dist.destroy_process_group()
+    leave()

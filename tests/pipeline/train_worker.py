@@ -22,6 +22,7 @@ from pipeline.tasks import make_task
 from pipeline.tasks.sequence import ClassificationConfig, RegressionConfig
 from pipeline.train import TrainConfig, train
 from pipeline.zero import ZeroConfig
+from tests.processes import leave
 
 CASES: dict[str, dict[str, Any]] = {
     "stage0": {"stage": 0},
@@ -132,7 +133,7 @@ def main(bert: str, data: str, output: str) -> None:
                 (folder / "figures.json").write_text(json.dumps(figures))
     for case in NAN_CASES:
         run_with_nan(case, Path(bert), Path(data).with_name("nan-data"), Path(output))
-    dist.destroy_process_group()
+    leave()
 
 
 def run_with_nan(case: str, bert: Path, data: Path, output: Path) -> None:
