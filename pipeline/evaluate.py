@@ -61,7 +61,8 @@ def evaluate(
     rows = load_from_disk(str(data / "dataset"))["validation"]
     if config.max_rows is not None:
         rows = rows.select(range(min(config.max_rows, len(rows))))
-    collate = task.collator(load_tokenizer(ModelConfig(path=str(data / "tokenizer"))))
+    tokenizer = load_tokenizer(ModelConfig(path=str(data / "tokenizer")))
+    collate = task.collator(tokenizer)
     mine = list(range(gang.rank, len(rows), gang.world_size))
     if zero.stage == 3 and len(mine) < -(-len(rows) // gang.world_size):
         mine.append(-1)  # sharded workers run each forward pass together; this row is not counted
@@ -74,7 +75,7 @@ def evaluate(
         with torch.inference_mode():
             for i, batch in enumerate(batches):
                 on_device = {key: value.to(gang.device) for key, value in batch.items()}
-                predicted = task.predict(model(**on_device), on_device)
+                predicted = task.infer(model, on_device)
                 parts.append({key: value.cpu() for key, value in predicted.items()})
                 progress(
                     {
@@ -86,7 +87,7 @@ def evaluate(
                 )
         gathered = gang.gather(_joined(parts, num_rows=sum(i >= 0 for i in mine)))
         if gathered is not None:
-            metrics[name] = task.score(_whole(gathered))
+            metrics[name] = task.score(_in_order(gathered), rows, tokenizer)
     return metrics
 
 
@@ -126,7 +127,10 @@ def _joined(parts: list[dict[str, Tensor]], num_rows: int) -> dict[str, np.ndarr
     return {name: torch.cat([part[name] for part in parts]).numpy()[:num_rows] for name in parts[0]}
 
 
-def _whole(gathered: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Join all workers' predictions (a worker without rows sends none)."""
-    filled = [part for part in gathered if part]
-    return {name: np.concatenate([part[name] for part in filled]) for name in filled[0]}
+def _in_order(gathered: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Join all workers' predictions in the order of the rows, which they were dealt in turn."""
+    filled = [part for part in gathered if part]  # a worker without rows sends none
+    places = np.concatenate([np.arange(len(next(iter(p.values())))) for p in filled])
+    ranks = np.concatenate([np.full(len(next(iter(p.values()))), r) for r, p in enumerate(filled)])
+    order = np.lexsort((ranks, places))
+    return {name: np.concatenate([part[name] for part in filled])[order] for name in filled[0]}

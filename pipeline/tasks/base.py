@@ -62,13 +62,23 @@ class Task(ABC):
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
         """Return the function that makes a batch of rows."""
 
+    def infer(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run the model on a batch and keep what the metrics need, one row an example."""
+        return self.predict(model(**batch), batch)
+
     @abstractmethod
     def predict(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Reduce one batch's model outputs to what the metrics need, one row an example."""
 
     @abstractmethod
-    def score(self, predictions: Predictions) -> Metrics:
-        """Compute the metrics over all examples."""
+    def score(self, predictions: Predictions, rows: Dataset, tokenizer: Any) -> Metrics:
+        """Compute the metrics over all examples.
+
+        Args:
+            predictions: what `infer` returned, in the order of `rows`.
+            rows: the tokenized validation rows.
+            tokenizer: the model's.
+        """
 
 
 def num_tokens(rows: Dataset) -> int:

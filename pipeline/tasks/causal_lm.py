@@ -120,7 +120,7 @@ class CausalLM(Task):
             "num_tokens": (batch["labels"][:, 1:] >= 0).sum(dim=1),
         }
 
-    def score(self, predictions: Predictions) -> Metrics:
+    def score(self, predictions: Predictions, rows: Dataset, tokenizer: Any) -> Metrics:
         num_tokens = int(np.sum(predictions["num_tokens"]))
         loss = float(np.sum(predictions["loss"])) / num_tokens
         return {

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from datasets import ClassLabel, DatasetDict, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Value
 from pydantic import Field
 from torch import Tensor
 from transformers import DataCollatorWithPadding
@@ -121,7 +121,7 @@ class Classification(_SequenceTask):
             "num_classes": num_classes,
         }
 
-    def score(self, predictions: Predictions) -> Metrics:
+    def score(self, predictions: Predictions, rows: Dataset, tokenizer: Any) -> Metrics:
         from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef  # slow to import
 
         label, predicted = predictions["label"], predictions["predicted"]
@@ -166,7 +166,7 @@ class Regression(_SequenceTask):
             "label": batch["labels"].to(torch.float32),
         }
 
-    def score(self, predictions: Predictions) -> Metrics:
+    def score(self, predictions: Predictions, rows: Dataset, tokenizer: Any) -> Metrics:
         from scipy.stats import pearsonr, spearmanr  # slow to import
         from sklearn.metrics import mean_squared_error
 

@@ -147,7 +147,7 @@ def test_perplexity_is_the_exponential_of_the_mean_cross_entropy(batch_size):
     picked = log_probs.gather(2, blocks[:, 1:, None])
     predictions = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
     assert {len(values) for values in predictions.values()} == {7}  # a row an example
-    scores = task.score(predictions)
+    scores = task.score(predictions, None, None)
     assert scores["loss"] == pytest.approx(-picked.mean().item(), rel=1e-6)
     assert scores["perplexity"] == pytest.approx(math.exp(-picked.mean().item()), rel=1e-6)
     assert scores["num_tokens"] == 7 * 5
@@ -160,18 +160,18 @@ def test_perplexity_is_what_the_model_says_of_itself():
     with torch.inference_mode():
         outputs = model(**batch)
         predicted = {k: v.numpy() for k, v in task.predict(outputs, batch).items()}
-    assert task.score(predicted)["loss"] == pytest.approx(outputs.loss.item(), rel=1e-5)
+    assert task.score(predicted, None, None)["loss"] == pytest.approx(outputs.loss.item(), rel=1e-5)
 
 
 def test_tokens_weigh_alike_whatever_example_they_are_in():
     predictions = {"loss": np.array([2.0, 9.0]), "num_tokens": np.array([1, 3])}
-    scores = make_task_of(6).score(predictions)
+    scores = make_task_of(6).score(predictions, None, None)
     assert scores == {"loss": 2.75, "perplexity": math.exp(2.75), "num_tokens": 4.0}
 
 
 def test_a_hopeless_loss_stays_finite():
     predictions = {"loss": np.array([1e6]), "num_tokens": np.array([1])}
-    assert math.isfinite(make_task_of(6).score(predictions)["perplexity"])
+    assert math.isfinite(make_task_of(6).score(predictions, None, None)["perplexity"])
 
 
 def test_lower_perplexity_is_better():

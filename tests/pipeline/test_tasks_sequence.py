@@ -194,7 +194,9 @@ def test_needed_columns_are_named_by_their_keys():
 
 def score_of(label, predicted, num_classes):
     counts = np.full(len(label), num_classes)
-    return classification().score({"label": label, "predicted": predicted, "num_classes": counts})
+    return classification().score(
+        {"label": label, "predicted": predicted, "num_classes": counts}, None, None
+    )
 
 
 def test_f1_of_three_classes_is_macro_even_where_only_two_occur():
@@ -294,7 +296,7 @@ def test_scores_of_a_regression_follow_the_formulas(seed):
     label = generator.integers(0, 6, 40).astype(np.float32)  # with ties
     predicted = (0.5 * label + generator.normal(size=40)).astype(np.float32)
     x, y = label.astype(np.float64), predicted.astype(np.float64)
-    found = regression().score({"label": label, "predicted": predicted})
+    found = regression().score({"label": label, "predicted": predicted}, rows=None, tokenizer=None)
     assert found == pytest.approx(
         {
             "pearson": pearson(x, y),
