@@ -6,7 +6,17 @@ DeepSpeed ZeRO.
 
 from mgpp.attaching import PruningConfig, attach, grouped_parameters, parameter_groups
 from mgpp.collectives import Collectives
-from mgpp.methods import GMP, METHODS, MGPP, Method
+from mgpp.methods import (
+    GMP,
+    METHODS,
+    MGPP,
+    PLATON,
+    Method,
+    Movement,
+    make_method,
+    setting,
+    settings_of,
+)
 from mgpp.prior import MixtureGaussianPrior, add_prior_grad_, log_prior
 from mgpp.pruner import Pruner, Pruning
 from mgpp.schedule import PruningSchedule, SlabProbAnnealing
@@ -18,9 +28,11 @@ __all__ = [
     "GMP",
     "METHODS",
     "MGPP",
+    "PLATON",
     "Collectives",
     "Method",
     "MixtureGaussianPrior",
+    "Movement",
     "Pruner",
     "Pruning",
     "PruningConfig",
@@ -32,6 +44,9 @@ __all__ = [
     "attach",
     "grouped_parameters",
     "log_prior",
+    "make_method",
     "parameter_groups",
     "select_prunable",
+    "setting",
+    "settings_of",
 ]

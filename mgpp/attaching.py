@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mgpp.backends import deepspeed, torch
-from mgpp.methods import GMP, METHODS, MGPP, Method
+from mgpp.methods import Method, make_method
 from mgpp.pruner import Pruner
 from mgpp.schedule import PruningSchedule
 from mgpp.selection import select_prunable
@@ -24,12 +24,7 @@ class PruningConfig:
         warmup: training before the first pruning: steps (an int) or a share of all (a float below 1).
         finetune: training after the last pruning with the mask fixed, likewise.
         interval: steps between two prunings.
-        method: "mgpp" or "gmp".
-        spike_var: variance of the prior's narrow component.
-        slab_var: variance of its wide component.
-        slab_prob: prior probability of the wide component.
-        slab_prob_initial_factor: multiplies slab_prob up to the first pruning.
-        slab_prob_final_factor: multiplies it at the last one; linear in between.
+        method: its name ("mgpp", ...), or a mapping with `name` and its settings.
         include: patterns of prunable weights; all matrices of the repeated layers unless given.
         exclude: patterns of weights to leave alone.
 
@@ -42,18 +37,11 @@ class PruningConfig:
     warmup: int | float = 0.1
     finetune: int | float = 0.1
     interval: int = 10
-    method: str = "mgpp"
-    spike_var: float = 1e-10
-    slab_var: float = 0.05
-    slab_prob: float = 0.1
-    slab_prob_initial_factor: float = 1.0
-    slab_prob_final_factor: float = 0.001
+    method: str | Mapping[str, Any] = "mgpp"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"method: got {self.method!r}; allowed are {', '.join(METHODS)}")
         for name in ("warmup", "finetune"):
             value = getattr(self, name)
             if value < 0 or (isinstance(value, float) and value >= 1):
@@ -65,16 +53,7 @@ class PruningConfig:
 
     def build_method(self, num_examples: int) -> Method:
         """Return the method for a number of training examples."""
-        if self.method == "gmp":
-            return GMP()
-        return MGPP.of(
-            num_examples=num_examples,
-            spike_var=self.spike_var,
-            slab_var=self.slab_var,
-            slab_prob=self.slab_prob,
-            slab_prob_initial_factor=self.slab_prob_initial_factor,
-            slab_prob_final_factor=self.slab_prob_final_factor,
-        )
+        return make_method(self.method, num_examples=num_examples)
 
     def schedule(self, num_steps: int) -> PruningSchedule:
         """Return the schedule of a run of `num_steps` optimizer steps.

@@ -1,7 +1,7 @@
 """The lifecycle of pruning: what is done to the shards before and after each optimizer step."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ class Pruning:
         step: the optimizer step at whose end it happened.
         num_pruned: weights set to zero.
         sparsity: num_pruned over all prunable weights.
-        threshold: the largest magnitude set to zero.
+        threshold: the largest magnitude set to zero, or the largest score where a method has one.
         churn: share of the pruned weights that the pruning before had kept.
         mask_hash: hash of all masks over all ranks; it does not depend on the sharding.
     """
@@ -106,9 +106,12 @@ class Pruner:
                 self.method.adjust_grad(shard, self.step, self.schedule)
 
     def after_update(self, shards: Iterable[Shard]) -> None:
-        """Hold shards that were just updated to the mask, once it is fixed."""
-        if self.step > self.schedule.prune_end:
-            for shard in shards:
+        """Let the method see shards that were just updated; hold them to the mask once it is fixed."""
+        fixed = self.step > self.schedule.prune_end
+        for shard in shards:
+            if not fixed:
+                self.method.observe(shard, self.step, self.schedule)
+            if fixed or (self.method.holds_mask and self.last_pruning):
                 self._apply_mask(self._position[id(shard)])
 
     def finish_step(self) -> Pruning | None:
@@ -152,13 +155,19 @@ class Pruner:
         return _hexadecimal(self.collectives.sum([self._local_hash()])[0])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return this rank's state: the step, the last pruning and the packed masks."""
+        """Return this rank's state: step, last pruning, packed masks, what the method keeps."""
         return {
             "step": self.step,
             "last_pruning": vars(self.last_pruning).copy() if self.last_pruning else None,
             "masks": [
-                {"name": s.name, "offset": s.offset, "numel": s.numel, "keep": keep.clone()}
-                for s, keep in zip(self.shards, self._keep, strict=True)
+                {
+                    "name": shard.name,
+                    "offset": shard.offset,
+                    "numel": shard.numel,
+                    "keep": keep.clone(),
+                    "state": {k: v.clone() for k, v in self.method.state(shard).items()},
+                }
+                for shard, keep in zip(self.shards, self._keep, strict=True)
             ],
         }
 
@@ -207,17 +216,22 @@ class Pruner:
         end = min(shard.offset + shard.numel, saved["offset"] + saved["numel"])
         if begin >= end:
             return 0
-        theirs = unpack_bits(saved["keep"].to(keep.device), saved["numel"])
+        here = slice(begin - shard.offset, end - shard.offset)
+        there = slice(begin - saved["offset"], end - saved["offset"])
         ours = unpack_bits(keep, shard.numel)
-        ours[begin - shard.offset : end - shard.offset] = theirs[
-            begin - saved["offset"] : end - saved["offset"]
-        ]
+        ours[here] = unpack_bits(saved["keep"].to(keep.device), saved["numel"])[there]
         keep.copy_(pack_bits(ours))
+        for name, values in self.method.state(shard).items():
+            values[here] = saved["state"][name][there]
         return int(end - begin)
 
     def _prune(self, k: int) -> Pruning:
-        cut = find_cut(self.shards, k, self.full_numels, self.collectives)
-        newly = sum(self._cut_shard(position, cut) for position in range(len(self.shards)))
+        if self.method.restores_pruned:
+            for shard in self.shards:
+                shard.weight.add_(self.method.state(shard)["pruned_weight"])
+        scored = [self._scored(shard) for shard in self.shards]
+        cut = find_cut(scored, k, self.full_numels, self.collectives)
+        newly = sum(self._cut_shard(position, scored, cut) for position in range(len(scored)))
         kept = sum(count_bits(keep) for keep in self._keep)
         held = sum(shard.numel for shard in self.shards)
         num_pruned, churned, digest = self.collectives.sum([held - kept, newly, self._local_hash()])
@@ -226,7 +240,7 @@ class Pruner:
             step=self.step,
             num_pruned=num_pruned,
             sparsity=num_pruned / self.num_prunable,
-            threshold=cut.threshold,
+            threshold=self.method.threshold(cut.threshold),
             churn=churned / max(k, 1),
             mask_hash=_hexadecimal(digest),
         )
@@ -253,11 +267,20 @@ class Pruner:
             )
         )
 
-    def _cut_shard(self, position: int, cut: Cut) -> int:
+    def _scored(self, shard: Shard) -> Shard:
+        """Return what is cut by: the method's scores laid out as the shard is, or the shard itself."""
+        scores = self.method.score(shard)
+        return shard if scores is None else replace(shard, flat=scores, start=0)
+
+    def _cut_shard(self, position: int, scored: Sequence[Shard], cut: Cut) -> int:
         """Zero what goes from one shard, store its mask; return how much was kept before."""
-        old, newly = self._keep[position], 0
+        shard, old, newly = self.shards[position], self._keep[position], 0
+        pruned = self.method.state(shard).get("pruned_weight")
         # CHUNK is a multiple of 8, so each chunk's mask begins on a byte.
-        for i, (chunk, keep) in enumerate(kept_chunks(self.shards, position, cut)):
+        keeps = kept_chunks(scored, position, cut)
+        for i, (chunk, keep) in enumerate(zip(shard.chunks(), keeps, strict=True)):
+            if pruned is not None:
+                torch.mul(chunk, 1 - keep, out=pruned[i * CHUNK :][: chunk.numel()])
             zero_where_not_(chunk, keep)
             packed = pack_bits(keep.to(torch.bool))
             old_part = old[i * CHUNK // 8 : (i + 1) * CHUNK // 8]

@@ -114,10 +114,8 @@ def sent_bytes(world_size: int, num_weights: int) -> int:
     return 8 * (upper + 2 * digit + 3 + 3 * digit + ties)
 
 
-def kept_chunks(
-    shards: Sequence[Shard], position: int, cut: Cut
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (chunk of a shard's weights, int32: 1 where they stay and 0 where they go).
+def kept_chunks(shards: Sequence[Shard], position: int, cut: Cut) -> Iterator[Tensor]:
+    """Yield for each chunk of a shard an int32 tensor: 1 where weights stay and 0 where they go.
 
     Args:
         shards: the list given to `find_cut`.
@@ -133,7 +131,7 @@ def kept_chunks(
             tied = (bits == cut.bits).nonzero().squeeze(1)[:quota]
             keep[tied] = 0
             quota -= tied.numel()
-        yield chunk, keep
+        yield keep
     assert quota == 0, "the weights changed between the count and the cut"
 
 

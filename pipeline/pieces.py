@@ -64,9 +64,10 @@ class PieceWriter:
             self._add(piece.name, piece.offset, piece.numel, piece.values, piece.counters)
 
     def add_masks(self, masks: Iterable[dict[str, Any]]) -> None:
-        """Add packed masks, as `Pruner.state_dict` gives them."""
+        """Add packed masks and what the method keeps, as `Pruner.state_dict` gives them."""
         for mask in masks:
-            self._add(mask["name"], mask["offset"], mask["numel"], {_KEEP: mask["keep"]}, {})
+            values = {_KEEP: mask["keep"], **mask["state"]}
+            self._add(mask["name"], mask["offset"], mask["numel"], values, {})
 
     def close(self) -> None:
         """Write what is left, and the index."""
@@ -151,8 +152,15 @@ class PieceReader:
             StageError: if the checkpoint does not hold all of them.
         """
         for range_ in self._find(name, offset, numel, _KEEP):
-            keep = self._opened(range_.file).get_tensor(range_.tensor_name(_KEEP))
-            yield {"name": name, "offset": range_.offset, "numel": range_.numel, "keep": keep}
+            file = self._opened(range_.file)
+            values = {key: file.get_tensor(range_.tensor_name(key)) for key in range_.keys}
+            yield {
+                "name": name,
+                "offset": range_.offset,
+                "numel": range_.numel,
+                "keep": values.pop(_KEEP),
+                "state": values,
+            }
 
     def _find(self, name: str, offset: int, numel: int, key: str) -> list[_Range]:
         """Return the ranges with a key that make up a range, in order, reading indexes as needed."""

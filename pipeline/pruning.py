@@ -1,62 +1,54 @@
 """The pruning section of the configuration: which method, how far and when."""
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
-from mgpp import (
-    GMP,
-    MGPP,
-    Method,
-    PruningSchedule,
-)
+from mgpp import METHODS, Method, PruningSchedule, make_method, settings_of
 from pipeline.section import Duration, Positive, Section, Share
 
-_Factor = Annotated[float, Field(gt=0)]
 
+class MethodConfig(Section):
+    """A pruning method with its settings; the classes for each are made from the methods themselves."""
 
-class MGPPConfig(Section):
-    """Magnitude pruning under the mixture-Gaussian prior."""
-
-    name: Literal["mgpp"]
-    spike_var: Annotated[float, Field(gt=0)] = 1e-10
-    """Variance of the narrow component (the paper's sigma_0^2)."""
-    slab_var: Annotated[float, Field(gt=0)] = 0.05
-    """Variance of the wide component (sigma_1^2)."""
-    slab_prob: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Prior probability of the wide component (lambda)."""
-    slab_prob_initial_factor: _Factor = 1.0
-    """Multiplies slab_prob up to the first pruning."""
-    slab_prob_final_factor: _Factor = 0.001
-    """Multiplies it at the last pruning; linear in between."""
+    name: str
 
     @model_validator(mode="after")
-    def _check(self) -> "MGPPConfig":
+    def _check(self) -> "MethodConfig":
         self.build(num_examples=1)
         return self
 
     def build(self, *, num_examples: int) -> Method:
         """Return the method for a number of training examples."""
-        return MGPP.of(num_examples=num_examples, **self.model_dump(exclude={"name"}))
+        return make_method(self.model_dump(), num_examples=num_examples)
 
 
-class GMPConfig(Section):
-    """Gradual magnitude pruning, no prior."""
+def _config_class(name: str, method: type[Method]) -> type[MethodConfig]:
+    settings: dict[str, Any] = {"name": (Literal[name], ...)}
+    for entry in settings_of(method):
+        settings[entry.name] = (entry.type, Field(default=entry.default, **entry.metadata))
+    made: type[MethodConfig] = create_model(
+        f"{method.__name__}Config",
+        __base__=MethodConfig,
+        __doc__=(method.__doc__ or "").strip().splitlines()[0],
+        **settings,
+    )
+    return made
 
-    name: Literal["gmp"]
 
-    def build(self, *, num_examples: int) -> Method:
-        """Return the method; it does not depend on the data."""
-        return GMP()
-
-
-AnyMethodConfig = Annotated[MGPPConfig | GMPConfig, Field(discriminator="name")]
+METHOD_CONFIGS = {name: _config_class(name, method) for name, method in METHODS.items()}
+if TYPE_CHECKING:
+    AnyMethodConfig = MethodConfig
+else:
+    AnyMethodConfig = Annotated[
+        Union[tuple(METHOD_CONFIGS.values())], Field(discriminator="name")  # noqa: UP007
+    ]
 
 
 class PruneConfig(Section):
     """What is pruned, how far and when."""
 
-    method: AnyMethodConfig = MGPPConfig(name="mgpp")
+    method: AnyMethodConfig = METHOD_CONFIGS["mgpp"](name="mgpp")
     """The pruning method."""
     start: Literal["pretrained", "dense"] = "pretrained"
     """Prune from the pretrained weights, as in the paper, or from the dense fine-tune."""

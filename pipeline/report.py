@@ -12,14 +12,11 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from mgpp import METHODS
 from pipeline import report_figures as figures
 from pipeline.report_layers import difference_to_mean, layer_history, layer_matrix
 from pipeline.report_series import Spans, finite, phase_spans, thinned
 
-METHOD_NAMES = {
-    "mgpp": "Magnitude pruning under a mixture-Gaussian prior (MGPP)",
-    "gmp": "Gradual magnitude pruning (GMP)",
-}
 MAX_SNAPSHOTS = 80  # Of the layers over training: more columns than that add bytes, not sight.
 MINUS = "\N{MINUS SIGN}"
 ABSENT = "n/a"
@@ -34,7 +31,7 @@ class ReportData:
     model: str
     """Where the dense model came from."""
     method: str
-    """mgpp or gmp."""
+    """A key of `mgpp.METHODS`."""
     metric: str
     """Headline metric, a key of the entries of `metrics`."""
     higher_is_better: bool
@@ -277,7 +274,7 @@ def render_report(data: ReportData) -> str:
     spans = phase_spans(data.phases)
     return environment.get_template("report.html.jinja").render(
         data=data,
-        method=METHOD_NAMES.get(data.method, data.method),
+        method=METHODS[data.method].title if data.method in METHODS else data.method,
         cards=_cards(data),
         metric_rows=_metric_rows(data),
         sections=_sections(data, spans),

@@ -1,17 +1,69 @@
-"""What a pruning method may add to the shared schedule, shards and threshold."""
+"""What a pruning method may change of the shared schedule, shards and threshold."""
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
 
 from mgpp.schedule import PruningSchedule
 from mgpp.shards import Shard
 
 
+def setting(default: Any, description: str, **limits: float) -> Any:
+    """Declare a field of a method that configurations may give.
+
+    Args:
+        default: its value unless given.
+        description: one sentence.
+        limits: `gt`, `ge`, `lt`, `le`.
+    """
+    return field(default=default, metadata={"description": description, **limits})
+
+
+@dataclass(kw_only=True, eq=False)
 class Method:
     """Magnitude pruning with nothing added; methods override what they change.
 
+    A method is a dataclass: those of its fields that are declared by `setting` are what
+    configurations may give.
+
     Attributes:
+        num_examples: n, training examples.
         name: the registry's name of the method.
+        title: what people call it.
+        state_names: what the method keeps of every weight, float32, in checkpoints too.
+        holds_mask: whether what is pruned stays zero until the next pruning.
+        restores_pruned: whether what was pruned comes back, as it was, before the next pruning
+            chooses again; the method then has "pruned_weight" among its `state_names`.
     """
 
-    name = "gmp"
+    name: ClassVar[str]
+    title: ClassVar[str]
+    state_names: ClassVar[tuple[str, ...]] = ()
+    holds_mask: ClassVar[bool] = False
+    restores_pruned: ClassVar[bool] = False
+
+    num_examples: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the settings against their limits.
+
+        Raises:
+            ValueError: naming the first that is out of range.
+        """
+        self._state: dict[str, dict[str, Tensor]] = {}
+        if self.num_examples < 1:
+            raise ValueError(f"num_examples must be at least 1, got {self.num_examples}")
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            for limit, (within, words) in _LIMITS.items():
+                if limit in entry.metadata and not within(value, entry.metadata[limit]):
+                    raise ValueError(
+                        f"{entry.name} must be {words} {entry.metadata[limit]}, got {value!r}"
+                    )
 
     def adjust_grad(self, shard: Shard, step: int, schedule: PruningSchedule) -> None:
         """Change the shard's gradient in place before the optimizer uses it.
@@ -19,6 +71,34 @@ class Method:
         Called at every step up to prune_end, after reduction, averaging and clipping.
         """
 
+    def observe(self, shard: Shard, step: int, schedule: PruningSchedule) -> None:
+        """See the shard right after its update, its gradient still there; steps as above."""
+
+    def score(self, shard: Shard) -> Tensor | None:
+        """Return what is pruned lowest first: 1-D float32, not negative; None for the magnitude."""
+        return None
+
+    def threshold(self, score: float) -> float:
+        """Return the method's own value for the largest score that was pruned."""
+        return score
+
     def log_values(self, step: int, schedule: PruningSchedule) -> dict[str, float]:
         """Return the method's own quantities at this step, for logs."""
         return {}
+
+    def state(self, shard: Shard) -> dict[str, Tensor]:
+        """Return what the method keeps of a shard: 1-D float32 of its size by name, zeros at first."""
+        if shard.name not in self._state:
+            self._state[shard.name] = {
+                name: torch.zeros(shard.numel, device=shard.flat.device)
+                for name in self.state_names
+            }
+        return self._state[shard.name]
+
+
+_LIMITS: dict[str, tuple[Callable[[float, float], bool], str]] = {
+    "gt": (operator.gt, "greater than"),
+    "ge": (operator.ge, "at least"),
+    "lt": (operator.lt, "less than"),
+    "le": (operator.le, "at most"),
+}

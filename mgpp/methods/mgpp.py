@@ -1,62 +1,43 @@
 """MGPP: magnitude pruning under a mixture-Gaussian prior (arXiv 2411.00969)."""
 
-from mgpp.methods.base import Method
+from dataclasses import dataclass
+
+from mgpp.methods.base import Method, setting
 from mgpp.prior import MixtureGaussianPrior, add_prior_grad_
 from mgpp.schedule import PruningSchedule, SlabProbAnnealing
 from mgpp.shards import Shard
 
 
+@dataclass(kw_only=True, eq=False)
 class MGPP(Method):
-    """Pull every prunable weight towards the spike unless the data pulls it out.
+    """Magnitude pruning under the mixture-Gaussian prior.
 
-    Args:
-        num_examples: n, training examples; the log prior is weighted by 1/n.
-        prior: the variances of spike and slab.
-        annealing: slab_prob by step.
-
-    Raises:
-        ValueError: if num_examples is below 1.
+    Every prunable weight is pulled towards the spike unless the data pulls it out.
     """
 
     name = "mgpp"
+    title = "Magnitude pruning under a mixture-Gaussian prior (MGPP)"
 
-    def __init__(
-        self,
-        *,
-        num_examples: int,
-        prior: MixtureGaussianPrior | None = None,
-        annealing: SlabProbAnnealing | None = None,
-    ) -> None:
-        if num_examples < 1:
-            raise ValueError(f"num_examples must be at least 1, got {num_examples}")
-        self.num_examples = num_examples
-        self.prior = prior or MixtureGaussianPrior()
-        self.annealing = annealing or SlabProbAnnealing()
+    spike_var: float = setting(
+        1e-10, "Variance of the narrow component (the paper's sigma_0^2).", gt=0
+    )
+    slab_var: float = setting(0.05, "Variance of the wide component (sigma_1^2).", gt=0)
+    slab_prob: float = setting(0.1, "Prior probability of the wide component (lambda).", gt=0, lt=1)
+    slab_prob_initial_factor: float = setting(
+        1.0, "Multiplies slab_prob up to the first pruning.", gt=0
+    )
+    slab_prob_final_factor: float = setting(
+        0.001, "Multiplies it at the last pruning; linear in between.", gt=0
+    )
 
-    @classmethod
-    def of(
-        cls,
-        *,
-        num_examples: int,
-        spike_var: float,
-        slab_var: float,
-        slab_prob: float,
-        slab_prob_initial_factor: float,
-        slab_prob_final_factor: float,
-    ) -> "MGPP":
-        """Build it from plain numbers, named as in configurations.
-
-        Raises:
-            ValueError: if one is out of range.
-        """
-        return cls(
-            num_examples=num_examples,
-            prior=MixtureGaussianPrior(spike_var=spike_var, slab_var=slab_var),
-            annealing=SlabProbAnnealing(
-                slab_prob=slab_prob,
-                initial_factor=slab_prob_initial_factor,
-                final_factor=slab_prob_final_factor,
-            ),
+    def __post_init__(self) -> None:
+        """Check the settings, also with each other."""
+        super().__post_init__()
+        self.prior = MixtureGaussianPrior(spike_var=self.spike_var, slab_var=self.slab_var)
+        self.annealing = SlabProbAnnealing(
+            slab_prob=self.slab_prob,
+            initial_factor=self.slab_prob_initial_factor,
+            final_factor=self.slab_prob_final_factor,
         )
 
     def adjust_grad(self, shard: Shard, step: int, schedule: PruningSchedule) -> None:

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from mgpp import MGPP, MixtureGaussianPrior, PruningSchedule, log_prior
+from mgpp import Method, MixtureGaussianPrior, PruningSchedule, log_prior
+from mgpp import make_method as make_method_of
+from tests.mgpp.rivals import REFERENCES
 
 MICRO_BATCH, ACCUMULATION, CLIPPING = 3, 2, 0.3
 VOCABULARY, WIDTH, HEADS, FEED_FORWARD, LAYERS, LENGTH = 53, 15, 3, 37, 3, 7
@@ -55,6 +57,11 @@ CASES: dict[str, tuple[int, str, dict[str, object]]] = {
     "stage2-offload-fp16": (2, "fp16", {"offload_optimizer": {"device": "cpu"}}),
     "stage3-offload-fp16": (3, "fp16", {"offload_optimizer": {"device": "cpu"}}),
     "stage3-subgroups-fp16": (3, "fp16", {"sub_group_size": 700}),
+}
+RIVAL_CASES: dict[str, tuple[str, int, dict[str, object]]] = {
+    f"{method}-stage{stage}{'-subgroups' if zero else ''}": (method, stage, zero)
+    for method in ("platon", "movement")
+    for stage, zero in ((0, {}), (1, {}), (2, {}), (3, {}), (3, {"sub_group_size": 700}))
 }
 NVME_CASES: dict[str, tuple[int, str, dict[str, object]]] = {
     f"stage3-nvme-{precision}": (
@@ -121,8 +128,9 @@ def parameter_groups(model: nn.Module) -> list[dict[str, object]]:
     return [{"params": group} for group in groups]
 
 
-def make_method() -> MGPP:
-    return MGPP(num_examples=NUM_EXAMPLES, prior=PRIOR)
+def make_method(name: str = "mgpp") -> Method:
+    prior = {"spike_var": PRIOR.spike_var, "slab_var": PRIOR.slab_var} if name == "mgpp" else {}
+    return make_method_of({"name": name, **prior}, num_examples=NUM_EXAMPLES)
 
 
 def micro_batch(micro_step: int, rank: int) -> Tensor:
@@ -135,11 +143,15 @@ def loss(model: nn.Module, tokens: Tensor) -> Tensor:
     return functional.cross_entropy(logits.reshape(-1, VOCABULARY), tokens[:, 1:].reshape(-1))
 
 
-def reference(world_size: int) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+def reference(
+    world_size: int, method: str = "mgpp"
+) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
     """Train in one plain process; return the final weights and the dense mask of each step."""
     model = make_model()
     names = prunable_names(model)
     weights = dict(model.named_parameters())
+    prunable = [weights[name] for name in names]
+    rival = REFERENCES[method](prunable, SCHEDULE)
     optimizer = torch.optim.AdamW(parameter_groups(model), **ADAMW)  # type: ignore[arg-type]
     keep = {name: torch.ones_like(weights[name], dtype=torch.bool) for name in names}
     history = []
@@ -151,11 +163,16 @@ def reference(world_size: int) -> tuple[dict[str, Tensor], list[dict[str, Tensor
                 (loss(model, batch) / ACCUMULATION / world_size).backward()
         _clip(list(weights.values()))
         if step <= SCHEDULE.prune_end:
-            _add_prior([weights[name] for name in names], step)
+            if method == "mgpp":
+                _add_prior(prunable, step)
+            rival.before_update([keep[name] for name in names])
         optimizer.step()
         with torch.no_grad():
+            if step <= SCHEDULE.prune_end:
+                rival.after_update([keep[name] for name in names], step)
             if SCHEDULE.is_pruning_step(step):
-                _prune(weights, keep, names, step)
+                rival.before_pruning([keep[name] for name in names])
+                _prune(weights, keep, names, step, rival.scores())
             if step > SCHEDULE.prune_end:
                 for name in names:
                     weights[name][~keep[name]] = 0.0
@@ -184,13 +201,17 @@ def _add_prior(weights: list[nn.Parameter], step: int) -> None:
 
 
 def _prune(
-    weights: dict[str, nn.Parameter], keep: dict[str, Tensor], names: list[str], step: int
+    weights: dict[str, nn.Parameter],
+    keep: dict[str, Tensor],
+    names: list[str],
+    step: int,
+    scores: list[Tensor],
 ) -> None:
-    flat = torch.cat([weights[name].reshape(-1) for name in names])
+    flat = torch.cat([score.reshape(-1) for score in scores])
     sparsity = 0.85 + (0.3 - 0.85) * (1 - (step - 3) / 11) ** 3
     k = int(flat.numel() * sparsity)
     kept = torch.ones_like(flat, dtype=torch.bool)
-    kept[flat.abs().sort(stable=True).indices[:k]] = False
+    kept[flat.sort(stable=True).indices[:k]] = False
     start = 0
     for name in names:
         weight = weights[name]

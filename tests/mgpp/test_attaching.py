@@ -94,12 +94,23 @@ def test_parameter_groups_put_the_prunable_weights_first():
         ({}, "sparsity: missing"),
         ({"sparsity": 0.9, "sparsty": 0.8}, "sparsty: unknown key; allowed are sparsity, "),
         ({"sparsity": 1.0}, "final_sparsity must lie in"),
-        ({"sparsity": 0.9, "method": "movement"}, "method: got 'movement'; allowed are "),
+        ({"sparsity": 0.9, "method": "moving"}, "method: got 'moving'; allowed are "),
+        (
+            {"sparsity": 0.9, "method": {"name": "gmp", "beta1": 0.5}},
+            "beta1 is no setting of gmp; allowed are none",
+        ),
+        (
+            {"sparsity": 0.9, "method": {"name": "platon", "beta1": 1.0}},
+            "beta1 must be less than 1, got 1.0",
+        ),
         ({"sparsity": 0.9, "warmup": 1.5}, "warmup: got 1.5; give steps"),
         ({"sparsity": 0.9, "finetune": -1}, "finetune: got -1"),
         ({"sparsity": 0.9, "warmup": 0.6, "finetune": 0.6}, "prune_start"),
         ({"sparsity": 0.9, "include": ["nothing.*"]}, "nothing"),
-        ({"sparsity": 0.9, "spike_var": 1.0}, "0 < spike_var < slab_var"),
+        (
+            {"sparsity": 0.9, "method": {"name": "mgpp", "spike_var": 1.0}},
+            "0 < spike_var < slab_var",
+        ),
     ],
 )
 def test_settings_that_are_wrong(config, problem):

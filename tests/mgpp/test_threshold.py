@@ -19,7 +19,7 @@ def prune_sharded(weights, k, world_size, cut_into):
         shards = cut_into(weights, collectives.rank, world_size)
         cut = find_cut(shards, k, [w.numel() for w in weights], collectives)
         for position, shard in enumerate(shards):
-            parts = [keep == 0 for _, keep in kept_chunks(shards, position, cut)]
+            parts = [keep == 0 for keep in kept_chunks(shards, position, cut)]
             goes = torch.cat(parts or [goes_all[:0]])
             begin = int(starts[shard.index]) + shard.offset
             goes_all[begin : begin + shard.numel] |= goes

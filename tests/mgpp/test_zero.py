@@ -22,12 +22,17 @@ def results(folder, cases):
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zero")
     torchrun("tests.mgpp.zero_worker", "all", str(folder), num_processes=2, timeout=400)
-    return results(folder, (*odd.CASES, "refusals"))
+    return results(folder, (*odd.CASES, *odd.RIVAL_CASES, "refusals"))
 
 
 @pytest.fixture(scope="session")
 def reference():
     return odd.reference(world_size=2)
+
+
+@pytest.fixture(scope="session")
+def rivals():
+    return {name: odd.reference(world_size=2, method=name) for name in ("platon", "movement")}
 
 
 def mask_hash(masks):
@@ -65,6 +70,25 @@ def test_fp32_equals_the_one_process_reference(case, trained, reference):
         assert result["hashes"] == [mask_hash(step) for step in masks]
         for name, keep in masks[-1].items():
             assert torch.equal(result["weights"][name] != 0, keep), name
+
+
+@pytest.mark.parametrize("case", odd.RIVAL_CASES)
+def test_rivals_equal_their_papers_equations(case, trained, rivals):
+    name = odd.RIVAL_CASES[case][0]
+    weights, masks = rivals[name]
+    for result in trained[case]:
+        assert result["hashes"] == [mask_hash(step) for step in masks]
+        for weight, expected in weights.items():
+            difference = (result["weights"][weight] - expected).abs().max().item()
+            assert difference <= 1e-6, weight
+
+
+def test_rivals_choose_otherwise(rivals, reference):
+    """So that the comparison above tells them apart."""
+    last = [masks[-1] for _, masks in (*rivals.values(), reference)]
+    for i, one in enumerate(last):
+        for other in last[:i]:
+            assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("case", odd.CASES)

@@ -38,7 +38,7 @@ def config(stage: int, precision: str, **zero: object) -> dict[str, object]:
     return values
 
 
-def train(stage: int, precision: str, **zero: object) -> dict[str, object]:
+def train(stage: int, precision: str, method: str = "mgpp", **zero: object) -> dict[str, object]:
     rank = dist.get_rank()
     model = odd.make_model()
     model.recompute = bool(zero.pop(odd.RECOMPUTE, False))
@@ -50,7 +50,7 @@ def train(stage: int, precision: str, **zero: object) -> dict[str, object]:
         model=model, optimizer=optimizer, config=config(stage, precision, **zero)
     )
     prunable = {name: p for name, p in engine.module.named_parameters() if name in names}
-    pruner = attach(engine, prunable, method=odd.make_method(), schedule=odd.SCHEDULE)
+    pruner = attach(engine, prunable, method=odd.make_method(method), schedule=odd.SCHEDULE)
     hashes = []
     while pruner.step < odd.SCHEDULE.num_steps:
         step = pruner.step
@@ -95,6 +95,9 @@ def main(folder: str) -> None:
     """Train in all layouts."""
     start()
     train_all(folder, odd.CASES)
+    for case, (method, stage, zero) in odd.RIVAL_CASES.items():
+        result = train(stage, "fp32", method, **zero)
+        torch.save(result, f"{folder}/{case}-rank{dist.get_rank()}.pt")
     refusals = {stage: refusal(stage) for stage in (0, 1, 2, 3)}
     torch.save(refusals, f"{folder}/refusals-rank{dist.get_rank()}.pt")
     leave()

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from pipeline.config import ClusterConfig, RunConfig, json_schema, parse_config, read_config
 from pipeline.errors import ConfigError
-from pipeline.pruning import GMPConfig, MGPPConfig
+from pipeline.pruning import METHOD_CONFIGS
 from pipeline.section import Duration
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
@@ -154,7 +154,7 @@ def test_a_list_is_no_mapping(tmp_path):
 def test_defaults_fill_what_a_file_leaves_out():
     config = parse_config(SMALL)
     assert config.train.length == Duration("3ep")
-    assert config.prune.method == MGPPConfig(name="mgpp")
+    assert config.prune.method == METHOD_CONFIGS["mgpp"](name="mgpp")
     assert config.zero.stage == 2
     assert config.storage == "runs"
 
@@ -338,7 +338,7 @@ def test_a_block_of_one_token_predicts_nothing():
 
 def test_the_method_is_chosen_by_its_name():
     config = parse_config(changed(prune={"sparsity": 0.5, "method": {"name": "gmp"}}))
-    assert config.prune.method == GMPConfig(name="gmp")
+    assert config.prune.method == METHOD_CONFIGS["gmp"](name="gmp")
 
 
 def test_a_config_is_frozen():

@@ -39,7 +39,14 @@ def write(folder, ranges, name="layer.weight"):
         )
         writer.add_trained([piece])
         keep = pack_bits(torch.from_numpy(KEEP[begin:end]))
-        mask = {"name": name, "offset": begin, "numel": end - begin, "keep": keep}
+        state = {"score": torch.from_numpy(VALUES["exp_avg"][begin:end].copy())}
+        mask = {
+            "name": name,
+            "offset": begin,
+            "numel": end - begin,
+            "keep": keep,
+            "state": state,
+        }
         writer.add_masks([mask])
         writer.close()
 
@@ -69,6 +76,8 @@ def test_any_range_reads_back_whatever_the_cuts(tmp_path_factory, written, read,
             found = np.zeros(SIZE, bool)
             for mask in saved.masks("layer.weight", begin, end - begin):
                 bits = unpack_bits(mask["keep"], mask["numel"]).numpy()
+                there = VALUES["exp_avg"][mask["offset"] : mask["offset"] + mask["numel"]]
+                np.testing.assert_array_equal(mask["state"]["score"].numpy(), there)
                 found[mask["offset"] : mask["offset"] + mask["numel"]] = bits
             np.testing.assert_array_equal(found[begin:end], KEEP[begin:end])
 
