@@ -51,6 +51,34 @@ class MixtureGaussianPrior:
         )
         return constant, 1 / (2 * self.spike_var) - 1 / (2 * self.slab_var)
 
+    @classmethod
+    def with_threshold(
+        cls, threshold: float, *, slab_var: float, slab_prob: float
+    ) -> "MixtureGaussianPrior":
+        """Return the prior whose spike threshold is `threshold`.
+
+        Args:
+            threshold: w*, an absolute magnitude.
+            slab_var: variance of the wide component.
+            slab_prob: at which the threshold is meant; annealing moves it from there.
+
+        Raises:
+            ValueError: if it is not below the slab's standard deviation, or no spike_var gives it.
+        """
+        low, high = math.log(1e-38), math.log(slab_var)
+        for _ in range(200):  # w* rises with spike_var up to near slab_var
+            middle = (low + high) / 2
+            found = cls(spike_var=math.exp(middle), slab_var=slab_var).spike_threshold(slab_prob)
+            low, high = (middle, high) if found < threshold else (low, middle)
+        prior = cls(spike_var=math.exp(low), slab_var=slab_var)
+        is_met = math.isclose(prior.spike_threshold(slab_prob), threshold, rel_tol=1e-6)
+        if not is_met or threshold >= math.sqrt(slab_var):
+            raise ValueError(
+                f"a spike threshold of {threshold:.3g} cannot be had with slab_var={slab_var} and "
+                f"slab_prob={slab_prob}: it must be below {math.sqrt(slab_var):.3g}, and slab_prob small"
+            )
+        return prior
+
     def spike_threshold(self, slab_prob: float) -> float:
         """Return w*, the magnitude at which spike and slab are equally likely (0 if none is)."""
         constant, slope = self.log_odds_terms(slab_prob)

@@ -1,6 +1,6 @@
 """The lifecycle of pruning: what is done to the shards before and after each optimizer step."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,6 +61,7 @@ class Pruner:
         collectives: the group over which the weights are sharded.
         witnesses: all ranks that must come to the same masks; the same group unless the weights are
             replicated.
+        group: the optimizer's parameter group that holds the weights, for its learning rate.
 
     Raises:
         RuntimeError: if the shards of all ranks do not make up the weights.
@@ -75,6 +76,7 @@ class Pruner:
         schedule: PruningSchedule,
         collectives: Collectives | None = None,
         witnesses: Collectives | None = None,
+        group: Mapping[str, Any] | None = None,
     ) -> None:
         self.shards = tuple(shards)
         self.names = tuple(full_shapes)
@@ -83,11 +85,14 @@ class Pruner:
         self.schedule = schedule
         self.collectives = collectives or Collectives()
         self.witnesses = witnesses or self.collectives
+        self.group = group or {"lr": 0.0}
         self.step = 0
         self.last_pruning: Pruning | None = None
         check_coverage(self.shards, self.full_numels, self.collectives)
         self._keep = [all_kept(shard.numel, shard.flat.device) for shard in self.shards]
         self._position = {id(shard): i for i, shard in enumerate(self.shards)}
+        # Schedulers of torch note the peak there, and may have set the rate of the first step already.
+        method.begin(float(self.group.get("initial_lr", self.group["lr"])))
 
     @property
     def num_prunable(self) -> int:
@@ -102,6 +107,7 @@ class Pruner:
     def before_update(self, shards: Iterable[Shard]) -> None:
         """Let the method change the gradients of shards that are about to be updated."""
         if self.step <= self.schedule.prune_end:
+            self.method.lr = float(self.group["lr"])
             for shard in shards:
                 self.method.adjust_grad(shard, self.step, self.schedule)
 

@@ -138,6 +138,11 @@ def _training_problems(sections: dict[str, Any]) -> list[str]:
             train.batch_plan(num_rows=train.batch_size, world_size=cluster.num_workers)
         except ValueError as error:
             problems.append(f"train.batch_size: {error} (cluster.num_workers)")
+    if prune is not None:
+        try:
+            prune.method.build(num_examples=1).begin(train.lr)
+        except ValueError as error:
+            problems.append(f"prune.method: {error} (train.lr)")
     # Where all lengths are in one unit, their order does not depend on the number of rows.
     units = _units(train, prune) if prune is not None else set()
     if prune is not None and len(units) == 1:

@@ -82,6 +82,7 @@ def attach(
         schedule=schedule,
         collectives=collectives,
         witnesses=witnesses,
+        group=group,
     )
     _hook(engine, group, layout, pruner)
     return pruner

@@ -53,7 +53,16 @@ def attach(
     if dist.is_available() and dist.is_initialized():
         device = torch.device("cpu") if dist.get_backend() == "gloo" else shards[0].flat.device
         witnesses = Collectives.over(device=device)
-    pruner = Pruner(shards, shapes, method=method, schedule=schedule, witnesses=witnesses)
+    first = shards[0].flat
+    groups = (g for g in optimizer.param_groups if any(p is first for p in g["params"]))
+    pruner = Pruner(
+        shards,
+        shapes,
+        method=method,
+        schedule=schedule,
+        witnesses=witnesses,
+        group=next(groups, None),
+    )
 
     def before(*_: Any) -> None:
         pruner.before_update(pruner.shards)

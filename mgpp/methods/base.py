@@ -32,6 +32,8 @@ class Method:
 
     Attributes:
         num_examples: n, training examples.
+        lr: the optimizer's learning rate at the step under way; 0 where it has none.
+        peak_lr: its learning rate when pruning was attached.
         name: the registry's name of the method.
         title: what people call it.
         state_names: what the method keeps of every weight, float32, in checkpoints too.
@@ -47,6 +49,8 @@ class Method:
     restores_pruned: ClassVar[bool] = False
 
     num_examples: int = 1
+    lr: float = field(default=0.0, init=False)
+    peak_lr: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         """Check the settings against their limits.
@@ -58,12 +62,18 @@ class Method:
         if self.num_examples < 1:
             raise ValueError(f"num_examples must be at least 1, got {self.num_examples}")
         for entry in fields(self):
-            value = getattr(self, entry.name)
-            for limit, (within, words) in _LIMITS.items():
-                if limit in entry.metadata and not within(value, entry.metadata[limit]):
-                    raise ValueError(
-                        f"{entry.name} must be {words} {entry.metadata[limit]}, got {value!r}"
-                    )
+            value, limits = getattr(self, entry.name), entry.metadata
+            for key, (within, words) in _LIMITS.items():
+                if value is not None and key in limits and not within(value, limits[key]):
+                    raise ValueError(f"{entry.name} must be {words} {limits[key]}, got {value!r}")
+
+    def begin(self, lr: float) -> None:
+        """Learn of the optimizer's learning rate as pruning is attached.
+
+        Raises:
+            ValueError: if the settings do not go with it.
+        """
+        self.lr = self.peak_lr = lr
 
     def adjust_grad(self, shard: Shard, step: int, schedule: PruningSchedule) -> None:
         """Change the shard's gradient in place before the optimizer uses it.

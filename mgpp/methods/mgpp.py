@@ -1,6 +1,7 @@
 """MGPP: magnitude pruning under a mixture-Gaussian prior (arXiv 2411.00969)."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from mgpp.methods.base import Method, setting
 from mgpp.prior import MixtureGaussianPrior, add_prior_grad_
@@ -18,8 +19,17 @@ class MGPP(Method):
     name = "mgpp"
     title = "Magnitude pruning under a mixture-Gaussian prior (MGPP)"
 
-    spike_var: float = setting(
-        1e-10, "Variance of the narrow component (the paper's sigma_0^2).", gt=0
+    spike_var: float | None = setting(
+        None, "Variance of the narrow component (the paper's sigma_0^2); 1e-10 unless given.", gt=0
+    )
+    spike_threshold: float | None = setting(
+        None,
+        "Instead of spike_var: |w| at which spike and slab are equally likely, at slab_prob times its "
+        "initial factor, in learning rates (one step of Adam is about one learning rate).",
+        gt=0,
+    )
+    spike_follows_lr: bool = setting(
+        False, "Let spike_threshold follow the learning rate; else it goes by the peak rate."
     )
     slab_var: float = setting(0.05, "Variance of the wide component (sigma_1^2).", gt=0)
     slab_prob: float = setting(0.1, "Prior probability of the wide component (lambda).", gt=0, lt=1)
@@ -33,12 +43,40 @@ class MGPP(Method):
     def __post_init__(self) -> None:
         """Check the settings, also with each other."""
         super().__post_init__()
-        self.prior = MixtureGaussianPrior(spike_var=self.spike_var, slab_var=self.slab_var)
+        if self.spike_var is not None and self.spike_threshold is not None:
+            raise ValueError("give spike_var or spike_threshold, not both")
+        if self.spike_follows_lr and self.spike_threshold is None:
+            raise ValueError("spike_follows_lr needs spike_threshold")
         self.annealing = SlabProbAnnealing(
             slab_prob=self.slab_prob,
             initial_factor=self.slab_prob_initial_factor,
             final_factor=self.slab_prob_final_factor,
         )
+        self._fixed_prior: MixtureGaussianPrior | None = None
+        if self.spike_threshold is None:
+            spike_var = 1e-10 if self.spike_var is None else self.spike_var
+            self._fixed_prior = MixtureGaussianPrior(spike_var=spike_var, slab_var=self.slab_var)
+
+    @property
+    def prior(self) -> MixtureGaussianPrior:
+        """The prior at the step under way."""
+        return self._fixed_prior or self._prior_for(self.lr or self.peak_lr)
+
+    def begin(self, lr: float) -> None:
+        """Fix the prior, unless it follows the learning rate."""
+        super().begin(lr)
+        if self.spike_threshold is not None:
+            prior = self._prior_for(lr)
+            self._fixed_prior = None if self.spike_follows_lr else prior
+
+    def _prior_for(self, lr: float) -> MixtureGaussianPrior:
+        assert self.spike_threshold is not None
+        if lr <= 0:
+            raise ValueError(
+                f"spike_threshold is in learning rates, and the optimizer's is {lr}; give spike_var"
+            )
+        slab_prob = self.slab_prob * self.slab_prob_initial_factor
+        return _prior_with_threshold(self.spike_threshold * lr, self.slab_var, slab_prob)
 
     def adjust_grad(self, shard: Shard, step: int, schedule: PruningSchedule) -> None:
         """Add the gradient of -(1/n) log pi(w)."""
@@ -51,9 +89,17 @@ class MGPP(Method):
         )
 
     def log_values(self, step: int, schedule: PruningSchedule) -> dict[str, float]:
-        """Return slab_prob and the spike threshold w* of this step."""
-        slab_prob = self.annealing.at(step, schedule)
+        """Return slab_prob, spike_var and the spike threshold w* of this step."""
+        slab_prob, prior = self.annealing.at(step, schedule), self.prior
         return {
             "slab_prob": slab_prob,
-            "spike_threshold": self.prior.spike_threshold(slab_prob),
+            "spike_var": prior.spike_var,
+            "spike_threshold": prior.spike_threshold(slab_prob),
         }
+
+
+@lru_cache
+def _prior_with_threshold(
+    threshold: float, slab_var: float, slab_prob: float
+) -> MixtureGaussianPrior:
+    return MixtureGaussianPrior.with_threshold(threshold, slab_var=slab_var, slab_prob=slab_prob)

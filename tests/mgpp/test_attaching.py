@@ -88,6 +88,34 @@ def test_parameter_groups_put_the_prunable_weights_first():
     assert [(len(g["params"]), g["weight_decay"]) for g in others] == [(3, 0.0)]
 
 
+def thresholds_of(method, factors, peak):
+    """Return the spike threshold at each step of an optimizer whose scheduler has these factors."""
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factors[step])
+    config = {"sparsity": 0.5, "warmup": 1, "finetune": 0, "interval": 1, "method": method}
+    pruner = mgpp.attach((model, optimizer), config, len(factors) - 1, 80)
+    found = []
+    for _ in factors[1:]:
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        slab_prob = 0.1  # where the threshold is meant; annealing moves it from there
+        found.append(pruner.method.prior.spike_threshold(slab_prob))
+        scheduler.step()
+    return found
+
+
+def test_the_spike_threshold_in_learning_rates():
+    factors, peak = [0.0, 0.5, 1.0, 0.5, 0.1], 2e-3
+    method = {"name": "mgpp", "spike_threshold": 1.5}
+    assert thresholds_of(method, factors, peak) == pytest.approx([3e-3] * 4)
+    # A rate of zero moves nothing; the prior is then that of the peak.
+    expected = [3e-3, 1.5e-3, 3e-3, 1.5e-3]
+    following = {**method, "spike_follows_lr": True}
+    assert thresholds_of(following, factors, peak) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     ("config", "problem"),
     [
@@ -98,6 +126,14 @@ def test_parameter_groups_put_the_prunable_weights_first():
         (
             {"sparsity": 0.9, "method": {"name": "gmp", "beta1": 0.5}},
             "beta1 is no setting of gmp; allowed are none",
+        ),
+        (
+            {"sparsity": 0.9, "method": {"name": "mgpp", "spike_var": 1e-9, "spike_threshold": 1}},
+            "give spike_var or spike_threshold, not both",
+        ),
+        (
+            {"sparsity": 0.9, "method": {"name": "mgpp", "spike_follows_lr": True}},
+            "spike_follows_lr needs spike_threshold",
         ),
         (
             {"sparsity": 0.9, "method": {"name": "platon", "beta1": 1.0}},

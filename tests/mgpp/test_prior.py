@@ -88,3 +88,20 @@ def test_bad_arguments_are_refused():
         prior.spike_threshold(1.0)
     with pytest.raises(ValueError, match="final_factor"):
         SlabProbAnnealing(slab_prob=0.5, final_factor=0.0)
+
+
+@pytest.mark.parametrize("slab_prob", [0.3, 0.1, 1e-4])
+@pytest.mark.parametrize("threshold", [1e-6, 4.94e-5, 1e-3, 0.1])
+def test_the_prior_with_a_threshold_has_it(threshold, slab_prob):
+    prior = MixtureGaussianPrior.with_threshold(threshold, slab_var=0.05, slab_prob=slab_prob)
+    spike, slab = (
+        prob * math.exp(-(threshold**2) / (2 * var)) / math.sqrt(2 * math.pi * var)
+        for prob, var in ((1 - slab_prob, prior.spike_var), (slab_prob, 0.05))
+    )
+    assert spike == pytest.approx(slab, rel=1e-4)
+
+
+@pytest.mark.parametrize(("threshold", "slab_prob"), [(1e-3, 0.9999), (0.3, 0.1), (50.0, 0.1)])
+def test_a_threshold_that_cannot_be_had_is_refused(threshold, slab_prob):
+    with pytest.raises(ValueError, match="cannot be had with slab_var"):
+        MixtureGaussianPrior.with_threshold(threshold, slab_var=0.05, slab_prob=slab_prob)
