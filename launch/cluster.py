@@ -8,7 +8,7 @@ from pathlib import Path
 import ray
 
 from pipeline.config import ClusterConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StageError
 from pipeline.validate import Capacity
 
 
@@ -26,6 +26,7 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
 
     Raises:
         ConfigError: if there is no cluster at the address.
+        StageError: if none can be started here.
     """
     quiet = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     for name, value in quiet.items():
@@ -44,9 +45,14 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
             logging_level="error",
             runtime_env=None if in_job else environment,
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            [f"cluster.address: cannot join a Ray cluster at {address!r}: {error}"]
+    except Exception as error:  # Ray raises plain ones too
+        if address:
+            raise ConfigError(
+                [f"cluster.address: cannot join a Ray cluster at {address!r}: {error}"]
+            ) from error
+        raise StageError(
+            f"Ray did not start on this machine: {error} Give the same command again when the machine is "
+            "less busy, or start Ray yourself (ray start --head) and set cluster.address: auto"
         ) from error
     try:
         yield

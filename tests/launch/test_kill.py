@@ -26,7 +26,7 @@ LENGTH, PRUNE_START, PRUNE_END = 24, 4, 17
 class Driver:
     """`mgpp run` in the background; all processes it starts carry a mark in their environment."""
 
-    def __init__(self, project: Path, storage: Path) -> None:
+    def __init__(self, project: Path, storage: Path, *overrides: str) -> None:
         self.mark = f"MGPP_TEST={uuid.uuid4().hex}"
         self.storage = storage
         self.log = storage.parent / "driver.log"
@@ -34,7 +34,7 @@ class Driver:
         command = [str(Path(sys.executable).with_name("mgpp")), "run", str(project / "run.yaml")]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, *OVERRIDES, f"storage={storage}"],
+                [*command, *OVERRIDES, f"storage={storage}", *overrides],
                 env={**os.environ, "HF_HUB_OFFLINE": "1", name: value},
                 stdout=log,
                 stderr=log,
@@ -103,3 +103,20 @@ def test_whatever_is_killed_the_weights_come_out_the_same(project, summary, tmp_
         assert driver.process.wait(timeout=300) == 0, driver.log.read_text()[-4000:]
     assert driver.log.read_text().count("goes on from the checkpoint of step") >= 2
     assert outcome(torn) == outcome(Path(summary["artifacts"]["prune"]).parent.parent)
+
+
+def test_a_killed_run_goes_on_with_other_workers_at_another_stage(project, summary, tmp_path):
+    torn = tmp_path / "torn"
+    with Driver(project, torn) as driver:
+        driver.wait_for(PRUNE_START + 6)
+        assert driver.kill("") > 3
+    with Driver(project, torn, "cluster.num_workers=1", "zero.stage=2") as driver:
+        assert driver.process.wait(timeout=300) == 0, driver.log.read_text()[-4000:]
+    assert "goes on from the checkpoint of step" in driver.log.read_text()
+    _, figures, prunings, _ = outcome(torn)
+    _, undisturbed, whole, _ = outcome(Path(summary["artifacts"]["prune"]).parent.parent)
+    assert figures["num_zeros"] == undisturbed["num_zeros"]
+    assert figures["num_pruned"] == undisturbed["num_pruned"]
+    # Dropout is drawn by worker, so that only what was before the kill is the same.
+    assert [p["step"] for p in prunings] == [p["step"] for p in whole]
+    assert prunings[0] == whole[0]
