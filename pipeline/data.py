@@ -16,6 +16,7 @@ from pipeline.artifacts import file_sha256
 from pipeline.errors import ConfigError
 from pipeline.section import NotNegative, Positive, Section
 from pipeline.sources import content_sha256, resolve_path
+from pipeline.squad_json import flatten_articles, has_articles
 from pipeline.tasks import Task
 from pipeline.tasks.base import num_tokens
 
@@ -68,7 +69,8 @@ class FilesConfig(_DataConfig):
     validation: OneOrMore | None = None
     """Path or paths; without them a share of the training rows is held out."""
     options: dict[str, Any] = {}
-    """Arguments for the reader of `datasets` (column_names, delimiter, quoting, field, ...)."""
+    """Arguments for the reader of `datasets` (column_names, delimiter, quoting, field, ...);
+    `field: data` reads SQuAD's own JSON files as questions."""
 
 
 class HubConfig(_DataConfig):
@@ -221,7 +223,7 @@ def _load_files(config: FilesConfig, streaming: bool) -> DatasetDict:
         suffix = paths[0].suffix.lower()
         builder, arguments = _FORMATS[suffix]
         try:
-            splits[split] = _with_columns(
+            rows = _with_columns(
                 datasets.load_dataset(
                     builder,
                     data_files=[str(path) for path in paths],
@@ -230,6 +232,7 @@ def _load_files(config: FilesConfig, streaming: bool) -> DatasetDict:
                     **{**arguments, **config.options},
                 )
             )
+            splits[split] = flatten_articles(rows) if has_articles(rows) else rows
         except Exception as error:  # readers raise what they like; all of it is the file's fault
             raise ConfigError(
                 [f"data.{split}: {paths[0]} cannot be read: {_root(error)}"]

@@ -45,6 +45,7 @@ _DROPOUT_NAMES = (
     "embd_pdrop",
     "attn_pdrop",
     "dropout",
+    "dropout_rate",
 )
 
 

@@ -80,6 +80,7 @@ def plan_stages(config: RunConfig) -> list[Stage]:
     precision = config.zero.model_dump(mode="json", include={"precision", "grad_accum_dtype"})
     settings = config.train.model_dump(mode="json", exclude=_NOT_IN_KEY)
     dense = config.dense.train_config(config.train).model_dump(mode="json", exclude=_NOT_IN_KEY)
+    scoring = set(config.task.only_scoring)
     models = ("dense", "prune") if config.dense.enabled else ("prune",)
     specs: list[tuple[str, int, dict[str, Any], tuple[str, ...], bool]] = [
         (
@@ -87,7 +88,7 @@ def plan_stages(config: RunConfig) -> list[Stage]:
             data.VERSION,
             {
                 "data": data.data_identity(config.data),
-                "task": config.task.model_dump(mode="json", exclude={"metric"}),
+                "task": config.task.model_dump(mode="json", exclude=scoring),
                 "tokenizer": {k: model[k] for k in ("path", "revision", "gguf_file")},
             },
             (),
@@ -109,7 +110,11 @@ def plan_stages(config: RunConfig) -> list[Stage]:
         (
             "evaluate",
             evaluate.VERSION,
-            {"evaluate": config.evaluate.model_dump(mode="json"), **precision},
+            {
+                "evaluate": config.evaluate.model_dump(mode="json"),
+                "task": config.task.model_dump(mode="json", include=scoring - {"metric"}),
+                **precision,
+            },
             ("data", *models),
             True,
         ),

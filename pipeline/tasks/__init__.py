@@ -6,21 +6,30 @@ from pydantic import Field
 
 from pipeline.tasks.base import Task, TaskConfig, TokenizedData
 from pipeline.tasks.causal_lm import CausalLM, CausalLMConfig
+from pipeline.tasks.question_answering import QuestionAnswering, QuestionAnsweringConfig
 from pipeline.tasks.sequence import (
     Classification,
     ClassificationConfig,
     Regression,
     RegressionConfig,
 )
+from pipeline.tasks.text_to_text import TextToText, TextToTextConfig
 
 AnyTaskConfig = Annotated[
-    ClassificationConfig | RegressionConfig | CausalLMConfig, Field(discriminator="type")
+    ClassificationConfig
+    | RegressionConfig
+    | CausalLMConfig
+    | QuestionAnsweringConfig
+    | TextToTextConfig,
+    Field(discriminator="type"),
 ]
 
 TASKS: dict[str, Any] = {
     "classification": Classification,
     "regression": Regression,
     "causal-lm": CausalLM,
+    "question-answering": QuestionAnswering,
+    "text-to-text": TextToText,
 }
 
 

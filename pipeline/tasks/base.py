@@ -16,7 +16,13 @@ Predictions = Mapping[str, np.ndarray]
 
 
 class TaskConfig(Section):
-    """What every task's settings share."""
+    """What every task's settings share.
+
+    Attributes:
+        only_scoring: settings that neither the rows nor training depend on.
+    """
+
+    only_scoring: ClassVar[frozenset[str]] = frozenset({"metric"})
 
     max_length: Positive = 128
     """Longest input in tokens; longer ones are cut (language modelling: the length of a block)."""
@@ -27,7 +33,7 @@ class TokenizedData:
     """A tokenized dataset and what the model must know of it.
 
     Attributes:
-        splits: `train` and `validation`, with model inputs only.
+        splits: `train`, with model inputs only, and `validation`, with what scoring needs besides.
         model_kwargs: what the model's config takes from the data (num_labels, ...).
     """
 

@@ -1,12 +1,16 @@
 import pytest
 import torch
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from mgpp import select_prunable
@@ -39,6 +43,56 @@ def test_default_takes_conv1d_of_gpt2_and_projections_of_llama():
         )
     assert len(select_prunable(gpt2)) == 2 * 4
     assert len(select_prunable(llama)) == 2 * 7
+
+
+def projections(layers, blocks, names):
+    """The weights of a stack's layers, written out."""
+    return {f"{layers}.{i}.{name}.weight" for i in range(blocks) for name in names}
+
+
+def test_default_takes_encoder_and_decoder_of_bart():
+    with torch.device("meta"):
+        bart = BartForConditionalGeneration(
+            BartConfig(
+                d_model=8,
+                encoder_layers=2,
+                decoder_layers=3,
+                encoder_attention_heads=2,
+                decoder_attention_heads=2,
+                encoder_ffn_dim=12,
+                decoder_ffn_dim=12,
+            )
+        )
+    heads = ["q_proj", "k_proj", "v_proj", "out_proj"]
+    encoder = [f"self_attn.{head}" for head in heads] + ["fc1", "fc2"]
+    decoder = encoder + [f"encoder_attn.{head}" for head in heads]
+    expected = projections("model.encoder.layers", 2, encoder)
+    assert set(select_prunable(bart)) == expected | projections("model.decoder.layers", 3, decoder)
+
+
+@pytest.mark.parametrize(
+    ("activation", "inner"), [("relu", ["wi", "wo"]), ("gated-gelu", ["wi_0", "wi_1", "wo"])]
+)
+def test_default_takes_encoder_and_decoder_of_t5(activation, inner):
+    # Not the relative position biases, which are embeddings of the first layers.
+    with torch.device("meta"):
+        t5 = T5ForConditionalGeneration(
+            T5Config(
+                d_model=8,
+                d_kv=4,
+                d_ff=12,
+                num_layers=2,
+                num_decoder_layers=3,
+                num_heads=2,
+                feed_forward_proj=activation,
+            )
+        )
+    attention = [f"layer.0.SelfAttention.{head}" for head in "qkvo"]
+    crossed = [f"layer.1.EncDecAttention.{head}" for head in "qkvo"]
+    encoder = attention + [f"layer.1.DenseReluDense.{name}" for name in inner]
+    decoder = attention + crossed + [f"layer.2.DenseReluDense.{name}" for name in inner]
+    expected = projections("encoder.block", 2, encoder)
+    assert set(select_prunable(t5)) == expected | projections("decoder.block", 3, decoder)
 
 
 def test_patterns(bert):

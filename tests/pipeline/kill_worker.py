@@ -167,7 +167,7 @@ def damage_newest(folder: Path) -> str | None:
     complete = sorted(path.parent for path in folder.glob("step-*/_DONE.json"))
     if len(complete) < 2:
         return None
-    victim = max(complete[-1].rglob("*optim_states.pt"), key=lambda path: path.stat().st_size)
+    victim = max(complete[-1].glob("*.safetensors"), key=lambda path: path.stat().st_size)
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)

@@ -8,10 +8,12 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from mgpp import METHODS
 from pipeline.config import ClusterConfig, RunConfig, json_schema, parse_config, read_config
 from pipeline.errors import ConfigError
 from pipeline.pruning import METHOD_CONFIGS
 from pipeline.section import Duration
+from pipeline.tasks import TASKS
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 SECTIONS = [
@@ -284,9 +286,9 @@ def test_a_section_must_be_a_mapping(section, value):
             {"type": "qa"},
             "task.type",
             "'qa'",
-            ["classification", "regression", "causal-lm"],
+            list(TASKS),
         ),
-        ("task", {}, "task.type", "None", ["classification", "regression", "causal-lm"]),
+        ("task", {}, "task.type", "None", list(TASKS)),
         ("data", {"source": "web"}, "data.source", "'web'", ["files", "hub", "function"]),
         ("data", {"train": "x.csv"}, "data.source", "None", ["files", "hub", "function"]),
         (
@@ -294,7 +296,7 @@ def test_a_section_must_be_a_mapping(section, value):
             {"sparsity": 0.5, "method": {"name": "wanda"}},
             "prune.method.name",
             "'wanda'",
-            ["mgpp", "gmp"],
+            list(METHODS),
         ),
     ],
 )

@@ -311,7 +311,13 @@ def test_scores_of_a_regression_follow_the_formulas(seed):
 
 
 def test_a_task_is_made_by_the_type_of_its_settings():
-    assert set(TASKS) == {"classification", "regression", "causal-lm"}
+    assert set(TASKS) == {
+        "classification",
+        "regression",
+        "causal-lm",
+        "question-answering",
+        "text-to-text",
+    }
     config = RegressionConfig(type="regression", text=["a"], label="b")
     task = make_task(config)
     assert isinstance(task, Regression)
