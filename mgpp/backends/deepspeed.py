@@ -88,6 +88,50 @@ def attach(
     return pruner
 
 
+def _hook(engine: Any, group: dict[str, Any], layout: _Layout, pruner: Pruner) -> None:
+    unit_of = {id(flat): i for i, flat in enumerate(layout.flats)}
+    updated: set[int] = set()
+
+    def units(optimizer: Any) -> list[int]:
+        # ZeRO 1/2 show the inner optimizer one group at a time; ZeRO 3 shows all, but only the
+        # sub-group in turn has parameters. The dict object is the same throughout.
+        if not any(shown is group for shown in optimizer.param_groups):
+            return []
+        flats = group["params"]
+        return sorted({unit_of[id(flat)] for flat in flats})
+
+    def before(optimizer: Any, *_: Any) -> None:
+        for unit in units(optimizer):
+            pruner.before_update(layout.shards[unit])
+
+    def after(optimizer: Any, *_: Any) -> None:
+        stepped = units(optimizer)
+        for unit in stepped:
+            pruner.after_update(layout.shards[unit])
+        updated.update(stepped)
+        if stepped and len(updated) == len(layout.flats):
+            updated.clear()
+            if pruner.finish_step() is not None and engine.zero_optimization_stage() == 3:
+                _copy_earlier_sub_groups(engine, last=len(layout.flats) - 1)
+
+    engine.basic_optimizer.register_step_pre_hook(before)
+    engine.basic_optimizer.register_step_post_hook(after)
+
+
+def _copy_earlier_sub_groups(engine: Any, last: int) -> None:
+    """Copy what a pruning zeroed in sub-groups whose low-precision copy was already made.
+
+    Only ZeRO 3 with several prunable sub-groups has any: each is copied right after its own update,
+    before the last one is updated and the global threshold can be known. The copy of the last one,
+    and the gathering of persistent parameters, follow in ZeRO's own step.
+    """
+    for sub_group in range(last):
+        engine.optimizer._reassign_or_swap_out_partitioned_parameters(sub_group)
+
+
+# Training state, for checkpoints.
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainedPiece:
     """What this rank holds of one trained parameter, with what the optimizer keeps of it.
@@ -212,45 +256,7 @@ def _copy_to_low_precision(engine: Any) -> None:
         optimizer.update_lp_params()
 
 
-def _hook(engine: Any, group: dict[str, Any], layout: _Layout, pruner: Pruner) -> None:
-    unit_of = {id(flat): i for i, flat in enumerate(layout.flats)}
-    updated: set[int] = set()
-
-    def units(optimizer: Any) -> list[int]:
-        # ZeRO 1/2 show the inner optimizer one group at a time; ZeRO 3 shows all, but only the
-        # sub-group in turn has parameters. The dict object is the same throughout.
-        if not any(shown is group for shown in optimizer.param_groups):
-            return []
-        flats = group["params"]
-        return sorted({unit_of[id(flat)] for flat in flats})
-
-    def before(optimizer: Any, *_: Any) -> None:
-        for unit in units(optimizer):
-            pruner.before_update(layout.shards[unit])
-
-    def after(optimizer: Any, *_: Any) -> None:
-        stepped = units(optimizer)
-        for unit in stepped:
-            pruner.after_update(layout.shards[unit])
-        updated.update(stepped)
-        if stepped and len(updated) == len(layout.flats):
-            updated.clear()
-            if pruner.finish_step() is not None and engine.zero_optimization_stage() == 3:
-                _copy_earlier_sub_groups(engine, last=len(layout.flats) - 1)
-
-    engine.basic_optimizer.register_step_pre_hook(before)
-    engine.basic_optimizer.register_step_post_hook(after)
-
-
-def _copy_earlier_sub_groups(engine: Any, last: int) -> None:
-    """Copy what a pruning zeroed in sub-groups whose low-precision copy was already made.
-
-    Only ZeRO 3 with several prunable sub-groups has any: each is copied right after its own update,
-    before the last one is updated and the global threshold can be known. The copy of the last one,
-    and the gathering of persistent parameters, follow in ZeRO's own step.
-    """
-    for sub_group in range(last):
-        engine.optimizer._reassign_or_swap_out_partitioned_parameters(sub_group)
+# Where the pieces of parameters lie.
 
 
 def _layout(engine: Any, group: dict[str, Any], prunable: Mapping[str, nn.Parameter]) -> _Layout:
@@ -412,6 +418,9 @@ def _dp_group(engine: Any) -> Any:
 def _collective_device(engine: Any) -> torch.device:
     """Where counts must live to be reduced: NCCL takes only device tensors."""
     return torch.device("cpu" if dist.get_backend() == "gloo" else engine.device)
+
+
+# What DeepSpeed gets wrong.
 
 
 def _refuse_unsupported(engine: Any) -> None:
