@@ -209,9 +209,9 @@ class Pruner:
         self.step = int(state["step"])
         last = state["last_pruning"]
         self.last_pruning = Pruning(**last) if last else None
-        if self.last_pruning and self.mask_hash() != self.last_pruning.mask_hash:
+        if self.last_pruning and (found := self.mask_hash()) != self.last_pruning.mask_hash:
             raise RuntimeError(
-                f"the masks taken up have the hash {self.mask_hash()}, those of the last pruning had "
+                f"the masks taken up have the hash {found}, those of the last pruning had "
                 f"{self.last_pruning.mask_hash}: are they of the same step?"
             )
 
@@ -232,7 +232,7 @@ class Pruner:
         return int(end - begin)
 
     def _prune(self, k: int) -> Pruning:
-        if self.method.restores_pruned:
+        if "pruned_weight" in self.method.state_names:
             for shard in self.shards:
                 shard.weight.add_(self.method.state(shard)["pruned_weight"])
         scored = [self._scored(shard) for shard in self.shards]

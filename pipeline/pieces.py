@@ -56,7 +56,7 @@ class PieceWriter:
         self._rank = rank
         self._ranges: list[_Range] = []
         self._tensors: dict[str, Tensor] = {}
-        self._num_files = 0
+        self._num_files = self._num_bytes = 0
 
     def add_trained(self, pieces: Iterable[TrainedPiece]) -> None:
         """Add pieces of trained parameters with their optimizer state."""
@@ -95,7 +95,8 @@ class PieceWriter:
         )
         self._ranges.append(range_)
         self._tensors |= {range_.tensor_name(key): value for key, value in values.items()}
-        if sum(tensor.nbytes for tensor in self._tensors.values()) >= _FILE_BYTES:
+        self._num_bytes += sum(value.nbytes for value in values.values())
+        if self._num_bytes >= _FILE_BYTES:
             self._flush()
 
     @property
@@ -106,7 +107,7 @@ class PieceWriter:
         if self._tensors:
             save_file(self._tensors, self._folder / self._file)
             self._num_files += 1
-            self._tensors = {}
+            self._tensors, self._num_bytes = {}, 0
 
 
 class PieceReader:

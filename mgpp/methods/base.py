@@ -36,17 +36,16 @@ class Method:
         peak_lr: its learning rate when pruning was attached.
         name: the registry's name of the method.
         title: what people call it.
-        state_names: what the method keeps of every weight, float32, in checkpoints too.
+        state_names: what the method keeps of every weight, float32, in checkpoints too. With
+            "pruned_weight" among them, what was pruned is put there, and comes back as it was before
+            the next pruning chooses again.
         holds_mask: whether what is pruned stays zero until the next pruning.
-        restores_pruned: whether what was pruned comes back, as it was, before the next pruning
-            chooses again; the method then has "pruned_weight" among its `state_names`.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     state_names: ClassVar[tuple[str, ...]] = ()
     holds_mask: ClassVar[bool] = False
-    restores_pruned: ClassVar[bool] = False
 
     num_examples: int = 1
     lr: float = field(default=0.0, init=False)

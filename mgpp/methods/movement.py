@@ -23,7 +23,6 @@ class Movement(Method):
     title = "Movement pruning"
     state_names = ("score", "pruned_weight")
     holds_mask = True
-    restores_pruned = True
 
     def adjust_grad(self, shard: Shard, step: int, schedule: PruningSchedule) -> None:
         """Sum up -w dL/dw (eq. 4) and keep the optimizer from moving what is pruned."""

@@ -1,0 +1,134 @@
+"""Training state by parameter and range, so that another world size or stage can take it up."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mgpp.backends.deepspeed.layout import pieces
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedPiece:
+    """What this rank holds of one trained parameter, with what the optimizer keeps of it.
+
+    Attributes:
+        name: the parameter's name in the model.
+        offset: where the piece begins in the flattened whole parameter, in elements.
+        numel: elements in the piece.
+        values: 1-D views of `numel` elements: "master", the float32 weights, and the optimizer's own
+            ("exp_avg" and "exp_avg_sq" of Adam), which it has none of before its first step.
+        counters: the optimizer's numbers for the parameter as a whole: "step" of Adam, a float where
+            the optimizer keeps it as a tensor.
+    """
+
+    name: str
+    offset: int
+    numel: int
+    values: dict[str, Tensor]
+    counters: dict[str, float]
+
+
+def training_state(engine: Any) -> Iterator[TrainedPiece]:
+    """Give this rank's part of the training state by parameter and range.
+
+    All ranks' pieces make up the whole state, each element once, but at stage 0, where every rank holds
+    all of it. They do not depend on the stage or the number of ranks, so that any can take them up.
+    """
+    names = _names(engine)
+    for piece in pieces(engine):
+        values = {"master": piece.part_of(piece.flat)}
+        counters: dict[str, float] = {}
+        for key, value in engine.basic_optimizer.state.get(piece.flat, {}).items():
+            if not isinstance(value, Tensor):
+                counters[key] = value
+            elif value.dim() == 0:
+                counters[key] = float(value)
+            else:
+                values[key] = piece.part_of(value)
+        yield TrainedPiece(
+            name=names[id(piece.parameter)],
+            offset=piece.offset,
+            numel=piece.numel,
+            values=values,
+            counters=counters,
+        )
+
+
+def load_training_state(
+    engine: Any, read: Callable[[str, int, int], tuple[dict[str, Tensor], dict[str, float]]]
+) -> None:
+    """Take up a training state, whatever layout it was saved from; all ranks must call.
+
+    Args:
+        engine: what `deepspeed.initialize` returned.
+        read: given a parameter's name, an offset and a number of elements, returns the values of that
+            range and the counters, as in `TrainedPiece`.
+    """
+    names, optimizer = _names(engine), engine.basic_optimizer
+    on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
+    for piece in pieces(engine):
+        if piece.numel == 0:
+            continue
+        values, counters = read(names[id(piece.parameter)], piece.offset, piece.numel)
+        piece.part_of(piece.flat).copy_(values.pop("master"))
+        state = optimizer.state[piece.flat]
+        for key, value in values.items():
+            if key not in state:
+                state[key] = torch.zeros_like(piece.flat, requires_grad=False)
+            piece.part_of(state[key]).copy_(value)
+        for key, number in counters.items():
+            state[key] = number
+            if isinstance(number, float):
+                device = piece.flat.device if on_device else torch.device("cpu")
+                state[key] = torch.tensor(number, dtype=torch.float32, device=device)
+    _copy_to_low_precision(engine)
+
+
+def engine_counters(engine: Any) -> dict[str, dict[str, float]]:
+    """Return DeepSpeed's own counters and the fp16 loss scale's, as plain numbers."""
+    return {
+        "engine": {name: int(getattr(engine, name)) for name in _COUNTERS},
+        "loss_scaler": {k: v for k, v in _loss_scaler(engine).items() if k in _LOSS_SCALE},
+    }
+
+
+def load_engine_counters(engine: Any, saved: dict[str, dict[str, float]]) -> None:
+    """Take up what `engine_counters` returned."""
+    vars(engine).update(saved["engine"])
+    _loss_scaler(engine).update(saved["loss_scaler"])
+
+
+# Not micro_steps: it says where an accumulation ends, and that is another on another number of ranks.
+_COUNTERS = ("global_steps", "global_samples", "skipped_steps")
+_LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def _loss_scaler(engine: Any) -> dict[str, Any]:
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    return {} if scaler is None else vars(scaler)
+
+
+def _names(engine: Any) -> dict[int, str]:
+    return {id(parameter): name for name, parameter in engine.module.named_parameters()}
+
+
+def _copy_to_low_precision(engine: Any) -> None:
+    """Copy the float32 masters to the weights that the model computes with."""
+    optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
+    if stage == 0:
+        for piece in pieces(engine):
+            if piece.flat is not piece.parameter:
+                piece.parameter.data.copy_(piece.flat)
+    elif stage == 3:
+        persistent = optimizer.persistent_parameters  # kept whole on every rank
+        if persistent:
+            persistent[0].partition(persistent)
+        for sub_group in range(len(optimizer.fp16_groups)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(sub_group)
+        if persistent:
+            persistent[0].all_gather(persistent)
+    else:
+        optimizer.update_lp_params()
