@@ -1,4 +1,4 @@
-"""The command line: `mgpp run`, `validate`, `plan`, `show`, `schema`."""
+"""The command line: `mgpp run`, `validate`, `plan`, `compare`, `show`, `schema`."""
 
 import json
 import os
@@ -121,6 +121,38 @@ def plan(
             Console().print(_plan_table(settings, found, room))
         totals = {"device_total": found.device_total, "host_total": found.host_total}
         emit({"status": "planned", **asdict(found), **totals, "fits": fits})
+
+
+@app.command()
+def compare(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Compare methods on one budget: choose their settings, run every cell, write table and plot."""
+    with _reported_errors(as_json) as emit:
+        from launch.cluster import cluster_capacity, connected, local_capacity
+        from launch.compare import plan_cells, run_comparison
+        from pipeline.artifacts import ArtifactStore
+        from pipeline.comparison import final_cells, read_comparison
+        from pipeline.comparison_report import MARKDOWN_FILE
+        from pipeline.validate import cluster_problems, storage_problems, validate
+
+        comparison = read_comparison(config, list(overrides or []))
+        _raise_for(storage_problems(comparison.storage))
+        joins = _joins_a_cluster(comparison.recipe, [])
+        first = {(m, s): 0 for m in comparison.methods for s in comparison.sparsities[:1]}
+        once = comparison.model_copy(update={"seeds": comparison.seeds[:1]})
+        once = once.model_copy(update={"sparsities": once.sparsities[:1]})
+        cells = final_cells(once, first)
+        for cell in cells:  # one of each method; seeds and sparsities change nothing of it
+            validate(comparison.recipe, cell.overrides, None if joins else local_capacity())
+        settings = plan_cells(once, cells[:1])[0].config
+        store = ArtifactStore(_absolute(comparison.storage))
+        with connected(settings.cluster):
+            if joins:
+                _raise_for(cluster_problems(settings.cluster, cluster_capacity()))
+            made = run_comparison(comparison, store, Console(stderr=True))
+        if not as_json:
+            typer.echo((made.path / MARKDOWN_FILE).read_text(encoding="utf-8"))
+            typer.echo(f"table and plot  {made.url}")
+        emit({"status": "done", "url": made.url, **made.metrics})
 
 
 @app.command()

@@ -51,9 +51,20 @@ def all_done(stages: list[Stage], store: ArtifactStore) -> bool:
 
 
 def run_stages(
-    stages: list[Stage], config: RunConfig, store: ArtifactStore, console: Console
+    stages: list[Stage],
+    config: RunConfig,
+    store: ArtifactStore,
+    console: Console | None = None,
+    board: Any = None,
 ) -> RunResult:
     """Run all stages that are not done; the cluster must be connected unless none is left.
+
+    Args:
+        stages: in order.
+        config: of the run.
+        store: where artifacts go.
+        console: where to show the stages as they run; None shows nothing.
+        board: the actor that is told of progress; one of its own for each group of stages unless given.
 
     Raises:
         ConfigError: if the data shows that the configuration cannot run.
@@ -72,9 +83,14 @@ def run_stages(
                 continue
             result.artifacts[stage.name], result.seconds[stage.name] = artifact, 0.0
             result.cached.append(stage.name)
-            console.print(f"{stage.name:<9} done before", highlight=False)
+            if console:
+                console.print(f"{stage.name:<9} done before", highlight=False)
         if missing:
-            result.seconds |= _run_group(missing, config, store, result.artifacts, console)
+            found, posts = result.artifacts, board or make_board()
+            if console:
+                result.seconds |= _run_shown(missing, config, store, found, posts, console)
+            else:
+                _run_group(missing, config, store, found, posts)
         for stage in missing:
             artifact = store.find(stage.name, stage.key)
             if artifact is None:
@@ -91,25 +107,36 @@ def _next_group(stages: list[Stage]) -> list[Stage]:
     return list(takewhile(lambda stage: stage.gang, stages)) or stages[:1]
 
 
+def _run_shown(
+    stages: list[Stage],
+    config: RunConfig,
+    store: ArtifactStore,
+    artifacts: dict[str, Artifact],
+    board: Any,
+    console: Console,
+) -> dict[str, float]:
+    """Run stages together; return the wall seconds of each, a gang's start counted to its first."""
+    names = [stage.name for stage in stages]
+    with StageDisplay(names, console, lambda: ray.get(board.latest.remote())) as display:
+        _run_group(stages, config, store, artifacts, board)
+    return display.seconds
+
+
 def _run_group(
     stages: list[Stage],
     config: RunConfig,
     store: ArtifactStore,
     artifacts: dict[str, Artifact],
-    console: Console,
-) -> dict[str, float]:
-    """Run stages together; return the wall seconds of each, a gang's start counted to its first."""
-    board = make_board()
-    names = [stage.name for stage in stages]
-    with StageDisplay(names, console, lambda: ray.get(board.latest.remote())) as display:
-        if stages[0].gang:
-            run_on_gang(stages, config, store, artifacts, board)
-        else:
-            (stage,) = stages
-            inputs = {name: artifacts[name] for name in stage.inputs}
-            task = ray.remote(num_cpus=1, max_retries=1)(_run_alone)
-            ray.get(task.remote(stage, config, store.url, inputs))
-    return display.seconds
+    board: Any,
+) -> None:
+    """Run stages together: those of a gang on it, another as a task."""
+    if stages[0].gang:
+        run_on_gang(stages, config, store, artifacts, board)
+        return
+    (stage,) = stages
+    inputs = {name: artifacts[name] for name in stage.inputs}
+    task = ray.remote(num_cpus=1, max_retries=1)(_run_alone)
+    ray.get(task.remote(stage, config, store.url, inputs))
 
 
 def _run_alone(stage: Stage, config: RunConfig, storage: str, inputs: dict[str, Artifact]) -> None:

@@ -74,14 +74,21 @@ class Context:
     progress: Progress
 
 
-def plan_stages(config: RunConfig) -> list[Stage]:
-    """Return the stages of a run in order, with the key of each."""
+def plan_stages(config: RunConfig, *, pruned: bool = True) -> list[Stage]:
+    """Return the stages of a run in order, with the key of each.
+
+    Args:
+        config: of the run.
+        pruned: with pruning; False leaves the dense fine-tune and its evaluation.
+    """
     model = model_identity(config.model)
     precision = config.zero.model_dump(mode="json", include={"precision", "grad_accum_dtype"})
     settings = config.train.model_dump(mode="json", exclude=_NOT_IN_KEY)
     dense = config.dense.train_config(config.train).model_dump(mode="json", exclude=_NOT_IN_KEY)
     scoring = set(config.task.only_scoring)
-    models = ("dense", "prune") if config.dense.enabled else ("prune",)
+    models = tuple(
+        name for name, wanted in (("dense", config.dense.enabled), ("prune", pruned)) if wanted
+    )
     specs: list[tuple[str, int, dict[str, Any], tuple[str, ...], bool]] = [
         (
             "data",
@@ -137,6 +144,8 @@ def plan_stages(config: RunConfig) -> list[Stage]:
     stages = []
     for name, code_version, params, inputs, gang in specs:
         if name == "dense" and not config.dense.enabled:
+            continue
+        if name in ("prune", "export", "report") and not pruned:
             continue
         keys[name] = make_key(name, code_version, params, {i: keys[i] for i in inputs})
         stages.append(Stage(name=name, key=keys[name], params=params, inputs=inputs, gang=gang))

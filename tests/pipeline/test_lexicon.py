@@ -89,3 +89,18 @@ def test_a_missing_package_is_a_problem_of_the_data(monkeypatch):
     monkeypatch.setattr(lexicon, "resolve_path", not_installed)
     with pytest.raises(ConfigError, match=r"^data\.function: package:vaderSentiment/"):
         load_words()
+
+
+def test_settings_are_chosen_on_training_words_alone():
+    usual, choosing = load_words(), load_words(validate_on="training words")
+    held_out = set(usual["validation"]["word"])
+    train, validation = (set(choosing[n]["word"]) for n in ("train", "validation"))
+    assert not (train | validation) & held_out
+    assert train | validation == set(usual["train"]["word"])
+    assert not train & validation
+    assert len(validation) == len(held_out)
+
+
+def test_what_to_validate_on_is_one_of_two():
+    with pytest.raises(ConfigError, match=r"validate_on: got 'words'.*'training words'"):
+        load_words(validate_on="words")
