@@ -146,11 +146,47 @@ def add_prior_grad_(
             slab_pull=slab_pull,
         )
         return
-    minus_constant = torch.tensor(-constant)
     for g, w in zip(grad.split(_CHUNK), weight.split(_CHUNK), strict=True):
-        log_odds = torch.addcmul(minus_constant, w, w, value=-slope)
-        in_spike = log_odds.clamp_min_(_LEAST_LOG_ODDS).sigmoid_()  # P(spike|w)
-        g.addcmul_(w, in_spike, value=spike_pull).add_(w, alpha=slab_pull)
+        g.addcmul_(w, _spike_share(w, constant, slope), value=spike_pull).add_(w, alpha=slab_pull)
+
+
+@torch.no_grad()
+def shrink_(
+    weight: Tensor, *, prior: MixtureGaussianPrior, slab_prob: float, step_size: float
+) -> None:
+    """Take one proximal step of the prior alone, in place.
+
+    w / (1 + step_size [P(spike|w) / spike_var + P(slab|w) / slab_var])
+
+    With P(spike|w) held fixed, as in a step of expectation maximization, -log pi is at most a parabola in
+    w; this is what minimizes that parabola plus (w' - w)^2 / (2 step_size). Unlike a gradient step it
+    never overshoots zero, however strong the prior.
+
+    Args:
+        weight: float32, 1-D, the master weights; changed in place.
+        prior: the two variances.
+        slab_prob: prior probability of the slab at this step.
+        step_size: the learning rate over the number of training examples.
+
+    Raises:
+        ValueError: if the dtype is not float32, or the step is negative.
+    """
+    if weight.dtype != torch.float32:
+        raise ValueError(f"the prior needs float32 master weights, got {weight.dtype}")
+    if step_size < 0:
+        raise ValueError(f"step_size must not be negative, got {step_size}")
+    constant, slope = prior.log_odds_terms(slab_prob)
+    spike_rate = step_size * (1 / prior.spike_var - 1 / prior.slab_var)
+    slab_rate = step_size / prior.slab_var
+    for w in weight.split(_CHUNK):
+        w.div_(_spike_share(w, constant, slope).mul_(spike_rate).add_(1 + slab_rate))
+
+
+def _spike_share(weight: Tensor, constant: float, slope: float) -> Tensor:
+    """Return P(spike|w) for weights of one chunk."""
+    minus_constant = torch.tensor(-constant, device=weight.device)
+    log_odds = torch.addcmul(minus_constant, weight, weight, value=-slope)
+    return log_odds.clamp_min_(_LEAST_LOG_ODDS).sigmoid_()
 
 
 def _check_slab_prob(slab_prob: float) -> None:

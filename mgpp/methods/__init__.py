@@ -7,11 +7,13 @@ from typing import Any
 from mgpp.methods.base import Method, setting
 from mgpp.methods.gmp import GMP
 from mgpp.methods.mgpp import MGPP
+from mgpp.methods.mgpp_saliency import MGPPSaliency
 from mgpp.methods.movement import Movement
 from mgpp.methods.platon import PLATON
 
 METHODS: dict[str, type[Method]] = {
     "mgpp": MGPP,
+    "mgpp-saliency": MGPPSaliency,
     "gmp": GMP,
     "platon": PLATON,
     "movement": Movement,
@@ -50,6 +52,7 @@ __all__ = [
     "METHODS",
     "MGPP",
     "PLATON",
+    "MGPPSaliency",
     "Method",
     "Movement",
     "make_method",

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from mgpp.methods.base import Method, setting
-from mgpp.prior import MixtureGaussianPrior, add_prior_grad_
+from mgpp.prior import MixtureGaussianPrior, add_prior_grad_, shrink_
 from mgpp.schedule import PruningSchedule, SlabProbAnnealing
 from mgpp.shards import Shard
 
@@ -38,6 +38,11 @@ class MGPP(Method):
     )
     slab_prob_final_factor: float = setting(
         0.001, "Multiplies it at the last pruning; linear in between.", gt=0
+    )
+    decoupled: bool = setting(
+        False,
+        "Shrink weights by the prior after the optimizer's step, as AdamW decays them, instead of adding "
+        "its gradient: the prior then does not swell the optimizer's second moments.",
     )
 
     def __post_init__(self) -> None:
@@ -79,14 +84,25 @@ class MGPP(Method):
         return _prior_with_threshold(self.spike_threshold * lr, self.slab_var, slab_prob)
 
     def adjust_grad(self, shard: Shard, step: int, schedule: PruningSchedule) -> None:
-        """Add the gradient of -(1/n) log pi(w)."""
-        add_prior_grad_(
-            shard.grad,
-            shard.weight,
-            prior=self.prior,
-            slab_prob=self.annealing.at(step, schedule),
-            num_examples=self.num_examples,
-        )
+        """Add the gradient of -(1/n) log pi(w), unless decoupled."""
+        if not self.decoupled:
+            add_prior_grad_(
+                shard.grad,
+                shard.weight,
+                prior=self.prior,
+                slab_prob=self.annealing.at(step, schedule),
+                num_examples=self.num_examples,
+            )
+
+    def observe(self, shard: Shard, step: int, schedule: PruningSchedule) -> None:
+        """Shrink the weights after their update, if decoupled."""
+        if self.decoupled:
+            shrink_(
+                shard.weight,
+                prior=self.prior,
+                slab_prob=self.annealing.at(step, schedule),
+                step_size=self.lr / self.num_examples,
+            )
 
     def log_values(self, step: int, schedule: PruningSchedule) -> dict[str, float]:
         """Return slab_prob, spike_var and the spike threshold w* of this step."""

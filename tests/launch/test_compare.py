@@ -31,7 +31,10 @@ def comparison(project, tmp_path_factory):
         "seeds": [0],
         "selection": {"changes": {"data.split_seed": 1}},
         "methods": {
-            "GMP": {"changes": {"prune.method": {"name": "gmp"}}, "candidates": [{}, {"train.lr": 2}]},
+            "GMP": {
+                "changes": {"prune.method": {"name": "gmp"}},
+                "candidates": [{}, {"train.lr": 2}],
+            },
         },
         "cells_at_once": 2,
     }
@@ -81,6 +84,7 @@ def test_cells_that_are_done_are_not_run_again(compared, comparison, project):
     assert "2 cells, 2 of them done before" in again.stderr
 
 
+@pytest.mark.torture
 def test_a_cell_that_fails_does_not_stop_the_others(comparison, project):
     values = yaml.safe_load((comparison / "comparison.yaml").read_text())
     values["methods"]["broken"] = {
@@ -91,5 +95,5 @@ def test_a_cell_that_fails_does_not_stop_the_others(comparison, project):
     done = mgpp(project, "compare", str(comparison / "broken.yaml"), "--json", timeout=240)
     assert done.returncode == 1
     (error,) = json.loads(done.stdout)["errors"]
-    assert error.startswith("1 of 4 cells failed") or error.startswith("2 of 4 cells failed")
+    assert error.startswith(("1 of 4 cells failed", "2 of 4 cells failed"))
     assert "broken 50% candidate 1" in error

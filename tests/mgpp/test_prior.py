@@ -2,8 +2,10 @@ import math
 
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
 
 from mgpp import MixtureGaussianPrior, add_prior_grad_, log_prior
+from mgpp.prior import shrink_
 from mgpp.schedule import SlabProbAnnealing
 
 SETTINGS = [(1e-10, 0.05, 0.1), (1e-10, 0.05, 1e-4), (1e-9, 0.1, 0.1), (1e-6, 0.01, 0.5)]
@@ -105,3 +107,48 @@ def test_the_prior_with_a_threshold_has_it(threshold, slab_prob):
 def test_a_threshold_that_cannot_be_had_is_refused(threshold, slab_prob):
     with pytest.raises(ValueError, match="cannot be had with slab_var"):
         MixtureGaussianPrior.with_threshold(threshold, slab_var=0.05, slab_prob=slab_prob)
+
+
+@pytest.mark.parametrize("step_size", [1e-12, 1e-9, 1e-4])
+@pytest.mark.parametrize("start", [3e-6, 4e-5, 6e-5, 0.02, -0.3])
+def test_shrinking_minimizes_the_prior_s_parabola_and_the_distance(start, step_size):
+    """At w the parabola touches -log pi: its curvature is the slope there over w."""
+    prior = MixtureGaussianPrior(spike_var=1e-10, slab_var=0.05)
+    exact = torch.tensor(start, dtype=torch.float64, requires_grad=True)
+    (-log_prior(exact, prior, 0.1)).backward()
+    curvature = float(exact.grad) / start
+
+    def surrogate(scale):  # in units of the start, so that the search is well conditioned
+        moved = scale * start
+        return (curvature * moved**2 / 2 + (moved - start) ** 2 / (2 * step_size)) / start**2
+
+    best = minimize_scalar(surrogate, bounds=(-1, 2), method="bounded", options={"xatol": 1e-12})
+    weight = torch.full((200_000,), start)  # several chunks
+    shrink_(weight, prior=prior, slab_prob=0.1, step_size=step_size)
+    assert weight.unique().numel() == 1
+    assert float(weight[0]) / start == pytest.approx(best.x, rel=2e-4, abs=1e-6)
+
+
+def test_a_small_step_of_shrinking_is_a_step_down_the_gradient():
+    prior = MixtureGaussianPrior(spike_var=1e-6, slab_var=0.05)
+    weight = torch.linspace(-0.01, 0.01, 1001)
+    grad, shrunk = torch.zeros_like(weight), weight.clone()
+    add_prior_grad_(grad, weight, prior=prior, slab_prob=0.1, num_examples=1)
+    shrink_(shrunk, prior=prior, slab_prob=0.1, step_size=1e-9)
+    torch.testing.assert_close(shrunk, weight - 1e-9 * grad, rtol=1e-5, atol=1e-9)
+
+
+def test_shrinking_never_passes_zero_and_keeps_zeros():
+    weight = magnitudes()
+    shrunk = weight.clone()
+    shrink_(shrunk, prior=MixtureGaussianPrior(), slab_prob=0.1, step_size=1e3)
+    assert torch.equal(shrunk.sign(), weight.sign())
+    assert (shrunk.abs() <= weight.abs()).all()
+
+
+def test_what_cannot_be_shrunk_is_refused():
+    prior = MixtureGaussianPrior()
+    with pytest.raises(ValueError, match=r"float32 master weights, got torch\.bfloat16"):
+        shrink_(torch.ones(1, dtype=torch.bfloat16), prior=prior, slab_prob=0.1, step_size=1.0)
+    with pytest.raises(ValueError, match="must not be negative, got -1"):
+        shrink_(torch.ones(1), prior=prior, slab_prob=0.1, step_size=-1.0)

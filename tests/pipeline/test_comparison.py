@@ -135,7 +135,9 @@ def test_table_plot_and_files_say_the_same(comparison, tmp_path):
         ("B", 0.9),
     ]
     for row in rows:
-        values = [s for c, s in scores.items() if (c.method, c.sparsity) == (row.method, row.sparsity)]
+        values = [
+            s for c, s in scores.items() if (c.method, c.sparsity) == (row.method, row.sparsity)
+        ]
         assert row.mean == pytest.approx(np.mean(values))
         assert row.spread == pytest.approx(np.std(values, ddof=1))
     write_comparison(tmp_path, comparison, rows, {}, metric="accuracy")
