@@ -78,7 +78,7 @@ class TextToText(Task):
         mapped = DatasetDict(
             {
                 name: split.map(
-                    encode_with_reference if name == "validation" else encode,
+                    encode if name == "train" else encode_with_reference,
                     batched=True,
                     num_proc=num_proc,
                     remove_columns=split.column_names,
