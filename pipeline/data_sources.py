@@ -9,21 +9,13 @@ from typing import Annotated, Any, Literal
 
 import datasets
 from datasets import DatasetDict
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field
 
 from pipeline.artifacts import file_sha256
 from pipeline.errors import ConfigError
-from pipeline.section import NotNegative, Positive, Section
+from pipeline.section import NotNegative, OneOrMore, Positive, Section
 from pipeline.sources import content_sha256, resolve_path
 from pipeline.squad_json import flatten_articles, has_articles
-
-OneOrMore = Annotated[
-    list[str],
-    BeforeValidator(
-        lambda given: [given] if isinstance(given, str) else given,
-        json_schema_input_type=str | list[str],
-    ),
-]
 
 
 def _not_taken(name: str) -> str:

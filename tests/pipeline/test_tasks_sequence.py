@@ -322,6 +322,8 @@ def test_a_task_is_made_by_the_type_of_its_settings():
         "classification",
         "regression",
         "causal-lm",
+        "instruction",
+        "masked-lm",
         "question-answering",
         "text-to-text",
     }
