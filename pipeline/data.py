@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError
 from pipeline.tasks import Task
 from pipeline.tasks.base import num_tokens
 
-VERSION = 1
+VERSION = 2
 
 
 class JoinedConfig(DataConfig):
