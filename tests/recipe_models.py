@@ -12,6 +12,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
+from mgpp import select_prunable
+
 WORDS = [
     "red",
     "green",
@@ -92,7 +94,7 @@ _DEBERTA_V3 = {
 
 
 def family(name: str) -> str | None:
-    """Return the architecture of a model of the hub or of a package, by its name."""
+    """Return the architecture of a model of the hub, a package or another recipe, by its name."""
     return next(
         (kind for pattern, kind in _NAMES.items() if re.search(pattern, name.lower())), None
     )
@@ -100,6 +102,8 @@ def family(name: str) -> str | None:
 
 def make_model(name: str, auto_model: str, folder: Path) -> None:
     """Write a tiny model of the architecture of `name`, with a tokenizer of words.
+
+    One that a run is to make (`run:FILE`) has half of the weights of its layers at zero.
 
     Raises:
         ValueError: if the name does not tell the architecture.
@@ -125,7 +129,11 @@ def make_model(name: str, auto_model: str, folder: Path) -> None:
     # A pretrained model has no head for classes or answers.
     predicts_tokens = auto_model.endswith("LM")
     auto = getattr(transformers, auto_model if predicts_tokens else "AutoModel")
-    auto.from_config(config).save_pretrained(folder)
+    model = auto.from_config(config)
+    if name.startswith("run:"):
+        for weight in map(model.get_parameter, select_prunable(model, [], [])):
+            weight.data[weight.abs() < weight.abs().median()] = 0
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

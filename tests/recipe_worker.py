@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import sys
 import time
 import traceback
@@ -22,6 +23,7 @@ from omegaconf import OmegaConf
 from pipeline.artifacts import Artifact, ArtifactStore
 from pipeline.config import RunConfig, parse_config, read_config
 from pipeline.gang import Gang
+from pipeline.plan import plan_run
 from pipeline.stages import plan_stages, run_stage
 from pipeline.tasks import make_task
 from pipeline.train import WEIGHTS_FILE, train
@@ -39,6 +41,7 @@ _SHORT: dict[str, Any] = {
     "batch_size": 4,
     "micro_batch_size": None,
     "log_every": 2,
+    "calibration_rows": 4,
 }
 _SHORT_TASK = {"max_length": 24, "max_target_length": 6, "stride": 4, "max_answer_length": 4}
 _NUM_ROWS = 24
@@ -70,7 +73,8 @@ def run_recipe(recipe: Path, folder: Path) -> dict[str, Any]:
     OmegaConf.save(OmegaConf.create(shortened(values, folder)), short)
     config = validate(str(short), [], None)
     artifacts = run_stages(config)
-    figures = {name: artifact.metrics for name, artifact in artifacts.items()}
+    figures: dict[str, Any] = {name: artifact.metrics for name, artifact in artifacts.items()}
+    figures["planned"] = plan_run(config).num_prunable
     if config.task.type == "masked-lm":  # masks are drawn in training
         figures["resumed"] = resumed_as_it_would_have_ended(config, artifacts, folder)
     return figures
@@ -134,7 +138,7 @@ def shortened(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
     short["model"] |= {"revision": None, "gguf_file": None}
     for name in _model_names(short):
-        tiny = folder / "models" / name.replace("/", "-")
+        tiny = folder / "models" / re.sub(r"\W+", "-", name)
         if not tiny.exists():
             make_model(name, task.auto_model, tiny)
         _replace(short, name, str(tiny))

@@ -87,6 +87,7 @@ def test_a_recipe_runs(found, recipe):
     assert "error" not in found[recipe], found[recipe]["error"]
     config, figures = read(recipe), found[recipe]
     assert figures["prune"]["num_pruned"] > 0
+    assert figures["planned"] == figures["prune"]["num_prunable"]
     assert figures["export"]["num_zeros"] >= figures["prune"]["num_pruned"]
     names = set(figures["evaluate"]["pruned"])
     assert make_task(config.task).headline in names

@@ -409,6 +409,9 @@ def test_two_workers_that_share_a_model_write_what_one_alone_does(tmp_path):
     lengths = (predictions["generated"] != -100).sum(axis=1)
     assert (lengths[0:-1:2] != lengths[1::2]).any()  # the workers' texts end at different steps
     expected = task.score(predictions, rows, make_tokenizer())
+    other = rows.select(range(2, 5))  # a second validation set, of which one worker has a row less
+    scores = task.score({"generated": predictions["generated"][2:5]}, other, make_tokenizer())
+    expected |= {f"other/{name}": value for name, value in scores.items()}
     for stage in (0, 3):
         found = json.loads((tmp_path / f"metrics-{stage}.json").read_text())
         assert found == {"model": pytest.approx(expected)}
