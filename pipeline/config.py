@@ -101,27 +101,66 @@ class RunConfig(Section):
 
 
 def read_config(path: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], list[str]]:
-    """Read a YAML file and apply `key=value` overrides; return the values and the problems found."""
-    if not Path(path).is_file():
-        return {}, [f"{path}: no such file"]
+    """Read a YAML file and apply `key=value` overrides; return the values and the problems found.
+
+    A file may give only what differs from another one: `extends: path`, relative to itself.
+    """
     problems = [problem for override in overrides for problem in _override_problems(override)]
-    if problems:
+    if problems and Path(path).is_file():
         return {}, problems
     try:
-        loaded, changes = OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))
-        if not isinstance(loaded, DictConfig):
-            return {}, [f"{path}: must be a mapping of sections, got {_kind(loaded)}"]
-        for tag in _TAGS:
-            chosen = OmegaConf.select(changes, tag)
-            if chosen is not None and chosen != OmegaConf.select(loaded, tag):
-                # Another kind of section: the settings of the one in the file are none of its own.
-                OmegaConf.update(loaded, tag.rpartition(".")[0], {}, merge=False)
-        merged = OmegaConf.merge(loaded, changes)
+        loaded = _load(Path(path))
+        merged = _merge(loaded, OmegaConf.from_dotlist(list(overrides)))
         values = OmegaConf.to_container(merged, resolve=True)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+    except ConfigError as error:
+        return {}, error.problems
+    except OmegaConfBaseException as error:
         return {}, [f"{path}: not valid YAML: {' '.join(str(error).split())}"]
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}, []
+
+
+def _load(path: Path, below: tuple[Path, ...] = ()) -> DictConfig:
+    """Return a file's values over those of the file it extends.
+
+    Args:
+        path: the file.
+        below: the files that extend it, the first one first.
+
+    Raises:
+        ConfigError: if a file is not there or not YAML, or the files extend each other in a circle.
+    """
+    named = f"{below[-1]}: extends: {path}" if below else str(path)
+    if not path.is_file():
+        raise ConfigError([f"{named}: no such file"])
+    chain = (*below, path)
+    if path.resolve() in {file.resolve() for file in below}:
+        circle = " -> ".join(str(file) for file in chain)
+        raise ConfigError([f"{named}: extends itself ({circle})"])
+    try:
+        loaded = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise ConfigError([f"{path}: not valid YAML: {' '.join(str(error).split())}"]) from error
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError([f"{path}: must be a mapping of sections, got {_kind(loaded)}"])
+    if "extends" not in loaded:
+        return loaded
+    base = loaded.pop("extends")
+    if not isinstance(base, str):
+        raise ConfigError([f"{path}: extends: must be the path of one file, got {base!r}"])
+    return _merge(_load(path.parent / base, chain), loaded)
+
+
+def _merge(under: DictConfig, over: DictConfig) -> DictConfig:
+    """Return values with others over them."""
+    for tag in _TAGS:
+        chosen = OmegaConf.select(over, tag)
+        if chosen is not None and chosen != OmegaConf.select(under, tag):
+            # Another kind of section: the settings of the one below are none of its own.
+            OmegaConf.update(under, tag.rpartition(".")[0], {}, merge=False)
+    merged = OmegaConf.merge(under, over)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def _override_problems(override: str) -> list[str]:
@@ -182,10 +221,15 @@ def parse_config(values: dict[str, Any]) -> RunConfig:
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema of a configuration file, for editors."""
+    schema = RunConfig.model_json_schema()
+    extends = "Path of a file, relative to this one, of which this one gives only what differs."
+    schema["properties"]["extends"] = {"type": "string", "description": extends}
+    # What is required may stand in that other file.
+    schema["anyOf"] = [{"required": schema.pop("required")}, {"required": ["extends"]}]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "mgpp run configuration",
-        **RunConfig.model_json_schema(),
+        **schema,
     }
 
 

@@ -1,11 +1,12 @@
 """The evaluation stage: each worker scores its share of the rows, the main one computes the metrics."""
 
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import load_from_disk
+from datasets import Dataset, load_from_disk
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
@@ -26,7 +27,7 @@ class EvaluateConfig(Section):
     batch_size: Positive = 32
     """Rows a worker takes in one forward pass."""
     max_rows: Positive | None = None
-    """Use only the first rows."""
+    """Use only the first rows of each set."""
 
 
 def evaluate(
@@ -40,7 +41,7 @@ def evaluate(
     gang: Gang,
     progress: Progress,
 ) -> dict[str, Metrics]:
-    """Score each model on the validation rows.
+    """Score each model on the validation rows, and on those of further validation sets.
 
     Every row is scored once, by one worker, whatever the number of workers.
 
@@ -55,40 +56,56 @@ def evaluate(
         progress: called with the number of rows done.
 
     Returns:
-        The metrics by model, on the main worker ({} elsewhere).
+        The metrics by model, on the main worker ({} elsewhere); those of a further set are called
+        `set/metric`.
     """
     init_deepspeed(gang.backend)
-    rows = load_from_disk(str(data / "dataset"))["validation"]
-    if config.max_rows is not None:
-        rows = rows.select(range(min(config.max_rows, len(rows))))
+    splits = load_from_disk(str(data / "dataset"))
+    sets = {name: _first(rows, config.max_rows) for name, rows in splits.items() if name != "train"}
     tokenizer = load_tokenizer(ModelConfig(path=str(data / "tokenizer")))
     collate = task.collator(tokenizer)
-    mine = list(range(gang.rank, len(rows), gang.world_size))
-    if zero.stage == 3 and len(mine) < -(-len(rows) // gang.world_size):
-        mine.append(-1)  # sharded workers run each forward pass together; this row is not counted
-    batches = DataLoader(Subset(rows, mine), batch_size=config.batch_size, collate_fn=collate)
+    shares = {name: _share(rows, zero, gang) for name, rows in sets.items()}
+    num_batches = sum(-(-len(share) // config.batch_size) for share in shares.values())
+    steps = count()
     metrics: dict[str, Metrics] = {}
-    for number, (name, path) in enumerate(models.items()):
+    for name, path in models.items():
         config_of_model = ModelConfig(path=str(path), trust_remote_code=trust_remote_code)
         model = _inference_model(config_of_model, task, zero, config.batch_size, gang)
-        parts: list[dict[str, Tensor]] = []
-        with torch.inference_mode():
-            for i, batch in enumerate(batches):
-                on_device = {key: value.to(gang.device) for key, value in batch.items()}
-                predicted = task.infer(model, on_device)
-                parts.append({key: value.cpu() for key, value in predicted.items()})
-                progress(
-                    {
-                        "event": "evaluate",
-                        "model": name,
-                        "step": number * len(batches) + i,
-                        "num_steps": len(models) * len(batches),
-                    }
-                )
-        gathered = gang.gather(_joined(parts, num_rows=sum(i >= 0 for i in mine)))
-        if gathered is not None:
-            metrics[name] = task.score(_in_order(gathered), rows, tokenizer)
+        found: Metrics = {}
+        for set_name, rows in sets.items():
+            mine = shares[set_name]
+            parts: list[dict[str, Tensor]] = []
+            batches = DataLoader(Subset(rows, mine), config.batch_size, collate_fn=collate)
+            for batch in batches:
+                parts.append(_infer(task, model, batch, gang))
+                step = {"step": next(steps), "num_steps": len(models) * num_batches}
+                progress({"event": "evaluate", "model": name, **step})
+            gathered = gang.gather(_joined(parts, num_rows=sum(i >= 0 for i in mine)))
+            if gathered is not None:
+                scored = task.score(_in_order(gathered), rows, tokenizer)
+                prefix = "" if set_name == "validation" else f"{set_name}/"
+                found |= {f"{prefix}{metric}": value for metric, value in scored.items()}
+        if gang.is_main:
+            metrics[name] = found
     return metrics
+
+
+def _first(rows: Dataset, most: int | None) -> Dataset:
+    return rows if most is None else rows.select(range(min(most, len(rows))))
+
+
+def _share(rows: Dataset, zero: ZeroConfig, gang: Gang) -> list[int]:
+    """Return the rows this worker scores; -1 is one that is not counted."""
+    mine = list(range(gang.rank, len(rows), gang.world_size))
+    if zero.stage == 3 and len(mine) < -(-len(rows) // gang.world_size):
+        mine.append(-1)  # sharded workers run each forward pass together
+    return mine
+
+
+def _infer(task: Task, model: Any, batch: dict[str, Tensor], gang: Gang) -> dict[str, Tensor]:
+    on_device = {key: value.to(gang.device) for key, value in batch.items()}
+    with torch.inference_mode():
+        return {key: value.cpu() for key, value in task.infer(model, on_device).items()}
 
 
 def _inference_model(

@@ -76,8 +76,9 @@ def plan_run(config: RunConfig) -> Plan:
     device["buckets"] = _bucket_bytes(config.zero, on_gpu, total)
     device["activations (estimate)"] = activation_bytes(
         empty,
-        tokens=micro * config.task.max_length,
+        rows=micro,
         length=config.task.max_length,
+        target_length=getattr(config.task, "max_target_length", 0),
         width=DTYPES[config.zero.precision].itemsize,
         recomputed=config.train.gradient_checkpointing,
     )
@@ -146,29 +147,46 @@ def state_bytes(
 
 
 def activation_bytes(
-    model: nn.Module, *, tokens: int, length: int, width: int, recomputed: bool
+    model: nn.Module, *, rows: int, length: int, target_length: int, width: int, recomputed: bool
 ) -> int:
     """Estimate what the forward pass keeps for the backward pass, and the logits.
 
     34 bytes a token, layer and unit of width at 16 bits (Korthikanti et al., arXiv 2205.05198, without
     the attention matrix, which fused attention does not keep); with recomputation 2, and one layer whole.
+    A decoder's layer that also attends to an encoder keeps, by the same counts, 9 more a target token
+    (normalized input, query, output, dropout's mask) and 4 a source token (its keys and values).
 
     Args:
         model: on the meta device.
-        tokens: of one micro-batch.
-        length: of one row.
+        rows: of one micro-batch.
+        length: tokens of one row; of its source, where there is an encoder and a decoder.
+        target_length: tokens of a row's target; used where there is an encoder and a decoder.
         width: bytes of a number.
         recomputed: whether layers are recomputed in the backward pass.
     """
     settings: Any = model.config
     hidden = int(settings.hidden_size)
-    layers = int(settings.num_hidden_layers)
-    layer = 17 * width * tokens * hidden
-    kept = layers * width * tokens * hidden + layer if recomputed else layers * layer
+    source = rows * length * hidden
+    layers = [(int(settings.num_hidden_layers), 17 * source, source)]  # layers, numbers kept, input
+    predicting = rows * length
+    if settings.is_encoder_decoder:
+        target = rows * target_length * hidden
+        layers.append((_num_decoder_layers(settings), (43 * target + 4 * source) // 2, target))
+        predicting = rows * target_length
+    if recomputed:
+        kept = sum(number * given for number, _, given in layers) + max(k for _, k, _ in layers)
+    else:
+        kept = sum(number * inside for number, inside, _ in layers)
     predicts_tokens = cast(Any, model).get_output_embeddings() is not None
     classes = int(settings.vocab_size if predicts_tokens else settings.num_labels)
-    rows = tokens if predicts_tokens else tokens // length
-    return kept + 2 * rows * classes * 4  # logits and their gradient, in float32
+    logits = (predicting if predicts_tokens else rows) * classes
+    return kept * width + 2 * logits * 4  # logits and their gradient, in float32
+
+
+def _num_decoder_layers(settings: Any) -> int:
+    """Return the layers of a decoder beside an encoder, by the names BART's and T5's families have."""
+    names = ("decoder_layers", "num_decoder_layers")
+    return int(next(getattr(settings, n) for n in names if getattr(settings, n, None) is not None))
 
 
 def _bucket_bytes(zero: ZeroConfig, on_gpu: bool, total: int) -> int:

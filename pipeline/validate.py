@@ -8,7 +8,7 @@ from typing import Any
 
 from mgpp import select_prunable
 from pipeline.config import RunConfig, parse_sections, read_config
-from pipeline.data import load_splits, missing_columns, num_training_examples
+from pipeline.data import is_local, load_splits, missing_columns, num_training_examples
 from pipeline.engine import freeze
 from pipeline.errors import ConfigError
 from pipeline.model import build_empty, load_model_config, load_tokenizer
@@ -160,7 +160,7 @@ def _length_problems(sections: dict[str, Any]) -> list[str]:
         return []
     data, task, train, prune = (sections[name] for name in ("data", "task", "train", "prune"))
     task = make_task(task)
-    cheap = data.source != "hub" and task.row_is_example
+    cheap = is_local(data) and task.row_is_example
     if not cheap and len(_units(train, prune)) == 1:
         return []
     try:

@@ -6,6 +6,8 @@ from pydantic import Field
 
 from pipeline.tasks.base import Task, TaskConfig, TokenizedData
 from pipeline.tasks.causal_lm import CausalLM, CausalLMConfig
+from pipeline.tasks.instruction import Instruction, InstructionConfig
+from pipeline.tasks.masked_lm import MaskedLM, MaskedLMConfig
 from pipeline.tasks.question_answering import QuestionAnswering, QuestionAnsweringConfig
 from pipeline.tasks.sequence import (
     Classification,
@@ -19,6 +21,8 @@ AnyTaskConfig = Annotated[
     ClassificationConfig
     | RegressionConfig
     | CausalLMConfig
+    | InstructionConfig
+    | MaskedLMConfig
     | QuestionAnsweringConfig
     | TextToTextConfig,
     Field(discriminator="type"),
@@ -28,6 +32,8 @@ TASKS: dict[str, Any] = {
     "classification": Classification,
     "regression": Regression,
     "causal-lm": CausalLM,
+    "instruction": Instruction,
+    "masked-lm": MaskedLM,
     "question-answering": QuestionAnswering,
     "text-to-text": TextToText,
 }

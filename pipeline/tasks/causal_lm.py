@@ -1,18 +1,16 @@
 """Causal language modelling: texts joined and cut into blocks, scored by perplexity."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from itertools import chain
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets import Dataset, DatasetDict
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 from transformers import default_data_collator
 
-from pipeline.errors import ConfigError
 from pipeline.tasks.base import (
     Metrics,
     Predictions,
@@ -21,6 +19,7 @@ from pipeline.tasks.base import (
     TokenizedData,
     num_tokens,
 )
+from pipeline.tasks.packing import encode_documents, pack
 
 
 class CausalLMConfig(TaskConfig):
@@ -33,50 +32,38 @@ class CausalLMConfig(TaskConfig):
     """Length of a block in tokens; its first token is not predicted."""
     end_of_text: bool = True
     """Put the end-of-text token after each row; false where a row is a line and not a document."""
-
-
-def _blocks(documents: Dataset, length: int) -> Iterator[dict[str, list[int]]]:
-    """Join all documents and cut the stream; one process, so that the cuts depend on nothing else."""
-    rest: list[int] = []
-    for batch in documents.iter(1000):
-        rest += chain.from_iterable(batch["input_ids"])
-        whole = len(rest) // length * length
-        for start in range(0, whole, length):
-            yield {"input_ids": rest[start : start + length]}
-        del rest[:whole]
+    metric: Literal["perplexity", "word_perplexity"] = "perplexity"
+    """The metric shown first; both are computed."""
 
 
 class CausalLM(Task):
     """Documents, one a row, are joined by the end-of-text token and cut into blocks."""
 
     auto_model = "AutoModelForCausalLM"
-    headline = "perplexity"
     higher_is_better = False
     row_is_example = False
 
     def __init__(self, config: CausalLMConfig) -> None:
         self.config = config
+        self.headline = config.metric
 
     def columns(self) -> dict[str, str]:
         return {"task.text": self.config.text}
 
     def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
-        length = self.config.max_length
+        """Make blocks of `input_ids`; validation rows keep how many tokens a word of their text takes.
+
+        Raises:
+            ConfigError: if a split does not fill one block.
+        """
         blocks = DatasetDict()
         for name, split in splits.items():
             documents = self._encode(name, split, tokenizer, num_proc)
-            if num_tokens(documents) < length:
-                raise ConfigError(
-                    [
-                        f"task.max_length: {name} holds fewer than {length} tokens, not one block; "
-                        "give more text or shorter blocks"
-                    ]
-                )
-            blocks[name] = Dataset.from_generator(
-                _blocks,
-                gen_kwargs={"documents": documents, "length": length},
-                features=Features(input_ids=List(Value("int32"))),
-            )
+            blocks[name] = pack(name, documents, self.config.max_length, before=[], after=[])
+            if name != "train":
+                ratio = num_tokens(documents) / self._num_words(split)
+                column = [ratio] * len(blocks[name])  # of the whole text, so the same in each row
+                blocks[name] = blocks[name].add_column("tokens_per_word", column)
         return TokenizedData(splits=blocks, model_kwargs={})
 
     def num_examples(self, rows: Dataset, tokenizer: Any, num_proc: int | None) -> int:
@@ -84,47 +71,67 @@ class CausalLM(Task):
         return num_tokens(documents) // self.config.max_length
 
     def _encode(self, name: str, split: Dataset, tokenizer: Any, num_proc: int | None) -> Dataset:
-        """Return a split's documents as tokens; `datasets` keeps what it has once mapped."""
-        column = self.config.text
         ends = self.config.end_of_text and tokenizer.eos_token_id is not None
         end = [tokenizer.eos_token_id] if ends else []
+        return encode_documents(name, split, self.config.text, tokenizer, end, num_proc)
 
-        def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
-            # A row without text is a gap between paragraphs, not a document.
-            texts = [str(text) for text in rows[column] if text is not None and str(text).strip()]
-            if not texts:
-                return {"input_ids": []}
-            ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-            return {"input_ids": [document + end for document in ids]}
-
-        return split.map(
-            encode,
-            batched=True,
-            num_proc=num_proc,
-            remove_columns=split.column_names,
-            desc=f"tokenize {name}",
+    def _num_words(self, split: Dataset) -> int:
+        return sum(
+            len(str(text).split())
+            for batch in split.select_columns([self.config.text]).iter(1000)
+            for text in batch[self.config.text]
+            if text is not None
         )
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
         def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-            batch = default_data_collator(rows)
+            batch = default_data_collator([{"input_ids": row["input_ids"]} for row in rows])
             return {**batch, "labels": batch["input_ids"]}  # the model shifts them
 
         return collate
 
     def predict(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        logits = outputs.logits[:, :-1].float().transpose(1, 2)
-        losses = functional.cross_entropy(logits, batch["labels"][:, 1:], reduction="none")
-        return {
-            "loss": losses.double().sum(dim=1),
-            "num_tokens": (batch["labels"][:, 1:] >= 0).sum(dim=1),
-        }
+        return next_token_losses(outputs.logits, batch["labels"])
 
     def score(self, predictions: Predictions, rows: Dataset, tokenizer: Any) -> Metrics:
-        num_tokens = int(np.sum(predictions["num_tokens"]))
-        loss = float(np.sum(predictions["loss"])) / num_tokens
-        return {
-            "perplexity": math.exp(min(loss, 700.0)),  # e^709 overflows a double
-            "loss": loss,
-            "num_tokens": float(num_tokens),
-        }
+        """Compute the perplexity per token and per word.
+
+        With L the summed negative log-likelihood of the P tokens predicted, perplexity is exp(L / P)
+        and word perplexity exp((L / P) * (T / W)), as in lm-evaluation-harness's wikitext: W counts the
+        words of the raw text, split at white space, and T all its tokens (end-of-text tokens too). P is
+        less than T by the first token of each block and the tail that fills no block; these are taken
+        to cost what the others do on average. Word perplexities of models with other tokenizers can be
+        compared; those per token can't.
+        """
+        metrics = perplexity(predictions)
+        tokens_per_word = float(rows[0]["tokens_per_word"])
+        word = {"word_perplexity": _exp(metrics["loss"] * tokens_per_word)}
+        return {"perplexity": metrics.pop("perplexity"), **word, **metrics}
+
+
+def next_token_losses(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Return each row's summed loss and the number of its tokens that were to be predicted.
+
+    Args:
+        logits: [rows, length, vocabulary]; those of a position are for the next one's token.
+        labels: int64 [rows, length]; -100 where none is to be predicted.
+
+    Returns:
+        `loss`: float64 [rows]; `num_tokens`: int64 [rows].
+    """
+    shifted = labels[:, 1:]
+    losses = functional.cross_entropy(
+        logits[:, :-1].float().transpose(1, 2), shifted, reduction="none"
+    )
+    return {"loss": losses.double().sum(dim=1), "num_tokens": (shifted >= 0).sum(dim=1)}
+
+
+def perplexity(predictions: Predictions) -> Metrics:
+    """Return the perplexity over all predicted tokens, whatever row they are in."""
+    num_tokens = int(np.sum(predictions["num_tokens"]))
+    loss = float(np.sum(predictions["loss"])) / num_tokens
+    return {"perplexity": _exp(loss), "loss": loss, "num_tokens": float(num_tokens)}
+
+
+def _exp(loss: float) -> float:
+    return math.exp(min(loss, 700.0))  # e^709 overflows a double

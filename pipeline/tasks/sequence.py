@@ -98,7 +98,8 @@ class Classification(_SequenceTask):
         else:
             values = sorted(set(splits["train"].unique(column)))
             names, index = [str(value) for value in values], {v: i for i, v in enumerate(values)}
-        unseen = set(splits["validation"].unique(column)) - set(index)
+        scored = (split for name, split in splits.items() if name != "train")
+        unseen = set().union(*(split.unique(column) for split in scored)) - set(index)
         if unseen or len(names) < 2:
             why = f"unseen in training: {sorted(unseen)}" if unseen else f"only {names}"
             raise ConfigError(

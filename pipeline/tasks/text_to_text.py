@@ -23,7 +23,9 @@ _SENTENCE_END = re.compile(r"([.!?][\"'\u2019\u201d)\]]*)\s+")  # with closing q
 class TextToTextConfig(TaskConfig):
     """Writing one text from another: summarization, data-to-text and the like."""
 
-    only_scoring = frozenset({"metric", "num_beams", "length_penalty", "no_repeat_ngram_size"})
+    only_scoring = frozenset(
+        {"metric", "num_beams", "length_penalty", "no_repeat_ngram_size", "references"}
+    )
 
     type: Literal["text-to-text"]
     source: str
@@ -42,6 +44,11 @@ class TextToTextConfig(TaskConfig):
     """A beam's log-likelihood is divided by its length to this power; above 0 favours long texts."""
     no_repeat_ngram_size: NotNegative = 0
     """No n-gram of this size occurs twice in a generated text; 0 allows all."""
+    group_references: bool = False
+    """Take validation rows of one source as one, with several references: it is written once."""
+    references: Literal["best", "mean"] = "best"
+    """How a text is scored against several references: by the best of them, as ROUGE's own rule is, for
+    each metric by itself, or by the mean over them."""
     metric: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"] = "rouge2"
     """The metric shown first; all are computed."""
 
@@ -60,34 +67,41 @@ class TextToText(Task):
         return {"task.source": self.config.source, "task.target": self.config.target}
 
     def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
-        """Make `input_ids`, `attention_mask` and `labels`; validation rows keep their `reference`.
+        """Make `input_ids`, `attention_mask` and `labels`; validation rows keep their `references`.
 
         Raises:
             ConfigError: if a row has no target.
         """
-        for name, split in splits.items():
-            self._refuse_missing(name, split)
 
         def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
             return self._encode(rows, tokenizer)
 
-        def encode_with_reference(rows: dict[str, list[Any]]) -> dict[str, Any]:
-            references = [str(text) for text in rows[self.config.target]]
-            return {**self._encode(rows, tokenizer), "reference": references}
-
-        mapped = DatasetDict(
-            {
-                name: split.map(
-                    encode_with_reference if name == "validation" else encode,
-                    batched=True,
-                    num_proc=num_proc,
-                    remove_columns=split.column_names,
-                    desc=f"tokenize {name}",
-                )
-                for name, split in splits.items()
-            }
-        )
+        mapped = DatasetDict()
+        for name, split in splits.items():
+            self._refuse_missing(name, split)
+            rows, references = (split, None) if name == "train" else self._references(split)
+            mapped[name] = rows.map(
+                encode,
+                batched=True,
+                num_proc=num_proc,
+                remove_columns=rows.column_names,
+                desc=f"tokenize {name}",
+            )
+            if references is not None:
+                mapped[name] = mapped[name].add_column("references", references)
         return TokenizedData(splits=mapped, model_kwargs={})
+
+    def _references(self, split: Dataset) -> tuple[Dataset, list[list[str]]]:
+        """Return the rows to be scored and the references of each: its own, or those of its source."""
+        targets = [str(text) for text in split[self.config.target]]
+        if not self.config.group_references:
+            return split, [[text] for text in targets]
+        of_source: dict[Any, list[int]] = {}
+        for i, source in enumerate(split[self.config.source]):
+            of_source.setdefault(source, []).append(i)
+        groups = list(of_source.values())
+        first = split.select([rows[0] for rows in groups])
+        return first, [[targets[i] for i in rows] for rows in groups]
 
     def _encode(self, rows: dict[str, list[Any]], tokenizer: Any) -> dict[str, Any]:
         config = self.config
@@ -163,12 +177,12 @@ class TextToText(Task):
         special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
         num_tokens = np.sum(~np.isin(filled, list(special)), axis=1)
         return {
-            **rouge(texts, rows["reference"]),
+            **rouge(texts, rows["references"], self.config.references),
             "generated_length": float(np.mean(num_tokens)),  # without special tokens
         }
 
 
-def rouge(texts: list[str], references: list[str]) -> Metrics:
+def rouge(texts: list[str], references: list[list[str]], of_several: str = "best") -> Metrics:
     """Return the mean F-measure of ROUGE-1, 2, L and Lsum over all texts, in percent.
 
     By Google's rouge-score, which gives the figures of ROUGE-1.5.5 (Lin, ACL workshop 2004), with
@@ -178,17 +192,20 @@ def rouge(texts: list[str], references: list[str]) -> Metrics:
     Args:
         texts: what was written.
         references: what each is compared with.
+        of_several: "best" takes the highest F-measure over a text's references, for each metric by
+            itself (`RougeScorer.score_multi`), "mean" the mean over them.
     """
     from rouge_score.rouge_scorer import RougeScorer  # slow to import
 
     scorer = RougeScorer(ROUGE, use_stemmer=True)
-    scores = [
-        scorer.score(split_sentences(reference), split_sentences(text))
-        for text, reference in zip(texts, references, strict=True)
-    ]
-    return {
-        name: 100.0 * float(np.mean([score[name].fmeasure for score in scores])) for name in ROUGE
-    }
+    reduce = np.max if of_several == "best" else np.mean
+    found: dict[str, list[float]] = {name: [] for name in ROUGE}
+    for text, its_references in zip(texts, references, strict=True):
+        written = split_sentences(text)
+        scores = [scorer.score(split_sentences(target), written) for target in its_references]
+        for name, values in found.items():
+            values.append(float(reduce([score[name].fmeasure for score in scores])))
+    return {name: 100.0 * float(np.mean(values)) for name, values in found.items()}
 
 
 def split_sentences(text: str) -> str:

@@ -150,6 +150,70 @@ def test_a_list_is_no_mapping(tmp_path):
     assert read_config(path) == ({}, [f"{path}: must be a mapping of sections, got list"])
 
 
+# A file that extends another.
+
+
+def write_files(folder, **texts):
+    for name, text in texts.items():
+        path = folder / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return str(folder / f"{next(iter(texts))}.yaml")
+
+
+def test_a_file_over_another_gives_only_what_differs(tmp_path):
+    path = write_files(
+        tmp_path / "recipes",
+        top="extends: ../middle.yaml\nname: top\nprune: {sparsity: 0.9}\n",
+    )
+    write_files(
+        tmp_path,
+        middle="extends: folder/base.yaml\ntrain: {lr: 2e-4}\nstorage: runs/${name}\n",
+    )
+    write_files(
+        tmp_path / "folder",
+        base="name: base\ntrain: {lr: 1e-4, batch_size: 8, freeze: [a, b]}\nprune: {sparsity: 0.5}\n",
+    )
+    values, found = read_config(path, ["train.freeze=[c]"])
+    assert found == []
+    assert values == {
+        "name": "top",
+        "storage": "runs/top",
+        "train": {"lr": 2e-4, "batch_size": 8, "freeze": ["c"]},
+        "prune": {"sparsity": 0.9},
+    }
+
+
+def test_another_kind_of_section_takes_nothing_from_the_file_below(tmp_path):
+    path = write_files(
+        tmp_path,
+        top="extends: base.yaml\ntask: {type: regression, label: score}\ndata: {source: hub}\n",
+        base="task: {type: classification, label: label, metric: f1}\n"
+        "data: {source: hub, path: glue, name: sst2}\n",
+    )
+    assert read_config(path)[0] == {
+        "task": {"type": "regression", "label": "score"},
+        "data": {"source": "hub", "path": "glue", "name": "sst2"},
+    }
+
+
+def test_files_that_cannot_be_extended(tmp_path):
+    path = write_files(tmp_path, top="extends: nowhere.yaml\n")
+    missing = tmp_path / "nowhere.yaml"
+    assert read_config(path) == ({}, [f"{path}: extends: {missing}: no such file"])
+    path = write_files(tmp_path, a="extends: b.yaml\n", b="extends: a.yaml\n")
+    values, (problem,) = read_config(path)
+    assert values == {}
+    a, b = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    assert problem == f"{b}: extends: {a}: extends itself ({a} -> {b} -> {a})"
+    path = write_files(tmp_path, a="extends: [b.yaml]\n")
+    values, (problem,) = read_config(path)
+    assert problem.startswith(f"{path}: extends: must be the path of one file, got ")
+    path = write_files(tmp_path, a="extends: b.yaml\n", b="name: {\n")
+    values, (problem,) = read_config(path)
+    assert problem.startswith(f"{b}: not valid YAML: ")
+
+
 # Parsing the sections.
 
 
@@ -221,7 +285,7 @@ def test_an_unknown_key_of_a_chosen_method_lists_that_methods_keys():
 def test_an_unknown_key_of_a_chosen_task_lists_that_tasks_keys():
     task = {"type": "causal-lm", "label": "l"}
     assert only_problem(changed(task=task)) == (
-        "task.label: unknown key; allowed are max_length, type, text, end_of_text"
+        "task.label: unknown key; allowed are max_length, type, text, end_of_text, metric"
     )
 
 
@@ -397,8 +461,11 @@ def test_the_demo_parses():
 
 def test_schema_lists_every_section_and_is_a_schema():
     schema = json_schema()
-    assert list(schema["properties"]) == SECTIONS == list(RunConfig.model_fields)
-    assert set(schema["required"]) == {"name", "model", "task", "data", "prune"}
+    assert list(schema["properties"]) == [*SECTIONS, "extends"]
+    assert list(RunConfig.model_fields) == SECTIONS
+    alone, extending = schema["anyOf"]
+    assert set(alone["required"]) == {"name", "model", "task", "data", "prune"}
+    assert extending["required"] == ["extends"]
     for spec in schema["properties"].values():
         referred = schema["$defs"].get(spec.get("$ref", "").rpartition("/")[2], {})
         assert spec.get("description") or referred["description"]
@@ -412,6 +479,7 @@ def test_schema_takes_what_parses_and_refuses_what_does_not():
     assert validator.is_valid(SMALL)
     assert validator.is_valid(read_config(str(DEMO))[0])
     assert validator.is_valid(parse_config(SMALL).model_dump(mode="json"))
+    assert validator.is_valid({"extends": "base.yaml", "prune": {"sparsity": 0.5}})
     for wrong in (
         changed(trian={}),
         changed(prune={"sparsity": 1.0}),

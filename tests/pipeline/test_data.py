@@ -10,7 +10,17 @@ from pathlib import Path
 import datasets
 import pytest
 
-from pipeline.data import FilesConfig, FunctionConfig, data_identity, load_splits, prepare_data
+from pipeline.config import parse_config
+from pipeline.data import (
+    FilesConfig,
+    FunctionConfig,
+    HubConfig,
+    JoinedConfig,
+    data_identity,
+    is_local,
+    load_splits,
+    prepare_data,
+)
 from pipeline.errors import ConfigError
 from pipeline.model import ModelConfig, load_tokenizer
 from pipeline.tasks import make_task
@@ -279,6 +289,158 @@ def test_a_look_at_the_columns_reads_no_rows(numbers):
     assert sorted(splits["train"].column_names) == ["label", "n"]
 
 
+# Further validation sets.
+
+
+def test_further_sets_are_read_renamed_and_cut_like_the_first(tmp_path, numbers):
+    write_csv(tmp_path / "other.csv", [{"number": -i} for i in range(5)])
+    other = str(tmp_path / "other.csv")
+    splits = load(
+        train=numbers,
+        extra_validation={"other": other, "both": [other, other]},
+        rename={"number": "n"},
+        max_train_rows=7,
+        max_validation_rows=8,
+    )
+    assert list(splits) == ["train", "validation", "other", "both"]
+    assert {name: len(split) for name, split in splits.items()} == {
+        "train": 7,
+        "validation": 8,
+        "other": 5,
+        "both": 8,
+    }
+    assert splits["other"]["n"][:] == [0, -1, -2, -3, -4]
+    streamed = load_splits(
+        FilesConfig(source="files", train=numbers, extra_validation={"other": other}),
+        streaming=True,
+    )
+    assert list(streamed) == ["train", "other"]
+
+
+def test_a_further_split_of_a_local_copy_of_a_dataset(tmp_path):
+    for name in ("train", "validation_matched", "validation_mismatched"):
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"text": name}] * 3)
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n"
+        + "".join(
+            f"  - split: {name}\n    path: {name}.jsonl\n"
+            for name in ("train", "validation_matched", "validation_mismatched")
+        )
+        + "---\n"
+    )
+    settings = {"source": "hub", "path": str(tmp_path), "validation_split": "validation_matched"}
+    config = HubConfig(**settings, extra_validation={"mismatched": "validation_mismatched"})
+    splits = load_splits(config)
+    assert {name: split["text"][0] for name, split in splits.items()} == {
+        "train": "train",
+        "validation": "validation_matched",
+        "mismatched": "validation_mismatched",
+    }
+    assert data_identity(config) != data_identity(HubConfig(**settings))
+    wrong = HubConfig(**settings, extra_validation={"mismatched": "nothing"})
+    problem = only_problem(load_splits, wrong)
+    assert problem.startswith("data.extra_validation.mismatched: ")
+    assert "(split 'nothing')" in problem
+
+
+def test_a_missing_file_of_a_further_set_is_named(numbers):
+    problem = only_problem(load, train=numbers, extra_validation={"other": "no.csv"})
+    assert problem == "data.extra_validation.other: no.csv is not a file"
+
+
+@pytest.mark.parametrize("name", ["train", "validation", "a/b", ""])
+def test_a_further_set_needs_a_name_of_its_own(name):
+    values = {"source": "files", "train": "t.csv", "extra_validation": {name: "v.csv"}}
+    with pytest.raises(ConfigError, match=r"data\.extra_validation"):
+        parse_config({"data": values})
+
+
+# Joined sources.
+
+
+def joined(*parts, **settings):
+    return JoinedConfig(source="joined", parts=list(parts), **settings)
+
+
+@pytest.fixture
+def corpora(tmp_path):
+    """Two corpora that call their texts differently, and have another column each."""
+    write_jsonl(tmp_path / "wiki.jsonl", [{"text": f"w{i}", "title": "t"} for i in range(6)])
+    write_jsonl(tmp_path / "books.jsonl", [{"page": i, "passage": f"b{i}"} for i in range(4)])
+    wiki = {"source": "files", "train": str(tmp_path / "wiki.jsonl")}
+    books = {"source": "files", "train": str(tmp_path / "books.jsonl")}
+    return wiki, {**books, "rename": {"passage": "text"}}
+
+
+def test_parts_follow_each_other_with_the_columns_all_have(corpora, tmp_path):
+    wiki, books = corpora
+    write_jsonl(tmp_path / "held.jsonl", [{"text": "held"}])
+    splits = load_splits(joined({**wiki, "validation": str(tmp_path / "held.jsonl")}, books))
+    assert splits["train"].to_list() == [
+        *({"text": f"w{i}"} for i in range(6)),
+        *({"text": f"b{i}"} for i in range(4)),
+    ]
+    assert splits["validation"].to_list() == [{"text": "held"}]  # a part without one only trains
+    config = joined(*corpora, rename={"text": "document"})
+    assert load_splits(config, streaming=True)["train"].column_names == ["document"]
+
+
+def test_a_share_of_all_parts_is_held_out_where_none_has_a_validation_split(corpora):
+    wiki, books = corpora
+    splits = load_splits(joined(wiki, {**books, "max_train_rows": 2}, validation_share=0.25))
+    texts = {name: split["text"][:] for name, split in splits.items()}
+    assert [len(texts[name]) for name in ("train", "validation")] == [6, 2]
+    assert len({text for text in texts["train"] + texts["validation"] if text[0] == "b"}) == 2
+
+
+def test_what_is_wrong_with_a_part_names_the_part(corpora, tmp_path):
+    wiki, books = corpora
+    with pytest.raises(ConfigError) as raised:
+        load_splits(joined(wiki, {**books, "train": "no.csv"}, {**wiki, "validation": "no.txt"}))
+    assert raised.value.problems == [
+        "data.parts.1.train: no.csv is not a file",
+        "data.parts.2.validation: no.txt is not a file",
+    ]
+    with pytest.raises(ConfigError) as raised:
+        data_identity(joined(wiki, {**books, "train": "no.csv"}))
+    assert raised.value.problems == ["data.parts.1.train: no.csv is not a file"]
+    write_jsonl(tmp_path / "numbers.jsonl", [{"text": 3}])
+    number = {"source": "files", "train": str(tmp_path / "numbers.jsonl")}
+    assert only_problem(load_splits, joined(wiki, number)).startswith(
+        "data.parts: the train rows of all parts cannot be joined"
+    )
+
+
+@pytest.mark.parametrize(
+    ("part", "problem"),
+    [
+        ({"source": "files"}, "data.parts.0.train: missing"),
+        ({"source": "files", "train": "t", "trian": 1}, "data.parts.0.trian: unknown key"),
+        ({"source": "joined", "parts": []}, "data.parts.0.source: got 'joined'; allowed are"),
+        ({"source": "files", "train": "t", "split_seed": 1}, "data: parts.0.split_seed is of all"),
+    ],
+)
+def test_settings_of_a_part_are_checked_as_such(part, problem):
+    with pytest.raises(ConfigError) as raised:
+        parse_config({"data": {"source": "joined", "parts": [part]}})
+    assert any(found.startswith(problem) for found in raised.value.problems), raised.value.problems
+
+
+def test_identity_of_joined_sources_follows_each_part(corpora, tmp_path):
+    original = data_identity(joined(*corpora))
+    assert data_identity(joined(*corpora)) == original
+    assert data_identity(joined(*corpora[::-1])) != original
+    assert data_identity(joined(*corpora, validation_share=0.2)) != original
+    write_jsonl(tmp_path / "books.jsonl", [{"page": 0, "passage": "another"}])
+    assert data_identity(joined(*corpora)) != original
+    json.dumps(original)
+
+
+def test_a_part_on_the_hub_is_not_local(corpora):
+    assert is_local(joined(*corpora))
+    assert not is_local(joined(*corpora, {"source": "hub", "path": "wikimedia/wikipedia"}))
+
+
 # Functions.
 
 
@@ -318,6 +480,11 @@ def test_rows_of_a_function():
     assert len(splits["validation"]) == 1
     held_out = load_splits(function_config("rows", number=10, only="train"))
     assert {name: len(split) for name, split in held_out.items()} == {"train": 9, "validation": 1}
+    config = function_config("rows", number=5)
+    named = config.model_copy(update={"extra_validation": {"again": "validation"}})
+    assert list(load_splits(named)) == ["train", "validation", "again"]
+    wrong = config.model_copy(update={"extra_validation": {"again": "test"}})
+    assert only_problem(load_splits, wrong).startswith("data.extra_validation.again: functions_")
 
 
 @pytest.mark.usefixtures("module")

@@ -4,10 +4,17 @@ import json
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+)
 
 from pipeline.config import parse_config
 from pipeline.plan import activation_bytes, checkpoint_bytes, plan_run, state_bytes
+from pipeline.tasks.text_to_text import TextToTextConfig
 from pipeline.zero import ZeroConfig
 from tests.pipeline.plan_worker import BUCKET, CASES
 from tests.processes import torchrun
@@ -103,6 +110,17 @@ def test_activations_are_what_autograd_keeps(recomputed):
     model = BertForSequenceClassification(settings).train()
     if recomputed:
         model.gradient_checkpointing_enable()
+    tokens = torch.randint(50, (8, 64))
+    saved = saved_bytes(model, input_ids=tokens, labels=torch.zeros(8, dtype=torch.long))
+    sizes = {"rows": 8, "length": 64, "target_length": 0, "width": 4}
+    estimate = activation_bytes(model, **sizes, recomputed=recomputed)
+    if recomputed:
+        estimate -= 17 * 4 * 512 * 128  # the one layer that lives only in the backward pass
+    assert 0.6 < saved / estimate < 1.4
+
+
+def saved_bytes(model, **batch):
+    """What autograd says it keeps of a forward pass, without the weights."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved = {}
 
@@ -112,13 +130,53 @@ def test_activations_are_what_autograd_keeps(recomputed):
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    tokens = torch.randint(50, (8, 64))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(input_ids=tokens, labels=torch.zeros(8, dtype=torch.long))
-    estimate = activation_bytes(model, tokens=512, length=64, width=4, recomputed=recomputed)
-    if recomputed:
-        estimate -= 17 * 4 * 512 * 128  # the one layer that lives only in the backward pass
-    assert 0.6 < sum(saved.values()) / estimate < 1.4
+        model(**batch)
+    return sum(saved.values())
+
+
+def bart_settings(**changes):
+    return BartConfig(
+        **{
+            "vocab_size": 50,
+            "d_model": 128,
+            "encoder_layers": 4,
+            "decoder_layers": 4,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 512,
+            "decoder_ffn_dim": 512,
+            "dropout": 0.0,
+            **changes,
+        }
+    )
+
+
+@pytest.mark.parametrize("layers", [(4, 4), (6, 2), (2, 6)])
+@pytest.mark.parametrize("lengths", [(64, 16), (32, 48)])
+def test_activations_of_an_encoder_and_decoder_are_what_autograd_keeps(layers, lengths):
+    encoder, decoder = layers
+    model = BartForConditionalGeneration(
+        bart_settings(encoder_layers=encoder, decoder_layers=decoder)
+    ).train()
+    source, target = (torch.randint(4, 50, (8, length)) for length in lengths)
+    saved = saved_bytes(model, input_ids=source, labels=target)
+    sizes = {"rows": 8, "length": lengths[0], "target_length": lengths[1], "width": 4}
+    estimate = activation_bytes(model, **sizes, recomputed=False)
+    assert 0.6 < saved / estimate < 1.4
+
+
+def test_a_longer_target_costs_activations_and_nothing_else(tmp_path):
+    bart_settings(architectures=["BartForConditionalGeneration"]).save_pretrained(tmp_path)
+
+    def plan(**settings):
+        task = {"type": "text-to-text", "source": "a", "target": "b", "max_length": 64, **settings}
+        config = make_config(tmp_path).model_copy(update={"task": TextToTextConfig(**task)})
+        return plan_run(config).device
+
+    short, long = plan(max_target_length=16), plan(max_target_length=32)
+    assert {name for name in short if short[name] != long[name]} == {"activations (estimate)"}
+    assert long["activations (estimate)"] > short["activations (estimate)"]
 
 
 @pytest.fixture(scope="module")

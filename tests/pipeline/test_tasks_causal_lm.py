@@ -54,8 +54,11 @@ def test_blocks_are_the_joined_documents_cut(length, with_end):
     tokenized = make_task_of(length).tokenize(make_splits(TEXTS), tokenizer, None)
     expected = [stream[i : i + length] for i in range(0, len(stream) - length + 1, length)]
     for split in tokenized.splits.values():
-        assert split.column_names == ["input_ids"]
         assert split["input_ids"][:] == expected
+    assert tokenized.splits["train"].column_names == ["input_ids"]
+    num_words = sum(len(text.split()) for text in TEXTS)
+    ratios = tokenized.splits["validation"]["tokens_per_word"][:]
+    assert set(ratios) == {len(stream) / num_words}
     assert tokenized.model_kwargs == {}
 
 
@@ -132,6 +135,9 @@ def make_model():
     return GPT2LMHeadModel(config).eval()
 
 
+ROWS = Dataset.from_dict({"tokens_per_word": [1.5]})
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 7])
 def test_perplexity_is_the_exponential_of_the_mean_cross_entropy(batch_size):
     task, model = make_task_of(6), make_model()
@@ -147,7 +153,7 @@ def test_perplexity_is_the_exponential_of_the_mean_cross_entropy(batch_size):
     picked = log_probs.gather(2, blocks[:, 1:, None])
     predictions = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
     assert {len(values) for values in predictions.values()} == {7}  # a row an example
-    scores = task.score(predictions, None, None)
+    scores = task.score(predictions, ROWS, None)
     assert scores["loss"] == pytest.approx(-picked.mean().item(), rel=1e-6)
     assert scores["perplexity"] == pytest.approx(math.exp(-picked.mean().item()), rel=1e-6)
     assert scores["num_tokens"] == 7 * 5
@@ -160,18 +166,42 @@ def test_perplexity_is_what_the_model_says_of_itself():
     with torch.inference_mode():
         outputs = model(**batch)
         predicted = {k: v.numpy() for k, v in task.predict(outputs, batch).items()}
-    assert task.score(predicted, None, None)["loss"] == pytest.approx(outputs.loss.item(), rel=1e-5)
+    assert task.score(predicted, ROWS, None)["loss"] == pytest.approx(outputs.loss.item(), rel=1e-5)
 
 
 def test_tokens_weigh_alike_whatever_example_they_are_in():
     predictions = {"loss": np.array([2.0, 9.0]), "num_tokens": np.array([1, 3])}
-    scores = make_task_of(6).score(predictions, None, None)
-    assert scores == {"loss": 2.75, "perplexity": math.exp(2.75), "num_tokens": 4.0}
+    scores = make_task_of(6).score(predictions, ROWS, None)
+    assert scores == {
+        "loss": 2.75,
+        "perplexity": math.exp(2.75),
+        "word_perplexity": math.exp(2.75 * 1.5),
+        "num_tokens": 4.0,
+    }
+
+
+def test_perplexity_per_word_is_that_of_the_whole_text_where_all_its_tokens_are_predicted():
+    """As lm-evaluation-harness has it: exp of the text's negative log-likelihood over its words."""
+    model, tokenizer = make_model(), make_tokenizer()
+    task = make_task_of(6)
+    splits = make_splits(["one two three four five six"], ["one two three", "unknown", "five two"])
+    rows = task.tokenize(splits, tokenizer, None).splits["validation"]
+    assert len(rows) == 1
+    batch = task.collator(tokenizer)([rows[0]])
+    with torch.inference_mode():
+        outputs = model(**batch)
+        predictions = {k: v.numpy() for k, v in task.predict(outputs, batch).items()}
+        log_probs = outputs.logits.double().log_softmax(dim=-1)[0, :-1]
+    picked = log_probs.gather(1, batch["input_ids"][0, 1:, None]).sum().item()
+    # Five of six tokens are predicted; the sixth costs what they do on average. A token a word here.
+    expected = math.exp(-picked * 6 / 5 / 6)
+    found = task.score(predictions, rows, tokenizer)
+    assert found["word_perplexity"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_hopeless_loss_stays_finite():
     predictions = {"loss": np.array([1e6]), "num_tokens": np.array([1])}
-    assert math.isfinite(make_task_of(6).score(predictions, None, None)["perplexity"])
+    assert math.isfinite(make_task_of(6).score(predictions, ROWS, None)["perplexity"])
 
 
 def test_lower_perplexity_is_better():
@@ -179,4 +209,6 @@ def test_lower_perplexity_is_better():
     task = make_task(config)
     assert isinstance(task, CausalLM)
     assert (task.headline, task.higher_is_better) == ("perplexity", False)
+    by_word = make_task(CausalLMConfig(type="causal-lm", metric="word_perplexity"))
+    assert by_word.headline == "word_perplexity"
     assert task.columns() == {"task.text": "body"}

@@ -93,6 +93,13 @@ def test_labels_that_cannot_be_learned(tokenizer, train, validation, feature, wh
         classification().tokenize(splits, tokenizer, None)
 
 
+def test_labels_of_a_further_validation_set_must_be_in_training_too(tokenizer):
+    splits = make_splits(["a", "b"], ["a"])
+    splits["other"] = make_splits(["a"], ["c"])["validation"]
+    with pytest.raises(ConfigError, match=r"unseen in training: \['c'\]"):
+        classification().tokenize(splits, tokenizer, None)
+
+
 @pytest.mark.parametrize(
     ("train", "validation"),
     [(["a", "b", None], ["a"]), (["a", "b"], ["a", None]), ([0, None], [0])],
@@ -315,6 +322,8 @@ def test_a_task_is_made_by_the_type_of_its_settings():
         "classification",
         "regression",
         "causal-lm",
+        "instruction",
+        "masked-lm",
         "question-answering",
         "text-to-text",
     }

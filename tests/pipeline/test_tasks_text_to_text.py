@@ -1,6 +1,7 @@
 """Text to text: what is tokenized, padded and generated, and ROUGE against figures worked out by hand."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from pipeline.tasks.text_to_text import TextToText, rouge, split_sentences
 from tests.pipeline.generate_worker import WORDS, make_task_of, make_tokenizer, save_inputs
 from tests.processes import torchrun
 
+E2E = Path(__file__).parents[3] / "shared" / "data" / "e2e" / "devset.csv"
 PAD, START, END, UNKNOWN = range(4)
 TEXTS = ["red", "one blue", "blue one", "two green one", "red red two", "one two red blue"]
 
@@ -70,8 +72,13 @@ def test_sources_and_targets_are_tokenized():
     assert train["input_ids"][:] == [ids_of(text) for text in sources]
     assert train["attention_mask"][:] == [[1] * 4, [1] * 4]
     assert train["labels"][:] == [ids_of(text) for text in targets]
-    assert sorted(validation.column_names) == ["attention_mask", "input_ids", "labels", "reference"]
-    assert validation["reference"][:] == targets
+    assert sorted(validation.column_names) == [
+        "attention_mask",
+        "input_ids",
+        "labels",
+        "references",
+    ]
+    assert validation["references"][:] == [[target] for target in targets]
     assert tokenized.model_kwargs == {}
     assert make_task_of().num_examples(train, None, None) == 2
 
@@ -96,7 +103,7 @@ def test_long_texts_are_cut_each_at_its_length_but_not_the_reference():
     row = task.tokenize(make_splits([text], [text]), make_tokenizer(), None).splits["validation"][0]
     assert row["input_ids"] == ids_of("one two red")
     assert row["labels"] == ids_of("one two")
-    assert row["reference"] == text
+    assert row["references"] == [text]
 
 
 def test_a_row_without_a_target_is_refused():
@@ -225,7 +232,7 @@ def test_special_tokens_are_no_part_of_a_text():
     generated = np.array(
         [[START, red, blue, END, -100], [START, blue, END, PAD, PAD], [UNKNOWN] * 5]
     )
-    rows = Dataset.from_dict({"reference": ["red blue", "red", "red"]})
+    rows = Dataset.from_dict({"references": [["red blue"], ["red"], ["red"]]})
     scores = make_task_of(max_target_length=5).score({"generated": generated}, rows, tokenizer)
     assert scores["generated_length"] == (2 + 1 + 5) / 3
     assert scores["rouge1"] == pytest.approx(100 / 3)
@@ -233,14 +240,14 @@ def test_special_tokens_are_no_part_of_a_text():
 
 def test_rouge_by_hand():
     # the cat _ on the mat: 5 of 6 words; "the cat", "on the", "the mat": 3 of 5 pairs.
-    scores = rouge(["the cat lay on the mat"], ["the cat sat on the mat"])
+    scores = rouge(["the cat lay on the mat"], [["the cat sat on the mat"]])
     by_hand = {"rouge1": 5 / 6, "rouge2": 3 / 5, "rougeL": 5 / 6, "rougeLsum": 5 / 6}
     assert scores == pytest.approx({name: 100 * value for name, value in by_hand.items()})
 
 
 def test_precision_and_recall_both_count():
     # 2 words of 2 written and of 6 wanted: F = 2 * 1 * (1/3) / (4/3); 1 pair of 1 and of 5.
-    scores = rouge(["the cat"], ["the cat sat on the mat"])
+    scores = rouge(["the cat"], [["the cat sat on the mat"]])
     assert scores["rouge1"] == pytest.approx(100 * 1 / 2)
     assert scores["rouge2"] == pytest.approx(100 * 1 / 3)
 
@@ -265,14 +272,14 @@ def test_precision_and_recall_both_count():
     ],
 )
 def test_rouge_against_published_values(reference, text, published):
-    scores = rouge([text], [reference])
+    scores = rouge([text], [[reference]])
     assert {name: scores[name] / 100 for name in published} == pytest.approx(published, abs=1e-6)
 
 
 def test_rougelsum_compares_sentence_with_sentence():
     reference = "The cat sat on the mat. The dog barked."
     text = "The dog barked. The cat lay on the mat."
-    scores = rouge([text], [reference])
+    scores = rouge([text], [[reference]])
     # As one sequence only "the cat on the mat" is in order, 5 of 9 words; by sentences all but
     # "sat" and "lay".
     assert scores["rougeL"] == pytest.approx(100 * 5 / 9)
@@ -280,12 +287,69 @@ def test_rougelsum_compares_sentence_with_sentence():
 
 
 def test_words_are_compared_by_their_stems():
-    assert rouge(["the runner jumps"], ["The runners jumped!"])["rouge2"] == pytest.approx(100.0)
+    assert rouge(["the runner jumps"], [["The runners jumped!"]])["rouge2"] == pytest.approx(100.0)
 
 
 def test_rouge_is_the_mean_over_the_texts():
-    scores = rouge(["the cat lay on the mat", "yes"], ["the cat sat on the mat", "yes"])
+    scores = rouge(["the cat lay on the mat", "yes"], [["the cat sat on the mat"], ["yes"]])
     assert scores["rouge1"] == pytest.approx(100 * (5 / 6 + 1) / 2)
+
+
+# Several references.
+
+
+def test_the_rules_for_several_references_against_the_library_s_own():
+    from rouge_score.rouge_scorer import RougeScorer
+
+    texts = ["the cat lay on the mat", "a dog. It barked", "yes"]
+    references = [
+        ["the cat sat on the mat", "on the mat lay the cat"],
+        ["a dog barked", "It barked. A dog it was", "no"],
+        ["no"],
+    ]
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=True)
+    by_lines = [[split_sentences(target) for target in targets] for targets in references]
+    multi = [
+        scorer.score_multi(targets, split_sentences(text))
+        for targets, text in zip(by_lines, texts, strict=True)
+    ]
+    best = rouge(texts, references, "best")
+    assert best == pytest.approx(
+        {name: 100 * sum(score[name].fmeasure for score in multi) / 3 for name in best}
+    )
+    each = [rouge([texts[1]], [[target]]) for target in references[1]]
+    mean = rouge([texts[1]], [references[1]], "mean")
+    assert mean == pytest.approx({name: sum(s[name] for s in each) / 3 for name in mean})
+    assert mean["rouge1"] < rouge([texts[1]], [references[1]], "best")["rouge1"]
+
+
+def test_rows_of_one_source_are_written_once_and_keep_all_their_references():
+    sources, targets = ["red", "blue", "red", "one"], ["one", "two", "green", "red"]
+    splits = make_splits(sources, targets)
+    splits["other"] = splits["validation"].select(range(2))
+    tokenized = make_task_of(group_references=True).tokenize(splits, make_tokenizer(), None).splits
+    assert len(tokenized["train"]) == 4
+    assert tokenized["validation"]["references"][:] == [["one", "green"], ["two"], ["red"]]
+    assert tokenized["validation"]["input_ids"][:] == [ids_of(t) for t in ("red", "blue", "one")]
+    assert tokenized["other"]["references"][:] == [["one"], ["two"]]
+    apart = make_task_of().tokenize(splits, make_tokenizer(), None).splits["validation"]
+    assert apart["references"][:] == [["one"], ["two"], ["green"], ["red"]]
+    generated = np.array([[WORDS.index(w), END] for w in ("green", "two", "red")])
+    score = make_task_of(group_references=True, max_target_length=2).score
+    assert score({"generated": generated}, tokenized["validation"], make_tokenizer())[
+        "rouge1"
+    ] == pytest.approx(100.0)
+
+
+@pytest.mark.skipif(not E2E.exists(), reason="needs ../shared/data/e2e, E2E NLG's dev set")
+def test_e2e_has_547_sources_of_several_references(datasets_cache):
+    from pipeline.data import FilesConfig, load_splits
+
+    config = FilesConfig(source="files", train=str(E2E), validation=str(E2E))
+    task = make_task_of(source="mr", target="ref", group_references=True)
+    rows = task.tokenize(load_splits(config), make_tokenizer(), None).splits
+    assert (len(rows["train"]), len(rows["validation"])) == (4672, 547)
+    assert sum(len(references) for references in rows["validation"]["references"]) == 4672
 
 
 @pytest.mark.parametrize(
@@ -322,6 +386,7 @@ def test_how_texts_are_generated_changes_neither_rows_nor_training():
         "length_penalty": 2.0,
         "no_repeat_ngram_size": 3,
         "metric": "rouge1",
+        "references": "mean",
     }
     given, changed = make_task_of().config, make_task_of(**settings).config
     different = {name for name in settings if getattr(given, name) != getattr(changed, name)}
@@ -344,6 +409,9 @@ def test_two_workers_that_share_a_model_write_what_one_alone_does(tmp_path):
     lengths = (predictions["generated"] != -100).sum(axis=1)
     assert (lengths[0:-1:2] != lengths[1::2]).any()  # the workers' texts end at different steps
     expected = task.score(predictions, rows, make_tokenizer())
+    other = rows.select(range(2, 5))  # a second validation set, of which one worker has a row less
+    scores = task.score({"generated": predictions["generated"][2:5]}, other, make_tokenizer())
+    expected |= {f"other/{name}": value for name, value in scores.items()}
     for stage in (0, 3):
         found = json.loads((tmp_path / f"metrics-{stage}.json").read_text())
         assert found == {"model": pytest.approx(expected)}

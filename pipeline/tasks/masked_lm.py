@@ -1,0 +1,188 @@
+"""Masked language modelling, as BERT is pretrained: finding tokens that were masked in blocks of text."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict, Features, List, Value
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.nn import functional
+from transformers import DataCollatorForLanguageModeling, default_data_collator
+
+from pipeline.errors import ConfigError
+from pipeline.section import NotNegative, Share
+from pipeline.tasks.base import Metrics, Predictions, Task, TaskConfig, TokenizedData, num_tokens
+from pipeline.tasks.packing import encode_documents, pack
+
+_MASKED = Features(input_ids=List(Value("int32")), labels=List(Value("int32")))
+
+
+class MaskedLMConfig(TaskConfig):
+    """Masked language modelling on blocks of `max_length` tokens."""
+
+    type: Literal["masked-lm"]
+    text: str = "text"
+    """The column of the text."""
+    max_length: Annotated[int, Field(ge=4)] = 512
+    """Length of a block in tokens, the special ones at its ends ([CLS], [SEP]) included."""
+    separator: bool = True
+    """Put the separator ([SEP]) between rows; false where a row is a line and not a document."""
+    mask_share: Annotated[float, Field(gt=0, le=1)] = 0.15
+    """Probability of a token to be chosen, that is, to be predicted."""
+    replace_share: Share | Literal[1] = 0.8
+    """Share of the chosen tokens that the mask token is put for."""
+    random_share: Share | Literal[1] = 0.1
+    """Share of the chosen tokens that a random token is put for; the others stay as they are."""
+    validation_seed: NotNegative = 0
+    """Of the masks of the validation rows, which are drawn once; training draws new ones every time."""
+    metric: Literal["perplexity", "accuracy"] = "perplexity"
+    """The metric shown first; both are computed."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "MaskedLMConfig":
+        if self.replace_share + self.random_share > 1 + 1e-9:
+            raise ValueError(
+                f"replace_share ({self.replace_share}) and random_share ({self.random_share}) are shares "
+                "of the same tokens and must not exceed 1 together"
+            )
+        return self
+
+
+class MaskedLM(Task):
+    """Documents, one a row, are joined and cut into blocks between the special tokens of a text.
+
+    In training, masks are drawn as batches are made, from torch's generator, which the loop seeds for
+    every step; so a resumed run draws what it would have drawn.
+    """
+
+    auto_model = "AutoModelForMaskedLM"
+    row_is_example = False
+
+    def __init__(self, config: MaskedLMConfig) -> None:
+        self.config = config
+        self.headline = config.metric
+        self.higher_is_better = config.metric == "accuracy"
+
+    def columns(self) -> dict[str, str]:
+        return {"task.text": self.config.text}
+
+    def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
+        """Make blocks of `input_ids`; validation rows are masked here, and have `labels`.
+
+        Raises:
+            ConfigError: if a split does not fill one block, or the tokenizer has no mask token.
+        """
+        before, after = _special_tokens(tokenizer)
+        blocks = DatasetDict()
+        for name, split in splits.items():
+            documents = self._encode(name, split, tokenizer, num_proc)
+            blocks[name] = pack(name, documents, self.config.max_length, before, after)
+            if name != "train":
+                blocks[name] = blocks[name].map(
+                    _mask_row,
+                    with_indices=True,
+                    fn_kwargs={
+                        "draw": self._draw(tokenizer),
+                        "seed": self.config.validation_seed,
+                    },
+                    features=_MASKED,
+                    num_proc=num_proc,
+                    desc=f"mask {name}",
+                )
+        return TokenizedData(splits=blocks, model_kwargs={})
+
+    def num_examples(self, rows: Dataset, tokenizer: Any, num_proc: int | None) -> int:
+        inner = self.config.max_length - sum(map(len, _special_tokens(tokenizer)))
+        return num_tokens(self._encode("train", rows, tokenizer, num_proc)) // inner
+
+    def _encode(self, name: str, split: Dataset, tokenizer: Any, num_proc: int | None) -> Dataset:
+        separated = self.config.separator and tokenizer.sep_token_id is not None
+        end = [tokenizer.sep_token_id] if separated else []
+        return encode_documents(name, split, self.config.text, tokenizer, end, num_proc)
+
+    def _draw(self, tokenizer: Any) -> "_Masking":
+        config = self.config
+        return _Masking(tokenizer, config.mask_share, config.replace_share, config.random_share)
+
+    def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
+        draw = self._draw(tokenizer)
+
+        def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+            return dict(default_data_collator(rows)) if "labels" in rows[0] else draw(rows)
+
+        return collate
+
+    def predict(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return each row's summed loss, its chosen tokens, and how many of them were found."""
+        labels = batch["labels"]
+        logits = outputs.logits.float()
+        losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+        return {
+            "loss": losses.double().sum(dim=1),
+            "num_tokens": (labels >= 0).sum(dim=1),
+            "num_correct": (logits.argmax(dim=-1) == labels).sum(dim=1),
+        }
+
+    def score(self, predictions: Predictions, rows: Dataset, tokenizer: Any) -> Metrics:
+        """Compute loss, perplexity exp(loss) and accuracy over all chosen tokens."""
+        num_chosen = int(np.sum(predictions["num_tokens"]))
+        loss = float(np.sum(predictions["loss"])) / num_chosen
+        return {
+            "perplexity": math.exp(min(loss, 700.0)),  # e^709 overflows a double
+            "accuracy": float(np.sum(predictions["num_correct"])) / num_chosen,
+            "loss": loss,
+            "num_tokens": float(num_chosen),
+        }
+
+
+class _Masking:
+    """Chooses tokens of whole blocks and masks them; special tokens are never chosen."""
+
+    def __init__(self, tokenizer: Any, share: float, replaced: float, random: float) -> None:
+        before, after = _special_tokens(tokenizer)
+        special = {*before, *after, tokenizer.sep_token_id} - {None}
+        self._special = torch.tensor(sorted(special), dtype=torch.int64)
+        self._collator = DataCollatorForLanguageModeling(
+            tokenizer,
+            mlm_probability=share,
+            mask_replace_prob=replaced,
+            random_replace_prob=min(random, 1 - replaced),  # 0.2 is more than 1 - 0.8
+        )
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Return `input_ids` and `labels`, int64 [rows, length]; -100 where nothing was chosen."""
+        blocks = torch.tensor([row["input_ids"] for row in rows])
+        special = torch.isin(blocks, self._special)
+        while True:  # a loss over no token at all is not a number; so it is drawn anew
+            inputs, labels = self._collator.torch_mask_tokens(blocks.clone(), special)
+            if bool((labels >= 0).any()):
+                return {"input_ids": inputs, "labels": labels}
+
+
+def _mask_row(
+    row: dict[str, list[int]], index: int, draw: _Masking, seed: int
+) -> dict[str, list[int]]:
+    """Mask a row, by its place alone, so that whoever scores it sees the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed * 1_000_003 + index)
+        masked = draw([row])
+    return {name: values[0].tolist() for name, values in masked.items()}
+
+
+def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Return the special tokens that a text begins and ends with.
+
+    Raises:
+        ConfigError: if the tokenizer has no mask token.
+    """
+    if tokenizer.mask_token_id is None:
+        raise ConfigError(
+            ["model.path: its tokenizer has no mask token; masked-lm needs one, as BERT's has"]
+        )
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
+    first, last = special.index(0), len(special) - special[::-1].index(0)
+    return ids[:first], ids[last:]
