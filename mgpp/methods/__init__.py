@@ -8,13 +8,17 @@ from mgpp.methods.base import Method, setting
 from mgpp.methods.gmp import GMP
 from mgpp.methods.mgpp import MGPP
 from mgpp.methods.movement import Movement
+from mgpp.methods.pins import PINS
 from mgpp.methods.platon import PLATON
+from mgpp.methods.soft_movement import SoftMovement
 
 METHODS: dict[str, type[Method]] = {
     "mgpp": MGPP,
     "gmp": GMP,
     "platon": PLATON,
     "movement": Movement,
+    "soft-movement": SoftMovement,
+    "pins": PINS,
 }
 
 
@@ -49,9 +53,11 @@ __all__ = [
     "GMP",
     "METHODS",
     "MGPP",
+    "PINS",
     "PLATON",
     "Method",
     "Movement",
+    "SoftMovement",
     "make_method",
     "setting",
     "settings_of",
