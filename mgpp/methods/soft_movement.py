@@ -43,7 +43,7 @@ class SoftMovement(Method):
     )
     penalty: float = setting(
         400.0,
-        "Weight of the scores' mean sigmoid in the loss at the last pruning (lambda_mvp); it rises from 0.",
+        "Weight of the scores' mean sigmoid in the loss, lambda_mvp; rises from 0 to the last pruning.",
         ge=0,
     )
 
