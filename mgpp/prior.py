@@ -146,7 +146,7 @@ def add_prior_grad_(
             slab_pull=slab_pull,
         )
         return
-    minus_constant = torch.tensor(-constant)
+    minus_constant = torch.tensor(-constant, dtype=torch.float32)
     for g, w in zip(grad.split(_CHUNK), weight.split(_CHUNK), strict=True):
         log_odds = torch.addcmul(minus_constant, w, w, value=-slope)
         in_spike = log_odds.clamp_min_(_LEAST_LOG_ODDS).sigmoid_()  # P(spike|w)

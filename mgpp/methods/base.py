@@ -107,7 +107,7 @@ class Method:
         """Return what the method keeps of a shard: 1-D float32 of its size by name, zeros at first."""
         if shard.name not in self._state:
             self._state[shard.name] = {
-                name: torch.zeros(shard.numel, device=shard.flat.device)
+                name: torch.zeros(shard.numel, dtype=torch.float32, device=shard.flat.device)
                 for name in self.state_names
             }
         return self._state[shard.name]

@@ -44,7 +44,15 @@ class Movement(Method):
 
     def score(self, shard: Shard) -> Tensor:
         """Return the scores as floats that are not negative, in the same order."""
-        return ordered_floats(self.state(shard)["score"])
+        return self.ordered(self.addable_score(shard))
+
+    def addable_score(self, shard: Shard) -> Tensor:
+        """Return the scores, of either sign."""
+        return self.state(shard)["score"]
+
+    def ordered(self, scores: Tensor) -> Tensor:
+        """Return scores as floats that are not negative, in the same order."""
+        return ordered_floats(scores)
 
     def threshold(self, score: float) -> float:
         """Return the sum of -w grad that a score stands for."""

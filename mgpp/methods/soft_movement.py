@@ -75,11 +75,19 @@ class SoftMovement(Method):
 
     def score(self, shard: Shard) -> Tensor:
         """Return the scores as floats that are not negative, in the same order."""
-        return ordered_floats(self.state(shard)["score"])
+        return self.ordered(self.addable_score(shard))
+
+    def addable_score(self, shard: Shard) -> Tensor:
+        """Return the scores, of either sign."""
+        return self.state(shard)["score"]
+
+    def ordered(self, scores: Tensor) -> Tensor:
+        """Return scores as floats that are not negative, in the same order."""
+        return ordered_floats(scores)
 
     def threshold(self, score: float) -> float:
         """Return tau, the sigmoid of the largest score that was pruned."""
-        return float(torch.tensor(signed_float(score)).sigmoid())
+        return float(torch.tensor(signed_float(score), dtype=torch.float32).sigmoid())
 
     def log_values(self, step: int, schedule: PruningSchedule) -> dict[str, float]:
         """Return the penalty of this step."""

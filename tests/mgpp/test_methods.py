@@ -6,8 +6,9 @@ Whole trainings are compared with the papers' equations, under every ZeRO stage,
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mgpp import METHODS, Pruner, PruningSchedule, make_method, settings_of
+from mgpp import METHODS, Pruner, PruningSchedule, Shard, make_method, settings_of
 from mgpp.backends.torch import attach
 from tests.mgpp.sharding import contiguous_shards, per_weight_shards, run_ranks
 
@@ -236,6 +237,33 @@ def test_a_state_goes_on_in_any_other_cut(name, stop, cut_into):
         torch.testing.assert_close(found[key], values, rtol=1e-6, atol=1e-7)
     same, _ = joined(run(2, contiguous_shards, stop, 20, saved))
     assert all(torch.equal(same[key], values) for key, values in expected.items())
+
+
+@pytest.mark.parametrize("name", KEEPING)
+def test_shards_on_a_gpu_are_not_mixed_with_anything_on_the_cpu(name):
+    """Tensors without data, of devices that need not be there; torch refuses to mix them."""
+    method = make_method(name, num_examples=1)
+    with FakeTensorMode():
+        flat = nn.Parameter(torch.empty(300_000, device="cuda"))
+        flat.grad = torch.empty(300_000, device="cuda")
+        shard = Shard(
+            name="w", index=0, full_shape=(7, 3), offset=0, numel=290_000, flat=flat, start=10
+        )
+        for step in (0, 1, SCHEDULE.prune_start):
+            method.adjust_grad(shard, step, SCHEDULE)
+            method.observe(shard, step, SCHEDULE)
+        kept = {method.score(shard), *method.state(shard).values()}
+        assert {(tensor.device.type, tensor.dtype) for tensor in kept} == {("cuda", torch.float32)}
+
+
+def test_what_is_kept_is_float32_whatever_the_default():
+    shard = train(make_method("gmp", num_examples=1))[0].shards[0]
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        state = make_method("soft-movement", num_examples=1).state(shard)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {values.dtype for values in state.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize(
