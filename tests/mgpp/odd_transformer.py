@@ -59,6 +59,7 @@ CASES: dict[str, tuple[int, str, dict[str, object]]] = {
     "stage3-subgroups-fp16": (3, "fp16", {"sub_group_size": 700}),
 }
 RIVALS = ("platon", "movement", "soft-movement", "pins")
+BF16_RIVALS = ("soft-movement", "pins")  # they keep what the other two keep, and more
 RIVAL_CASES: dict[str, tuple[str, int, str, dict[str, object]]] = {
     f"{method}-stage{stage}{'-subgroups' if zero else ''}-{precision}": (
         method,
@@ -76,6 +77,7 @@ RIVAL_CASES: dict[str, tuple[str, int, str, dict[str, object]]] = {
         (2, "bf16", {}),
         (3, "bf16", {"sub_group_size": 700}),
     )
+    if precision == "fp32" or method in BF16_RIVALS
 }
 NVME_CASES: dict[str, tuple[int, str, dict[str, object]]] = {
     f"stage3-nvme-{precision}": (

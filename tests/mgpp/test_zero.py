@@ -83,7 +83,7 @@ def test_rivals_equal_their_papers_equations(case, trained, rivals):
             assert difference <= 1e-6, weight
 
 
-@pytest.mark.parametrize("rival", odd.RIVALS)
+@pytest.mark.parametrize("rival", odd.BF16_RIVALS)
 def test_rivals_choose_the_same_in_any_layout_of_bf16(rival, trained):
     cases = [c for c in odd.RIVAL_CASES if c.startswith(f"{rival}-stage") and c.endswith("-bf16")]
     hashes = [trained[case][0]["hashes"] for case in cases]
