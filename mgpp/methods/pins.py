@@ -15,8 +15,8 @@ class PINS(Method):
     """PINS: by |lr grad^2 - w grad|, smoothed, times its uncertainty.
 
     To first order lr grad^2 - w grad is how much lower the loss is after a step of gradient descent where
-    a weight is kept than where it is pruned: which k to prune is a 0-1 integer linear program, and the
-    smallest solve it. The published code (github.com/DRSY/PINS, `Pruner.py`) takes the magnitude, of the
+    a weight is kept than where it is pruned: which k to prune is a 0-1 integer linear program, solved by
+    the k smallest. The published code (github.com/DRSY/PINS, `Pruner.py`) takes the magnitude, of the
     weight before its update and the clipped gradient, and averages and smooths it as PLATON does; beta2
     is that of its GLUE runs. They clip gradients at a norm of 1.
 

@@ -29,8 +29,9 @@ class SoftMovement(Method):
     schedule here keeps it fixed, and clip the gradients of scores and weights by one norm; here that of
     the weights, pruned ones included, is clipped, and the scores' are made of them.
 
-    Pruned weights have no gradient, keep their values, and go on to be scored by the gradient they would
-    have. With a penalty of 0 this is hard movement pruning with scores trained by Adam.
+    Pruned weights have no gradient, keep their values but for what momentum still makes of them, and go
+    on to be scored by the gradient they would have. With a penalty of 0 this is hard movement pruning
+    with scores trained by Adam.
     """
 
     name = "soft-movement"
