@@ -184,7 +184,7 @@ def shrink_(
 
 def _spike_share(weight: Tensor, constant: float, slope: float) -> Tensor:
     """Return P(spike|w) for weights of one chunk."""
-    minus_constant = torch.tensor(-constant, device=weight.device)
+    minus_constant = torch.tensor(-constant, dtype=torch.float32, device=weight.device)
     log_odds = torch.addcmul(minus_constant, weight, weight, value=-slope)
     return log_odds.clamp_min_(_LEAST_LOG_ODDS).sigmoid_()
 

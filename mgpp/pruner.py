@@ -91,6 +91,7 @@ class Pruner:
         check_coverage(self.shards, self.full_numels, self.collectives)
         self._keep = [all_kept(shard.numel, shard.flat.device) for shard in self.shards]
         self._position = {id(shard): i for i, shard in enumerate(self.shards)}
+        method.num_matrices = len(self.names)
         # Schedulers of torch note the peak there, and may have set the rate of the first step already.
         method.begin(float(self.group.get("initial_lr", self.group["lr"])))
 

@@ -9,7 +9,9 @@ from mgpp.methods.gmp import GMP
 from mgpp.methods.mgpp import MGPP
 from mgpp.methods.mgpp_saliency import MGPPSaliency
 from mgpp.methods.movement import Movement
+from mgpp.methods.pins import PINS
 from mgpp.methods.platon import PLATON
+from mgpp.methods.soft_movement import SoftMovement
 
 METHODS: dict[str, type[Method]] = {
     "mgpp": MGPP,
@@ -17,6 +19,8 @@ METHODS: dict[str, type[Method]] = {
     "gmp": GMP,
     "platon": PLATON,
     "movement": Movement,
+    "soft-movement": SoftMovement,
+    "pins": PINS,
 }
 
 
@@ -51,10 +55,12 @@ __all__ = [
     "GMP",
     "METHODS",
     "MGPP",
+    "PINS",
     "PLATON",
     "MGPPSaliency",
     "Method",
     "Movement",
+    "SoftMovement",
     "make_method",
     "setting",
     "settings_of",

@@ -30,15 +30,22 @@ class Method:
     A method is a dataclass: those of its fields that are declared by `setting` are what
     configurations may give.
 
+    Pruning sets weights to zero and leaves the optimizer's own state of them alone: a weight that comes
+    back does so with the moments it has by then, as in the published code of all these methods. Unless a
+    method changes gradients, those of pruned weights reach the optimizer and count in the clipped norm
+    as all others do, also once the mask is fixed. What is kept in "pruned_weight" decays by no weight
+    decay, for the optimizer sees a zero in its place.
+
     Attributes:
         num_examples: n, training examples.
         lr: the optimizer's learning rate at the step under way; 0 where it has none.
         peak_lr: its learning rate when pruning was attached.
+        num_matrices: how many prunable weights (matrices) the model has.
         name: the registry's name of the method.
         title: what people call it.
         state_names: what the method keeps of every weight, float32, in checkpoints too. With
-            "pruned_weight" among them, what was pruned is put there, and comes back as it was before
-            the next pruning chooses again.
+            "pruned_weight" among them, what was pruned is put there, and comes back as the method left
+            it before the next pruning chooses again.
         holds_mask: whether what is pruned stays zero until the next pruning.
     """
 
@@ -50,6 +57,7 @@ class Method:
     num_examples: int = 1
     lr: float = field(default=0.0, init=False)
     peak_lr: float = field(default=0.0, init=False)
+    num_matrices: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:
         """Check the settings against their limits.
@@ -99,7 +107,7 @@ class Method:
         """Return what the method keeps of a shard: 1-D float32 of its size by name, zeros at first."""
         if shard.name not in self._state:
             self._state[shard.name] = {
-                name: torch.zeros(shard.numel, device=shard.flat.device)
+                name: torch.zeros(shard.numel, dtype=torch.float32, device=shard.flat.device)
                 for name in self.state_names
             }
         return self._state[shard.name]

@@ -10,13 +10,13 @@ from torch.utils.checkpoint import checkpoint
 
 from mgpp import Method, MixtureGaussianPrior, PruningSchedule, log_prior
 from mgpp import make_method as make_method_of
-from tests.mgpp.rivals import REFERENCES
+from tests.mgpp.rivals import LR, REFERENCES, SoftMovement
 
 MICRO_BATCH, ACCUMULATION, CLIPPING = 3, 2, 0.3
 VOCABULARY, WIDTH, HEADS, FEED_FORWARD, LAYERS, LENGTH = 53, 15, 3, 37, 3, 7
 NUM_EXAMPLES = 500
 PRIOR = MixtureGaussianPrior(spike_var=1e-6, slab_var=0.05)
-ADAMW = {"lr": 3e-3, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.0}
+ADAMW = {"lr": LR, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.0}
 SCHEDULE = PruningSchedule(
     num_steps=20,
     warmup_steps=3,
@@ -58,10 +58,26 @@ CASES: dict[str, tuple[int, str, dict[str, object]]] = {
     "stage3-offload-fp16": (3, "fp16", {"offload_optimizer": {"device": "cpu"}}),
     "stage3-subgroups-fp16": (3, "fp16", {"sub_group_size": 700}),
 }
-RIVAL_CASES: dict[str, tuple[str, int, dict[str, object]]] = {
-    f"{method}-stage{stage}{'-subgroups' if zero else ''}": (method, stage, zero)
-    for method in ("platon", "movement")
-    for stage, zero in ((0, {}), (1, {}), (2, {}), (3, {}), (3, {"sub_group_size": 700}))
+RIVALS = ("platon", "movement", "soft-movement", "pins")
+BF16_RIVALS = ("soft-movement", "pins")  # they keep what the other two keep, and more
+RIVAL_CASES: dict[str, tuple[str, int, str, dict[str, object]]] = {
+    f"{method}-stage{stage}{'-subgroups' if zero else ''}-{precision}": (
+        method,
+        stage,
+        precision,
+        zero,
+    )
+    for method in RIVALS
+    for stage, precision, zero in (
+        (0, "fp32", {}),
+        (1, "fp32", {}),
+        (2, "fp32", {}),
+        (3, "fp32", {}),
+        (3, "fp32", {"sub_group_size": 700}),
+        (2, "bf16", {}),
+        (3, "bf16", {"sub_group_size": 700}),
+    )
+    if precision == "fp32" or method in BF16_RIVALS
 }
 NVME_CASES: dict[str, tuple[int, str, dict[str, object]]] = {
     f"stage3-nvme-{precision}": (
@@ -129,8 +145,12 @@ def parameter_groups(model: nn.Module) -> list[dict[str, object]]:
 
 
 def make_method(name: str = "mgpp") -> Method:
-    prior = {"spike_var": PRIOR.spike_var, "slab_var": PRIOR.slab_var} if name == "mgpp" else {}
-    return make_method_of({"name": name, **prior}, num_examples=NUM_EXAMPLES)
+    settings = {
+        "mgpp": {"spike_var": PRIOR.spike_var, "slab_var": PRIOR.slab_var},
+        "soft-movement": {"penalty": SoftMovement.penalty},
+    }
+    spec = {"name": name, **settings.get(name, {})}
+    return make_method_of(spec, num_examples=NUM_EXAMPLES)
 
 
 def micro_batch(micro_step: int, rank: int) -> Tensor:
@@ -165,7 +185,7 @@ def reference(
         if step <= SCHEDULE.prune_end:
             if method == "mgpp":
                 _add_prior(prunable, step)
-            rival.before_update([keep[name] for name in names])
+            rival.before_update([keep[name] for name in names], step)
         optimizer.step()
         with torch.no_grad():
             if step <= SCHEDULE.prune_end:

@@ -32,7 +32,7 @@ def reference():
 
 @pytest.fixture(scope="session")
 def rivals():
-    return {name: odd.reference(world_size=2, method=name) for name in ("platon", "movement")}
+    return {name: odd.reference(world_size=2, method=name) for name in odd.RIVALS}
 
 
 def mask_hash(masks):
@@ -72,7 +72,7 @@ def test_fp32_equals_the_one_process_reference(case, trained, reference):
             assert torch.equal(result["weights"][name] != 0, keep), name
 
 
-@pytest.mark.parametrize("case", odd.RIVAL_CASES)
+@pytest.mark.parametrize("case", [c for c in odd.RIVAL_CASES if c.endswith("-fp32")])
 def test_rivals_equal_their_papers_equations(case, trained, rivals):
     name = odd.RIVAL_CASES[case][0]
     weights, masks = rivals[name]
@@ -83,6 +83,14 @@ def test_rivals_equal_their_papers_equations(case, trained, rivals):
             assert difference <= 1e-6, weight
 
 
+@pytest.mark.parametrize("rival", odd.BF16_RIVALS)
+def test_rivals_choose_the_same_in_any_layout_of_bf16(rival, trained):
+    cases = [c for c in odd.RIVAL_CASES if c.startswith(f"{rival}-stage") and c.endswith("-bf16")]
+    hashes = [trained[case][0]["hashes"] for case in cases]
+    assert len(hashes) == 2
+    assert hashes[0] == hashes[1]
+
+
 def test_rivals_choose_otherwise(rivals, reference):
     """So that the comparison above tells them apart."""
     last = [masks[-1] for _, masks in (*rivals.values(), reference)]
@@ -91,7 +99,7 @@ def test_rivals_choose_otherwise(rivals, reference):
             assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("case", odd.CASES)
+@pytest.mark.parametrize("case", [*odd.CASES, *odd.RIVAL_CASES])
 def test_sparsity_is_exact_and_the_ranks_agree(case, trained, reference):
     _, masks = reference
     num_prunable = sum(keep.numel() for keep in masks[-1].values())

@@ -95,8 +95,8 @@ def main(folder: str) -> None:
     """Train in all layouts."""
     start()
     train_all(folder, odd.CASES)
-    for case, (method, stage, zero) in odd.RIVAL_CASES.items():
-        result = train(stage, "fp32", method, **zero)
+    for case, (method, stage, precision, zero) in odd.RIVAL_CASES.items():
+        result = train(stage, precision, method, **zero)
         torch.save(result, f"{folder}/{case}-rank{dist.get_rank()}.pt")
     refusals = {stage: refusal(stage) for stage in (0, 1, 2, 3)}
     torch.save(refusals, f"{folder}/refusals-rank{dist.get_rank()}.pt")

@@ -17,10 +17,10 @@ from pipeline import checkpoint
 from pipeline.gang import Gang
 from pipeline.section import Duration
 from tests.pipeline.train_worker import (
-    PRUNE,
     TRAIN,
     InterruptedRunError,
     StoppingCheckpoints,
+    prune_by,
     run,
 )
 from tests.processes import leave
@@ -39,6 +39,7 @@ CONFIG = TRAIN.model_copy(
     }
 )
 STOPS = {"stage1": (GRADUAL,), "stage2": (GRADUAL,), "stage3": (GRADUAL, FIXED)}
+METHOD_OF = {"stage1": "movement", "stage2": "soft-movement"}
 # (saved by the layout, at the step, resumed on so many ranks, in the layout)
 RESUMED: list[tuple[str, int, int, str]] = [
     *((stage, stop, ranks, stage) for stage in STOPS for stop in STOPS[stage] for ranks in (1, 3)),
@@ -87,15 +88,16 @@ def restore(name: str) -> None:
 
 def save(bert: Path, data: Path, out: Path) -> None:
     for case, stops in STOPS.items():
+        prune = prune_by(METHOD_OF.get(case, "mgpp"))
         checkpoints = StoppingCheckpoints(f"{out / case}-checkpoints", Gang.current())
-        run(case, bert, data, out / case, checkpoints, config=CONFIG, prune=PRUNE)
+        run(case, bert, data, out / case, checkpoints, config=CONFIG, prune=prune)
         for stop in stops:
             folder = out / f"{case}-{stop}"
             checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", Gang.current())
             checkpoints.stop_at = stop
             keep_masks("write_checkpoint", Path(f"{folder}-masks.npz"))
             try:
-                run(case, bert, data, folder, checkpoints, config=CONFIG, prune=PRUNE)
+                run(case, bert, data, folder, checkpoints, config=CONFIG, prune=prune)
             except InterruptedRunError:
                 restore("write_checkpoint")
 
@@ -111,7 +113,8 @@ def resume(bert: Path, data: Path, out: Path) -> None:
         gang.barrier()
         checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", gang)
         keep_masks("load_pruner", Path(f"{folder}-masks.npz"))
-        run(into, bert, data, folder, checkpoints, config=CONFIG, prune=PRUNE)
+        prune = prune_by(METHOD_OF.get(case, "mgpp"))
+        run(into, bert, data, folder, checkpoints, config=CONFIG, prune=prune)
         restore("load_pruner")
 
 

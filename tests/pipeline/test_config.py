@@ -390,6 +390,26 @@ def test_slab_prob_must_stay_below_one():
     assert problem.startswith("prune.method: slab_prob x initial_factor must lie strictly between")
 
 
+@pytest.mark.parametrize(
+    ("method", "problem"),
+    [
+        (
+            {"name": "soft-movement", "score_lr": 0},
+            "score_lr: input should be greater than 0, got 0",
+        ),
+        (
+            {"name": "soft-movement", "penalty": -1},
+            "penalty: input should be greater than or equal to 0, got -1",
+        ),
+        ({"name": "pins", "beta2": 1}, "beta2: input should be less than 1, got 1"),
+        ({"name": "pins", "beta3": 0.5}, "beta3: unknown key; allowed are name, beta1, beta2"),
+    ],
+)
+def test_a_wrong_setting_of_a_method_is_named(method, problem):
+    found = only_problem(changed(prune={"sparsity": 0.5, "method": method}))
+    assert found == f"prune.method.{problem}"
+
+
 def test_a_worker_has_one_gpu_at_most():
     problem = only_problem(changed(cluster={"gpus_per_worker": 2}))
     assert problem.startswith("cluster: gpus_per_worker is 2; a worker drives one GPU")

@@ -17,7 +17,7 @@ from pipeline.checkpoint_store import CheckpointStore
 from pipeline.errors import StageError
 from pipeline.gang import Gang
 from pipeline.model import ModelConfig, load_tokenizer
-from pipeline.pruning import PruneConfig
+from pipeline.pruning import METHOD_CONFIGS, PruneConfig
 from pipeline.tasks import make_task
 from pipeline.tasks.sequence import ClassificationConfig, RegressionConfig
 from pipeline.train import TrainConfig, train
@@ -49,6 +49,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         },
     },
 }
+METHOD_OF = {"stage0": "platon", "stage3": "soft-movement"}  # what keeps state of every weight
 NAN_CASES = ("stage2", "stage3")
 LENGTH, STOP_AFTER = 20, (2, 9, 17)  # warm-up, gradual, fixed mask
 
@@ -79,6 +80,10 @@ TRAIN = TrainConfig(
     length=LENGTH, batch_size=8, micro_batch_size=2, lr=1e-3, log_every=3, checkpoint_every=1
 )
 PRUNE = PruneConfig(sparsity=0.7, initial_sparsity=0.2, warmup=3, finetune=5, interval=3)
+
+
+def prune_by(method: str) -> PruneConfig:
+    return PRUNE.model_copy(update={"method": METHOD_CONFIGS[method](name=method)})
 
 
 def run(
@@ -115,20 +120,21 @@ def main(bert: str, data: str, output: str) -> None:
     dist.init_process_group("gloo")
     load_tokenizer(ModelConfig(path=bert))
     for case in CASES:
+        prune = prune_by(METHOD_OF.get(case, "mgpp"))
         for stop in (None, *STOP_AFTER):
             folder = Path(output) / f"{case}-{stop}"
             checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", Gang.current())
             checkpoints.stop_at = stop
             if stop is not None:
                 try:
-                    run(case, Path(bert), Path(data), folder, checkpoints)
+                    run(case, Path(bert), Path(data), folder, checkpoints, prune=prune)
                 except InterruptedRunError:
                     dist.barrier()
                     if dist.get_rank() == 0:
                         shutil.rmtree(folder)
                     dist.barrier()
                 checkpoints.stop_at = None
-            figures = run(case, Path(bert), Path(data), folder, checkpoints)
+            figures = run(case, Path(bert), Path(data), folder, checkpoints, prune=prune)
             if dist.get_rank() == 0:
                 (folder / "figures.json").write_text(json.dumps(figures))
     for case in NAN_CASES:
