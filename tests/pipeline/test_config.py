@@ -415,7 +415,7 @@ def test_schema_takes_what_parses_and_refuses_what_does_not():
     for wrong in (
         changed(trian={}),
         changed(prune={"sparsity": 1.0}),
-        changed(prune={"sparsity": 0.5, "method": {"name": "wanda"}}),
+        changed(prune={"sparsity": 0.5, "method": {"name": "obc"}}),
         changed(train={"length": "3 weeks"}),
         changed(zero={"stage": 4}),
         {},
