@@ -153,7 +153,7 @@ def layer_statistics(
 
         hooks.append(projection.register_forward_pre_hook(add))
     try:
-        for states in hidden:
+        for states in hidden if hooks else ():
             run_layer(layer.module, call, states.to(device))
     finally:
         for hook in hooks:
