@@ -114,12 +114,13 @@ def prune_one_shot(
         raise ConfigError([f"prune.method: {prune.method.name}: {error}"]) from error
     recorder = Recorder(output, progress) if gang.is_main else None
     figures = _prune_layers(run, hidden[: len(mine)], calls, recorder, progress)
+    result = _figures(run, figures)
     if recorder:
         shares = {n: figures[n].num_pruned / model.get_parameter(n).numel() for n in run.names}
         recorder.write("layers", len(run.layers) - 1, {"sparsity": shares})
         recorder.close()
         _write(run, data, output)
-    return _figures(run, figures)
+    return result
 
 
 def calibration_rows(data: Path, num_rows: int, seed: int) -> list[Tensor]:
