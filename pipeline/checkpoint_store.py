@@ -69,11 +69,16 @@ class CheckpointStore:
     def __init__(
         self, url: str, gang: Gang, *, keep: int = 2, notify: Callable[[str], None] | None = None
     ) -> None:
+        self._url = url
         self._fs, self._root = fsspec.core.url_to_fs(url)
         self._is_local = isinstance(self._fs, LocalFileSystem)
         self._gang = gang
         self._keep = keep
         self._notify = notify or _logger.warning
+
+    def part(self, name: str) -> "CheckpointStore":
+        """Return a store for one part of the run, kept beside the others and discarded with them."""
+        return CheckpointStore(f"{self._url}/{name}", self._gang, keep=1, notify=self._notify)
 
     def save(self, write: Callable[[Path], None], step: int) -> None:
         """Let every worker write its part into a folder of its own, and keep the whole.
@@ -101,8 +106,8 @@ class CheckpointStore:
             raise  # a lost peer, a storage that may come back, or what the engine has to say
 
     @contextmanager
-    def latest(self) -> Iterator[SavedCheckpoint | None]:
-        """Give the newest good checkpoint, or None where there is none."""
+    def latest(self, *, announced: bool = True) -> Iterator[SavedCheckpoint | None]:
+        """Give the newest good checkpoint, or None where there is none; say so if `announced`."""
         if self._gang.is_main:
             self._drop_incomplete()
         candidates = self._gang.broadcast(self._complete() if self._gang.is_main else None)
@@ -113,7 +118,8 @@ class CheckpointStore:
                 if not all_problems:
                     manifest = self._manifest(candidate)
                     assert manifest is not None
-                    self._tell(f"goes on from the checkpoint of step {manifest.step}")
+                    if announced:
+                        self._tell(f"goes on from the checkpoint of step {manifest.step}")
                     yield SavedCheckpoint(manifest, file)
                     return
             self._tell(f"checkpoint {candidate} is corrupt and left out: {'; '.join(all_problems)}")

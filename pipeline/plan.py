@@ -4,21 +4,26 @@ Counted from the model's shapes alone (it is built on the meta device) and from 
 ZeRO's stages; activations are an estimate.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import nn
 
-from mgpp import select_prunable
+from mgpp import OneShotMethod, select_prunable
 from mgpp.threshold import sent_bytes
 from pipeline.config import RunConfig
+from pipeline.decoder import weight_rows
 from pipeline.engine import freeze
+from pipeline.errors import ConfigError
 from pipeline.model import build_empty
+from pipeline.one_shot import prunable_layers
 from pipeline.tasks import make_task
 from pipeline.zero import DTYPES, ZeroConfig, default_bucket
 
 _SUB_GROUP = 10**9  # elements of a shard that ZeRO 3 steps at once, by default
 _MASTER, _MOMENTS = 4, 8  # bytes a weight: float32, and AdamW's two averages
+_STATISTIC = 8  # bytes a number: float64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +68,8 @@ def plan_run(config: RunConfig) -> Plan:
     empty = build_empty(
         config.model.model_copy(update={"random_init": True}), make_task(config.task).auto_model
     )
+    if config.prune.one_shot is not None:
+        return plan_one_shot(config, empty, config.prune.one_shot)
     freeze(empty, config.train.freeze)
     world_size = config.cluster.num_workers
     micro = config.train.micro_batch_size or max(config.train.batch_size // world_size, 1)
@@ -92,6 +99,64 @@ def plan_run(config: RunConfig) -> Plan:
         if config.zero.stage
         else 8 * world_size,
         checkpoint=checkpoint_bytes(trained, prunable),
+    )
+
+
+def plan_one_shot(config: RunConfig, empty: nn.Module, method: OneShotMethod) -> Plan:
+    """Return what pruning in one shot will take: a layer at a time is on the device.
+
+    Args:
+        config: of the run.
+        empty: the model, on the meta device.
+        method: how it is pruned.
+
+    Raises:
+        ConfigError: if the method does not go with the model or the task.
+    """
+    names = select_prunable(empty, config.prune.include, config.prune.exclude)
+    try:
+        layers = prunable_layers(empty, make_task(config.task), names, method)
+    except ValueError as error:
+        raise ConfigError([f"prune.method: {method.name}: {error}"]) from error
+    width, hidden = (
+        DTYPES[config.zero.precision].itemsize,
+        int(cast(Any, empty).config.hidden_size),
+    )
+    world_size, length = config.cluster.num_workers, config.task.max_length
+    matrices = [[weight_rows(p) for p in layer.projections.values()] for layer in layers]
+    statistics = [
+        [math.prod(method.statistic_shape(weight.shape[1])) for weight in layer]
+        for layer in matrices
+    ]
+    largest_statistic = max(max(layer, default=0) for layer in statistics)
+    largest_matrix = max(weight.numel() for layer in matrices for weight in layer)
+    total = sum(p.numel() for p in empty.parameters())
+    prunable = sum(empty.get_parameter(name).numel() for name in names)
+    largest_layer = max(sum(p.numel() for p in layer.module.parameters()) for layer in layers)
+    return Plan(
+        num_parameters=total,
+        num_prunable=prunable,
+        device={
+            "parameters of a layer": largest_layer * width,
+            "statistics of a layer": max(sum(layer) for layer in statistics) * _STATISTIC,
+            "pruning a matrix (estimate)": 4 * _MASTER * (largest_statistic + largest_matrix),
+            "activations (estimate)": 17 * width * length * hidden,
+        },
+        host={
+            "parameters": total * width,
+            "calibration": -(-config.prune.calibration_rows // world_size)
+            * length
+            * hidden
+            * width,
+        },
+        sent_per_step=0,
+        # By ring algorithms: statistics are reduced, weights handed on.
+        sent_per_pruning=int(
+            (world_size - 1)
+            / world_size
+            * (2 * _STATISTIC * sum(sum(layer) for layer in statistics) + width * prunable)
+        ),
+        checkpoint=prunable * width,
     )
 
 

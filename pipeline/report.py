@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from mgpp import METHODS
+from mgpp import METHODS, ONE_SHOT
 from pipeline import report_figures as figures
 from pipeline.report_layers import difference_to_mean, layer_history, layer_matrix
 from pipeline.report_series import Spans, finite, phase_spans, thinned
@@ -31,7 +31,7 @@ class ReportData:
     model: str
     """Where the dense model came from."""
     method: str
-    """A key of `mgpp.METHODS`."""
+    """A key of `mgpp.METHODS` or `mgpp.ONE_SHOT`."""
     metric: str
     """Headline metric, a key of the entries of `metrics`."""
     higher_is_better: bool
@@ -178,7 +178,7 @@ def _cards(data: ReportData) -> list[Card]:
         rates = [finite(record.get("tokens_per_second")) for record in data.steps]
         speed = [rate for rate in rates if rate is not None]
         rows = [("stages", f"{len(data.seconds)}")]
-        if "num_steps" in data.phases:
+        if data.phases.get("num_steps"):  # 0 where nothing is trained
             rows.append(("training steps", f"{data.phases['num_steps']:,}"))
         if speed:
             rows.append(("median tokens/s", f"{median(speed):,.0f}"))
@@ -272,9 +272,10 @@ def render_report(data: ReportData) -> str:
     )
     environment.trim_blocks = environment.lstrip_blocks = True
     spans = phase_spans(data.phases)
+    method = METHODS.get(data.method) or ONE_SHOT.get(data.method)
     return environment.get_template("report.html.jinja").render(
         data=data,
-        method=METHODS[data.method].title if data.method in METHODS else data.method,
+        method=method.title if method else data.method,
         cards=_cards(data),
         metric_rows=_metric_rows(data),
         sections=_sections(data, spans),

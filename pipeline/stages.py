@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipeline import data, evaluate, export, train
+from pipeline import data, evaluate, export, one_shot, train
 from pipeline.artifacts import Artifact, ArtifactStore, make_key
 from pipeline.checkpoint_store import CheckpointStore
 from pipeline.config import RunConfig
@@ -22,6 +22,8 @@ from pipeline.gang import Gang
 from pipeline.model import ModelConfig, load_tokenizer, model_identity
 from pipeline.recorder import METRICS_FILE, Progress, read_records
 from pipeline.tasks import make_task
+from pipeline.weights import WEIGHTS_FILE
+from pipeline.zero import DTYPES
 
 _REPORT_VERSION = 1
 _PACKAGES = ("mgpp", "torch", "deepspeed", "ray", "transformers", "datasets")
@@ -104,12 +106,15 @@ def plan_stages(config: RunConfig, *, pruned: bool = True) -> list[Stage]:
         ("dense", train.VERSION, {"model": model, "train": dense, **precision}, ("data",), True),
         (
             "prune",
-            train.VERSION,
+            train.VERSION if config.prune.one_shot is None else one_shot.VERSION,
             {
                 "model": model,
-                "train": settings,
-                "prune": config.prune.model_dump(mode="json"),
-                **precision,
+                "prune": config.prune.identity(),
+                **(
+                    {"train": settings, **precision}
+                    if config.prune.one_shot is None
+                    else {"seed": config.train.seed, "precision": config.zero.precision}
+                ),
             },
             ("data", "dense") if config.prune.start == "dense" else ("data",),
             True,
@@ -223,7 +228,23 @@ def _run_prune(config: RunConfig, context: Context) -> dict[str, Any]:
             "random_init": False,
         }
         model = model.model_copy(update={"path": path, **changes})
-    return _train(config, model, context, config.train, pruned=True)
+    if config.prune.one_shot is None:
+        return _train(config, model, context, config.train, pruned=True)
+    assert context.gang is not None
+    assert context.checkpoints is not None
+    return one_shot.prune_one_shot(
+        model_config=model,
+        task=make_task(config.task),
+        prune=config.prune,
+        dtype=DTYPES[config.zero.precision],
+        seed=config.train.seed,
+        data=context.inputs["data"].path,
+        model_kwargs=_model_kwargs(context.inputs["data"]),
+        output=context.output,
+        gang=context.gang,
+        checkpoints=context.checkpoints,
+        progress=context.progress,
+    )
 
 
 def _train(
@@ -280,7 +301,7 @@ def _run_export(config: RunConfig, context: Context) -> dict[str, Any]:
     folder = pruned.path
     return export.export_model(
         trained=folder / "model",
-        weights=export.read_weights(folder, train.WEIGHTS_FILE),
+        weights=export.read_weights(folder, WEIGHTS_FILE),
         auto_model=make_task(config.task).auto_model,
         pruning={
             "method": method,

@@ -3,7 +3,6 @@
 A plain function over a process group that is already there; it runs the same under Ray and torchrun.
 """
 
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -31,11 +30,10 @@ from pipeline.pruning import PruneConfig
 from pipeline.recorder import Progress, Recorder
 from pipeline.section import Duration, NotNegative, Positive
 from pipeline.tasks import Task
-from pipeline.weights import fingerprints, full_state_dict
+from pipeline.weights import full_state_dict, write_model
 from pipeline.zero import ZeroConfig, init_deepspeed
 
 VERSION = 1
-WEIGHTS_FILE = "weights.json"
 _NUM_LAYER_RECORDS = 20
 _NOT_FINITE_ADVICE = (
     "Look for values that are not finite in the data, lower train.lr, set train.gradient_clipping or "
@@ -388,11 +386,7 @@ def _finish(run: _Run, data: Path, output: Path) -> dict[str, Any]:
         figures["num_parameters"] = sum(
             getattr(p, "ds_numel", p.numel()) for p in model.parameters()
         )
-        # A copy of the dict, which transformers empties as it writes.
-        model.save_pretrained(output / "model", state_dict=dict(state), max_shard_size="5GB")
-        load_tokenizer(ModelConfig(path=str(data / "tokenizer"))).save_pretrained(output / "model")
-        names = [name for name, _ in model.named_parameters()]
+        tokenizer = load_tokenizer(ModelConfig(path=str(data / "tokenizer")))
         prunable = pruner.names if pruner else ()
-        found = fingerprints(((name, state[name]) for name in names), prunable)
-        (output / WEIGHTS_FILE).write_text(json.dumps(found, indent=1))
+        write_model(output, model, state, tokenizer=tokenizer, prunable=prunable)
     return figures

@@ -12,6 +12,7 @@ from pipeline.data import is_local, load_splits, missing_columns, num_training_e
 from pipeline.engine import freeze
 from pipeline.errors import ConfigError
 from pipeline.model import build_empty, load_model_config, load_tokenizer
+from pipeline.one_shot import calibration_problems, prunable_layers
 from pipeline.tasks import make_task
 from pipeline.zero import problems_of
 
@@ -96,10 +97,15 @@ def _model_problems(sections: dict[str, Any]) -> list[str]:
             problems.append(f"train.freeze: {error}")
     if prune is not None:
         try:
-            select_prunable(empty, prune.include, prune.exclude)
+            names = select_prunable(empty, prune.include, prune.exclude)
         except ValueError as error:
             key = "prune.exclude" if str(error).startswith("exclude") else "prune.include"
-            problems.append(f"{key}: {error}")
+            return [*problems, f"{key}: {error}"]
+        if prune.one_shot is not None:
+            try:
+                prunable_layers(empty, make_task(task), names, prune.one_shot)
+            except ValueError as error:
+                problems.append(f"prune.method: {prune.method.name}: {error}")
     return problems
 
 
@@ -126,6 +132,9 @@ def _training_problems(sections: dict[str, Any]) -> list[str]:
         problems.append(
             "prune.start: got 'dense', but dense.enabled is false; there is none to start from"
         )
+    one_shot = prune.one_shot if prune is not None else None
+    if one_shot is not None and dense is not None and not dense.enabled:
+        return problems  # nothing is trained
     for key, length in (("train", train.length), ("dense", dense.length if dense else None)):
         if length is not None and length.unit == "%":
             problems.append(f"{key}.length: {length.text!r} is a share; give steps or epochs")
@@ -138,14 +147,21 @@ def _training_problems(sections: dict[str, Any]) -> list[str]:
             train.batch_plan(num_rows=train.batch_size, world_size=cluster.num_workers)
         except ValueError as error:
             problems.append(f"train.batch_size: {error} (cluster.num_workers)")
-    if prune is not None:
-        try:
-            prune.method.build(num_examples=1).begin(train.lr)
-        except ValueError as error:
-            problems.append(f"prune.method: {error} (train.lr)")
+    if prune is not None and one_shot is None:
+        problems += _method_problems(train, prune)
+    return problems
+
+
+def _method_problems(train: Any, prune: Any) -> list[str]:
+    """Check a method's settings and its schedule against the training's."""
+    problems = []
+    try:
+        prune.method.build(num_examples=1).begin(train.lr)
+    except ValueError as error:
+        problems.append(f"prune.method: {error} (train.lr)")
     # Where all lengths are in one unit, their order does not depend on the number of rows.
-    units = _units(train, prune) if prune is not None else set()
-    if prune is not None and len(units) == 1:
+    units = _units(train, prune)
+    if len(units) == 1:
         per_epoch = 1 if units == {"steps"} else _MANY_STEPS
         try:
             prune.schedule(train.num_steps(per_epoch), per_epoch)
@@ -174,6 +190,10 @@ def _length_problems(sections: dict[str, Any]) -> list[str]:
 def _schedule_problems(
     train: Any, dense: Any, prune: Any, num_workers: int, num_rows: int
 ) -> list[str]:
+    if prune.one_shot is not None:
+        problems = calibration_problems(prune.calibration_rows, num_rows)
+        if problems or not dense.enabled:
+            return problems
     try:
         plan = train.batch_plan(num_rows=num_rows, world_size=num_workers)
     except ValueError as error:
@@ -187,7 +207,7 @@ def _schedule_problems(
             problems.append(
                 f"{key}.length: {length.text!r} of {per_epoch} steps an epoch is no step at all"
             )
-    if not problems:
+    if not problems and prune.one_shot is None:
         try:
             prune.schedule(train.num_steps(per_epoch), per_epoch)
         except ValueError as error:

@@ -1,13 +1,17 @@
 """Whole weights out of a sharded model, and fingerprints to compare what was trained with what loads."""
 
 import hashlib
+import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.gang import Gang
+
+WEIGHTS_FILE = "weights.json"
 
 
 def full_state_dict(model: nn.Module, gang: Gang, *, partitioned: bool) -> dict[str, Tensor]:
@@ -55,6 +59,26 @@ def fingerprints(named: Iterable[tuple[str, Tensor]], prunable: Iterable[str]) -
         if name in counted:
             found[name]["zeros"] = int((values == 0).sum())
     return found
+
+
+def write_model(
+    output: Path, model: Any, state: dict[str, Tensor], *, tokenizer: Any, prunable: Iterable[str]
+) -> None:
+    """Write `output/model`, a Hugging Face checkpoint, and fingerprints of its parameters beside it.
+
+    Args:
+        output: the stage's folder.
+        model: the transformers model.
+        state: all its weights, whole.
+        tokenizer: goes with it.
+        prunable: names of its prunable weights.
+    """
+    # A copy of the dict, which transformers empties as it writes.
+    model.save_pretrained(output / "model", state_dict=dict(state), max_shard_size="5GB")
+    tokenizer.save_pretrained(output / "model")
+    names = [name for name, _ in model.named_parameters()]
+    found = fingerprints(((name, state[name]) for name in names), prunable)
+    (output / WEIGHTS_FILE).write_text(json.dumps(found, indent=1))
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:

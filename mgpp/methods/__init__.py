@@ -1,17 +1,25 @@
-"""The pruning methods. To add one: one file with a subclass of `Method`, one line here."""
+"""The pruning methods. To add one: one file with a subclass of `Method`, one line here.
+
+Those of ONE_SHOT, subclasses of `OneShotMethod`, prune a model once and train nothing.
+"""
 
 from collections.abc import Mapping
 from dataclasses import Field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from mgpp.methods.base import Method, setting
 from mgpp.methods.gmp import GMP
 from mgpp.methods.mgpp import MGPP
 from mgpp.methods.mgpp_saliency import MGPPSaliency
 from mgpp.methods.movement import Movement
+from mgpp.methods.one_shot import OneShotMethod, PrunedMatrix
 from mgpp.methods.pins import PINS
 from mgpp.methods.platon import PLATON
 from mgpp.methods.soft_movement import SoftMovement
+from mgpp.methods.sparsegpt import SparseGPT
+from mgpp.methods.wanda import Wanda
+
+_Kind = TypeVar("_Kind", Method, OneShotMethod)
 
 METHODS: dict[str, type[Method]] = {
     "mgpp": MGPP,
@@ -23,8 +31,13 @@ METHODS: dict[str, type[Method]] = {
     "pins": PINS,
 }
 
+ONE_SHOT: dict[str, type[OneShotMethod]] = {
+    "wanda": Wanda,
+    "sparsegpt": SparseGPT,
+}
 
-def settings_of(method: type[Method]) -> list[Field[Any]]:
+
+def settings_of(method: type[Method] | type[OneShotMethod]) -> list[Field[Any]]:
     """Return the fields that configurations may give."""
     return [entry for entry in fields(method) if "description" in entry.metadata]
 
@@ -39,29 +52,52 @@ def make_method(spec: str | Mapping[str, Any], *, num_examples: int) -> Method:
     Raises:
         ValueError: for a name or setting that there is not, or a value out of range.
     """
-    given = {"name": spec} if isinstance(spec, str) else dict(spec)
+    method, given = _look_up(spec, METHODS)
+    return method(num_examples=num_examples, **given)
+
+
+def make_one_shot(spec: str | Mapping[str, Any]) -> OneShotMethod:
+    """Build a one-shot method from its name, or a mapping with `name` and its settings.
+
+    Raises:
+        ValueError: for a name or setting that there is not, or a value out of range.
+    """
+    method, given = _look_up(spec, ONE_SHOT)
+    return method(**given)
+
+
+def _look_up(
+    spec: str | Mapping[str, Any], registry: Mapping[str, type[_Kind]]
+) -> tuple[type[_Kind], dict[str, Any]]:
+    given: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = given.pop("name", None)
-    if name not in METHODS:
-        raise ValueError(f"method: got {name!r}; allowed are {', '.join(METHODS)}")
-    allowed = [entry.name for entry in settings_of(METHODS[name])]
+    if name not in registry:
+        raise ValueError(f"method: got {name!r}; allowed are {', '.join(registry)}")
+    allowed = [entry.name for entry in settings_of(registry[name])]
     for key in given:
         if key not in allowed:
             known = ", ".join(allowed) or "none"
             raise ValueError(f"method: {key} is no setting of {name}; allowed are {known}")
-    return METHODS[name](num_examples=num_examples, **given)
+    return registry[name], given
 
 
 __all__ = [
     "GMP",
     "METHODS",
     "MGPP",
+    "ONE_SHOT",
     "PINS",
     "PLATON",
     "MGPPSaliency",
     "Method",
     "Movement",
+    "OneShotMethod",
+    "PrunedMatrix",
     "SoftMovement",
+    "SparseGPT",
+    "Wanda",
     "make_method",
+    "make_one_shot",
     "setting",
     "settings_of",
 ]

@@ -23,6 +23,19 @@ def setting(default: Any, description: str, **limits: float) -> Any:
     return field(default=default, metadata={"description": description, **limits})
 
 
+def check_limits(method: Any) -> None:
+    """Check the settings of a method, a dataclass, against their limits.
+
+    Raises:
+        ValueError: naming the first that is out of range.
+    """
+    for entry in fields(method):
+        value, limits = getattr(method, entry.name), entry.metadata
+        for key, (within, words) in _LIMITS.items():
+            if value is not None and key in limits and not within(value, limits[key]):
+                raise ValueError(f"{entry.name} must be {words} {limits[key]}, got {value!r}")
+
+
 @dataclass(kw_only=True, eq=False)
 class Method:
     """Magnitude pruning with nothing added; methods override what they change.
@@ -68,11 +81,7 @@ class Method:
         self._state: dict[str, dict[str, Tensor]] = {}
         if self.num_examples < 1:
             raise ValueError(f"num_examples must be at least 1, got {self.num_examples}")
-        for entry in fields(self):
-            value, limits = getattr(self, entry.name), entry.metadata
-            for key, (within, words) in _LIMITS.items():
-                if value is not None and key in limits and not within(value, limits[key]):
-                    raise ValueError(f"{entry.name} must be {words} {limits[key]}, got {value!r}")
+        check_limits(self)
 
     def begin(self, lr: float) -> None:
         """Learn of the optimizer's learning rate as pruning is attached.

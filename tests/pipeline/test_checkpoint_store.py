@@ -156,3 +156,18 @@ def test_an_error_of_the_engine_is_not_taken_for_a_full_disk(store):
     with pytest.raises(RuntimeError, match="closed by peer"):
         store.save(write, 3)
     assert step_found(store) is None
+
+
+def test_a_part_is_kept_by_itself_and_goes_with_the_whole(store, url, notes):
+    store.save(writer(1), 1)
+    part = store.part("layer-00003")
+    assert step_found(part) is None
+    part.save(writer(7), 7)
+    with part.latest(announced=False) as found:
+        assert found.manifest.step == 7
+    assert notes == []
+    assert step_found(store.part("layer-00003")) == 7
+    assert step_found(store.part("layer-00004")) is None
+    assert step_found(store) == 1
+    store.discard()
+    assert step_found(part) is None

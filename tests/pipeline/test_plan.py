@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from pipeline.config import parse_config
+from pipeline.errors import ConfigError
 from pipeline.plan import activation_bytes, checkpoint_bytes, plan_run, state_bytes
 from pipeline.tasks.text_to_text import TextToTextConfig
 from pipeline.zero import ZeroConfig
@@ -88,9 +89,29 @@ def test_offload_moves_the_optimizer_to_the_host(llama):
     assert near.device_total - far.device_total == pytest.approx(far.host_total)
 
 
-def test_a_config_without_weights_is_enough_and_a_wrong_one_is_told(llama, tmp_path):
-    from pipeline.errors import ConfigError
+def test_pruning_in_one_shot_holds_one_layer_on_the_device(llama):
+    one_shot = {
+        "prune": {"sparsity": 0.5, "method": {"name": "sparsegpt"}},
+        "cluster": {"num_workers": 2, "gpus_per_worker": 1},
+    }
+    plan = plan_run(make_config(llama("8B"), **one_shot))
+    attention, feed_forward = 2 * 4096 * (4096 + 1024), 3 * 4096 * 14336
+    assert plan.num_prunable == 32 * (attention + feed_forward)
+    assert plan.device["parameters of a layer"] == 2 * (attention + feed_forward + 2 * 4096)
+    assert plan.device["statistics of a layer"] == 8 * (6 * 4096**2 + 14336**2)
+    assert plan.host == {
+        "parameters": 2 * LLAMAS["8B"][-1],
+        "calibration": 64 * 2048 * 4096 * 2,
+    }
+    assert plan.sent_per_step == 0
+    assert plan.checkpoint == 2 * plan.num_prunable
+    assert plan.device_total < 10 * 2**30  # a small GPU will do
+    one_shot["prune"] = {"sparsity": 0.6, "method": {"name": "wanda", "pattern": "2:5"}}
+    with pytest.raises(ConfigError, match=r"prune\.method: wanda: .*needs inputs in groups of 5"):
+        plan_run(make_config(llama("8B"), **one_shot))
 
+
+def test_a_config_without_weights_is_enough_and_a_wrong_one_is_told(llama, tmp_path):
     with pytest.raises(ConfigError, match=r"model\.path"):
         plan_run(make_config(tmp_path / "nowhere"))
 

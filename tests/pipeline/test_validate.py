@@ -10,6 +10,7 @@ import yaml
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.validate import Capacity, check_schedule, storage_problems, validate
+from tests.pipeline.tiny_decoders import text, write_decoder
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 
@@ -363,3 +364,45 @@ def test_storage_that_cannot_be_written(tmp_path, monkeypatch):
     )  # root may write where users may not
     (problem,) = storage_problems(str(tmp_path / "runs"))
     assert "read-only" in problem
+
+
+def test_a_one_shot_method_and_what_it_does_not_go_with(config_file):
+    values = yaml.safe_load(config_file.read_text())
+    values["prune"] = {"sparsity": 0.5, "method": {"name": "wanda"}}
+    config_file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    problem = only_problem(config_file)
+    assert problem == (
+        "prune.method: wanda: only causal language models (task.type: causal-lm) are pruned in one shot"
+    )
+
+
+def test_a_one_shot_run_trains_nothing_and_needs_rows_to_go_by(tmp_path):
+    write_decoder("llama", tmp_path / "llama")
+    (tmp_path / "text.txt").write_text("\n".join(text(40, seed) for seed in range(9)))
+    values = {
+        "name": "one-shot",
+        "model": {"path": str(tmp_path / "llama")},
+        "task": {"type": "causal-lm", "max_length": 16},
+        "data": {"source": "files", "train": str(tmp_path / "text.txt")},
+        "train": {"batch_size": 7},
+        "dense": {"enabled": False},
+        "prune": {"sparsity": 0.5, "method": {"name": "wanda"}},
+        "cluster": {"num_workers": 2},
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    config = validate(str(path), [], None)
+    check_schedule(config, 128)
+    with pytest.raises(
+        ConfigError, match=r"prune\.calibration_rows: got 128, but there are 127 train"
+    ):
+        check_schedule(config, 127)
+    problem = only_problem(path, "dense.enabled=true")
+    assert problem.startswith("train.batch_size: ")
+    pattern = ["prune.method.pattern='4:5'", "prune.sparsity=0.2"]
+    problem = only_problem(path, *pattern)
+    assert problem.startswith(
+        "prune.method: wanda: model.layers.0.self_attn.q_proj.weight: pattern 4:5"
+    )
+    problem = only_problem(path, "prune.include=['lm_head.weight']")
+    assert problem.startswith("prune.method: wanda: LlamaForCausalLM has no list of decoder layers")
