@@ -22,6 +22,7 @@ from pipeline.gang import Gang
 from pipeline.model import ModelConfig, load_tokenizer, model_identity
 from pipeline.recorder import METRICS_FILE, Progress, read_records
 from pipeline.tasks import make_task
+from pipeline.teacher import Lesson
 
 _REPORT_VERSION = 1
 _PACKAGES = ("mgpp", "torch", "deepspeed", "ray", "transformers", "datasets")
@@ -102,9 +103,10 @@ def plan_stages(config: RunConfig) -> list[Stage]:
                 "model": model,
                 "train": settings,
                 "prune": config.prune.model_dump(mode="json"),
+                **_distill_identity(config),
                 **precision,
             },
-            ("data", "dense") if config.prune.start == "dense" else ("data",),
+            ("data", "dense") if _prune_needs_dense(config) else ("data",),
             True,
         ),
         (
@@ -141,6 +143,23 @@ def plan_stages(config: RunConfig) -> list[Stage]:
         keys[name] = make_key(name, code_version, params, {i: keys[i] for i in inputs})
         stages.append(Stage(name=name, key=keys[name], params=params, inputs=inputs, gang=gang))
     return stages
+
+
+def _prune_needs_dense(config: RunConfig) -> bool:
+    """Whether pruning starts from the dense fine-tune, or learns from it."""
+    learns = config.distill is not None and config.distill.model(config.model) is None
+    return config.prune.start == "dense" or learns
+
+
+def _distill_identity(config: RunConfig) -> dict[str, Any]:
+    """Return what names a distillation; the dense fine-tune is an input, and named as one."""
+    if config.distill is None:
+        return {}
+    teacher = config.distill.model(config.model)
+    weights = config.distill.model_dump(mode="json", exclude={"teacher", "revision"})
+    return {
+        "distill": {"teacher": model_identity(teacher) if teacher else "dense", **weights},
+    }
 
 
 def run_stage(
@@ -204,17 +223,24 @@ def _run_dense(config: RunConfig, context: Context) -> dict[str, Any]:
 
 
 def _run_prune(config: RunConfig, context: Context) -> dict[str, Any]:
-    model = config.model
+    model, lesson = config.model, None
     if config.prune.start == "dense":
-        path = str(context.inputs["dense"].path / "model")
-        changes: dict[str, Any] = {
-            "revision": None,
-            "gguf_file": None,
-            "overrides": {},
-            "random_init": False,
-        }
-        model = model.model_copy(update={"path": path, **changes})
-    return _train(config, model, context, config.train, pruned=True)
+        model = _dense_model(config, context)
+    if config.distill is not None:
+        teacher = config.distill.model(config.model) or _dense_model(config, context)
+        lesson = Lesson(config=config.distill, model=teacher)
+    return _train(config, model, context, config.train, pruned=True, lesson=lesson)
+
+
+def _dense_model(config: RunConfig, context: Context) -> ModelConfig:
+    changes: dict[str, Any] = {
+        "path": str(context.inputs["dense"].path / "model"),
+        "revision": None,
+        "gguf_file": None,
+        "overrides": {},
+        "random_init": False,
+    }
+    return config.model.model_copy(update=changes)
 
 
 def _train(
@@ -224,6 +250,7 @@ def _train(
     settings: train.TrainConfig,
     *,
     pruned: bool,
+    lesson: Lesson | None = None,
 ) -> dict[str, Any]:
     assert context.gang is not None
     assert context.checkpoints is not None
@@ -233,6 +260,7 @@ def _train(
         config=settings,
         zero=config.zero,
         prune=config.prune if pruned else None,
+        lesson=lesson,
         data=context.inputs["data"].path,
         model_kwargs=_model_kwargs(context.inputs["data"]),
         output=context.output,
