@@ -89,8 +89,8 @@ def output_loss(student: Tensor, teacher: Tensor) -> Tensor:
 def hidden_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor) -> Tensor:
     """Return the squared distance between normalized hidden states, the mean over layers and tokens.
 
-    |h / |h| - h' / |h'||^2 as in patient distillation (arXiv 1908.09355, equation 7), but of every layer
-    and token as in TinyBERT (arXiv 1909.10351), not of [CLS] in some layers. In float32.
+    |h / |h| - h' / |h'||^2 as in patient distillation (arXiv 1908.09355), but of every layer and token
+    as in TinyBERT (arXiv 1909.10351), not of [CLS] in some layers. In float32.
 
     Args:
         student: hidden states, one [rows, tokens, width] a layer.

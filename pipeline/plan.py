@@ -16,6 +16,7 @@ from pipeline.distill import DistillConfig
 from pipeline.engine import freeze
 from pipeline.model import build_empty
 from pipeline.tasks import make_task
+from pipeline.teacher import in_terms_of_teacher
 from pipeline.zero import DTYPES, ZeroConfig, default_bucket
 
 _SUB_GROUP = 10**9  # elements of a shard that ZeRO 3 steps at once, by default
@@ -217,9 +218,10 @@ def _num_taught(config: RunConfig, total: int) -> int:
     model = config.distill.model(config.model)
     if model is None:
         return total
-    teacher = build_empty(
-        model.model_copy(update={"random_init": True}), make_task(config.task).auto_model
-    )
+    with in_terms_of_teacher():
+        teacher = build_empty(
+            model.model_copy(update={"random_init": True}), make_task(config.task).auto_model
+        )
     return sum(p.numel() for p in teacher.parameters())
 
 

@@ -45,7 +45,7 @@ class Lesson:
         Raises:
             ConfigError: if it does not load, or does not fit the student.
         """
-        with _in_terms_of_teacher():
+        with in_terms_of_teacher():
             settings = load_model_config(self.model)
             problems = mismatches(student.config, settings, self.config, heads=_has_labels(student))
             if problems:
@@ -118,7 +118,7 @@ def teacher_problems(distill: DistillConfig, student: ModelConfig, auto_model: s
     if model is None:
         return []
     try:
-        with _in_terms_of_teacher():
+        with in_terms_of_teacher():
             tokenizer, settings = load_tokenizer(model), load_model_config(model)
             kind = type(build_empty(model, auto_model)).__name__
     except ConfigError as error:
@@ -173,7 +173,7 @@ def mismatches(student: Any, teacher: Any, distill: DistillConfig, *, heads: boo
 
 
 @contextmanager
-def _in_terms_of_teacher() -> Iterator[None]:
+def in_terms_of_teacher() -> Iterator[None]:
     """Name the teacher's key in what loading a model raises, without the student's remedies."""
     try:
         yield

@@ -112,6 +112,8 @@ def test_a_config_without_weights_is_enough_and_a_wrong_one_is_told(llama, tmp_p
 
     with pytest.raises(ConfigError, match=r"model\.path"):
         plan_run(make_config(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=r"^distill\.teacher: 'nowhere'"):
+        plan_run(make_config(llama("8B"), distill={"teacher": "nowhere"}))
 
 
 @pytest.mark.parametrize("recomputed", [False, True])
