@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from yaml import YAMLError
 
 from pipeline.data import AnyDataConfig
+from pipeline.distill import DistillConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluate import EvaluateConfig
 from pipeline.export import ExportConfig
@@ -86,6 +87,8 @@ class RunConfig(Section):
     """The dense baseline."""
     prune: PruneConfig
     """How it is pruned."""
+    distill: DistillConfig | None = None
+    """What it learns from a dense teacher meanwhile; null for nothing."""
     zero: ZeroConfig = ZeroConfig()
     """How state is sharded."""
     evaluate: EvaluateConfig = EvaluateConfig()

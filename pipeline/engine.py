@@ -99,6 +99,47 @@ def make_engine(
     return engine
 
 
+def make_inference_model(
+    config: ModelConfig, task: Task, zero: ZeroConfig, batch_size: int, gang: Gang
+) -> Any:
+    """Load a trained model that only runs forward: whole on each worker, or sharded under ZeRO 3.
+
+    Args:
+        config: the model, with its head.
+        task: what it was trained on.
+        zero: precision, and whether it is sharded.
+        batch_size: rows a worker takes in one forward pass.
+        gang: the workers; all call this function.
+
+    Returns:
+        The model, or under ZeRO 3 DeepSpeed's engine, in evaluation mode.
+    """
+    settings = None
+    if zero.stage == 3:
+        settings = deepspeed_config(
+            zero.model_copy(update={"offload_optimizer": False}),
+            micro_batch_size=batch_size,
+            accumulation=1,
+            gradient_clipping=None,
+            on_gpu=gang.device.type == "cuda",
+        )
+    model = load_model(
+        config,
+        task.auto_model,
+        model_kwargs={},
+        dtype=DTYPES[zero.precision],
+        seed=0,
+        zero3=settings,
+    )
+    if settings is None:
+        return model.to(gang.device).eval()
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(model=model, config=settings)
+    engine.eval()
+    return engine
+
+
 def freeze(model: torch.nn.Module, patterns: list[str]) -> None:
     """Exclude the parameters that match from training.
 

@@ -10,13 +10,14 @@ from datasets import Dataset, load_from_disk
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from pipeline.engine import make_inference_model
 from pipeline.gang import Gang
-from pipeline.model import ModelConfig, load_model, load_tokenizer
+from pipeline.model import ModelConfig, load_tokenizer
 from pipeline.recorder import Progress
 from pipeline.section import Positive, Section
 from pipeline.tasks import Task
 from pipeline.tasks.base import Metrics
-from pipeline.zero import DTYPES, ZeroConfig, deepspeed_config, init_deepspeed
+from pipeline.zero import ZeroConfig, init_deepspeed
 
 VERSION = 1
 
@@ -70,7 +71,7 @@ def evaluate(
     metrics: dict[str, Metrics] = {}
     for name, path in models.items():
         config_of_model = ModelConfig(path=str(path), trust_remote_code=trust_remote_code)
-        model = _inference_model(config_of_model, task, zero, config.batch_size, gang)
+        model = make_inference_model(config_of_model, task, zero, config.batch_size, gang)
         found: Metrics = {}
         for set_name, rows in sets.items():
             mine = shares[set_name]
@@ -106,35 +107,6 @@ def _infer(task: Task, model: Any, batch: dict[str, Tensor], gang: Gang) -> dict
     on_device = {key: value.to(gang.device) for key, value in batch.items()}
     with torch.inference_mode():
         return {key: value.cpu() for key, value in task.infer(model, on_device).items()}
-
-
-def _inference_model(
-    config: ModelConfig, task: Task, zero: ZeroConfig, batch_size: int, gang: Gang
-) -> Any:
-    settings = None
-    if zero.stage == 3:
-        settings = deepspeed_config(
-            zero.model_copy(update={"offload_optimizer": False}),
-            micro_batch_size=batch_size,
-            accumulation=1,
-            gradient_clipping=None,
-            on_gpu=gang.device.type == "cuda",
-        )
-    model = load_model(
-        config,
-        task.auto_model,
-        model_kwargs={},
-        dtype=DTYPES[zero.precision],
-        seed=0,
-        zero3=settings,
-    )
-    if settings is None:
-        return model.to(gang.device).eval()
-    import deepspeed
-
-    engine, *_ = deepspeed.initialize(model=model, config=settings)
-    engine.eval()
-    return engine
 
 
 def _joined(parts: list[dict[str, Tensor]], num_rows: int) -> dict[str, np.ndarray]:

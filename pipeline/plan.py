@@ -14,11 +14,13 @@ from mgpp import OneShotMethod, select_prunable
 from mgpp.threshold import sent_bytes
 from pipeline.config import RunConfig
 from pipeline.decoder import weight_rows
+from pipeline.distill import DistillConfig
 from pipeline.engine import freeze
 from pipeline.errors import ConfigError
 from pipeline.model import build_empty
 from pipeline.one_shot import prunable_layers
 from pipeline.tasks import make_task
+from pipeline.teacher import in_terms_of_teacher
 from pipeline.zero import DTYPES, ZeroConfig, default_bucket
 
 _SUB_GROUP = 10**9  # elements of a shard that ZeRO 3 steps at once, by default
@@ -81,20 +83,32 @@ def plan_run(config: RunConfig) -> Plan:
     on_gpu = config.cluster.gpus_per_worker > 0
     device, host = state_bytes(config.zero, total, trained, prunable, world_size)
     device["buckets"] = _bucket_bytes(config.zero, on_gpu, total)
+    batch: dict[str, int] = {
+        "rows": micro,
+        "length": config.task.max_length,
+        "target_length": getattr(config.task, "max_target_length", 0),
+        "width": DTYPES[config.zero.precision].itemsize,
+    }
     device["activations (estimate)"] = activation_bytes(
-        empty,
-        rows=micro,
-        length=config.task.max_length,
-        target_length=getattr(config.task, "max_target_length", 0),
-        width=DTYPES[config.zero.precision].itemsize,
-        recomputed=config.train.gradient_checkpointing,
+        empty, **batch, recomputed=config.train.gradient_checkpointing
     )
+    taught = 0
+    if config.distill is not None:
+        taught = _num_taught(config, total)
+        sharded = config.zero.stage == 3
+        held = (-(-taught // world_size) if sharded else taught) * batch["width"]
+        # Offloaded as the student's parameters are.
+        if not config.zero.offload_parameters:
+            device["teacher"] = held
+        elif not config.zero.nvme_path:
+            host["teacher"] = held
+        device["distillation (estimate)"] = distillation_bytes(empty, config.distill, **batch)
     return Plan(
         num_parameters=total,
         num_prunable=prunable,
         device={name: size for name, size in device.items() if size},
         host={name: size for name, size in host.items() if size},
-        sent_per_step=_sent_per_step(config, total, trained, micro),
+        sent_per_step=_sent_per_step(config, total, trained, taught, micro),
         sent_per_pruning=sent_bytes(world_size, len(names))
         if config.zero.stage
         else 8 * world_size,
@@ -233,19 +247,69 @@ def activation_bytes(
     hidden = int(settings.hidden_size)
     source = rows * length * hidden
     layers = [(int(settings.num_hidden_layers), 17 * source, source)]  # layers, numbers kept, input
-    predicting = rows * length
     if settings.is_encoder_decoder:
         target = rows * target_length * hidden
         layers.append((_num_decoder_layers(settings), (43 * target + 4 * source) // 2, target))
-        predicting = rows * target_length
     if recomputed:
         kept = sum(number * given for number, _, given in layers) + max(k for _, k, _ in layers)
     else:
         kept = sum(number * inside for number, inside, _ in layers)
-    predicts_tokens = cast(Any, model).get_output_embeddings() is not None
-    classes = int(settings.vocab_size if predicts_tokens else settings.num_labels)
-    logits = (predicting if predicts_tokens else rows) * classes
+    logits = _num_logits(model, rows, length, target_length)
     return kept * width + 2 * logits * 4  # logits and their gradient, in float32
+
+
+def distillation_bytes(
+    model: nn.Module,
+    distill: DistillConfig,
+    *,
+    rows: int,
+    length: int,
+    target_length: int,
+    width: int,
+) -> int:
+    """Estimate what a teacher's outputs and the losses on them take before the backward pass.
+
+    Args:
+        model: that learns, on the meta device.
+        distill: whether hidden states are taught too.
+        rows: of one micro-batch.
+        length: tokens of one row; of its source, where there is an encoder and a decoder.
+        target_length: tokens of a row's target; used where there is an encoder and a decoder.
+        width: bytes of a number.
+    """
+    logits = _num_logits(model, rows, length, target_length)
+    # The teacher's logits, those of both that count, and both models' log-probabilities in float32.
+    kept = logits * (3 * width + 2 * 4)
+    if distill.hidden_weight:
+        settings: Any = model.config
+        states = rows * length * int(settings.num_hidden_layers) * int(settings.hidden_size)
+        if settings.is_encoder_decoder:
+            states += (
+                rows * target_length * _num_decoder_layers(settings) * int(settings.hidden_size)
+            )
+        kept += states * (width + 3 * 4)  # the teacher's; both normalized, and their difference
+    return kept
+
+
+def _num_logits(model: nn.Module, rows: int, length: int, target_length: int) -> int:
+    settings: Any = model.config
+    if cast(Any, model).get_output_embeddings() is None:
+        return rows * int(settings.num_labels)
+    predicted = target_length if settings.is_encoder_decoder else length
+    return rows * predicted * int(settings.vocab_size)
+
+
+def _num_taught(config: RunConfig, total: int) -> int:
+    """Return the parameters of the teacher; the dense fine-tune is a model like its student."""
+    assert config.distill is not None
+    model = config.distill.model(config.model)
+    if model is None:
+        return total
+    with in_terms_of_teacher():
+        teacher = build_empty(
+            model.model_copy(update={"random_init": True}), make_task(config.task).auto_model
+        )
+    return sum(p.numel() for p in teacher.parameters())
 
 
 def _num_decoder_layers(settings: Any) -> int:
@@ -265,14 +329,15 @@ def _bucket_bytes(zero: ZeroConfig, on_gpu: bool, total: int) -> int:
     return reducing + gathered * width
 
 
-def _sent_per_step(config: RunConfig, total: int, trained: int, micro: int) -> int:
+def _sent_per_step(config: RunConfig, total: int, trained: int, taught: int, micro: int) -> int:
     """Return what a worker sends for one optimizer step, by ring algorithms."""
     world_size, zero = config.cluster.num_workers, config.zero
     width = DTYPES[zero.precision].itemsize
     accumulation = max(config.train.batch_size // (micro * world_size), 1)
     share = (world_size - 1) / world_size
-    if zero.stage == 3:  # gathered for each forward and backward pass, reduced in each
-        return int(share * width * accumulation * (2 * total + trained))
+    # Gathered for each forward and backward pass, reduced in each; a teacher only runs forward.
+    if zero.stage == 3:
+        return int(share * width * accumulation * (2 * total + trained + taught))
     # Gradients are reduced (at stage 2 in each micro-batch) and parameters or gradients gathered.
     reductions = accumulation if zero.stage == 2 else 1
     return int(share * width * trained * (reductions + 1))

@@ -22,6 +22,7 @@ from pipeline.gang import Gang
 from pipeline.model import ModelConfig, load_tokenizer, model_identity
 from pipeline.recorder import METRICS_FILE, Progress, read_records
 from pipeline.tasks import make_task
+from pipeline.teacher import Lesson
 from pipeline.weights import WEIGHTS_FILE
 from pipeline.zero import DTYPES
 
@@ -111,12 +112,12 @@ def plan_stages(config: RunConfig, *, pruned: bool = True) -> list[Stage]:
                 "model": model,
                 "prune": config.prune.identity(),
                 **(
-                    {"train": settings, **precision}
+                    {"train": settings, **precision, **_distill_identity(config)}
                     if config.prune.one_shot is None
                     else {"seed": config.train.seed, "precision": config.zero.precision}
                 ),
             },
-            ("data", "dense") if config.prune.start == "dense" else ("data",),
+            ("data", "dense") if _prune_needs_dense(config) else ("data",),
             True,
         ),
         (
@@ -155,6 +156,23 @@ def plan_stages(config: RunConfig, *, pruned: bool = True) -> list[Stage]:
         keys[name] = make_key(name, code_version, params, {i: keys[i] for i in inputs})
         stages.append(Stage(name=name, key=keys[name], params=params, inputs=inputs, gang=gang))
     return stages
+
+
+def _prune_needs_dense(config: RunConfig) -> bool:
+    """Whether pruning starts from the dense fine-tune, or learns from it."""
+    learns = config.distill is not None and config.distill.model(config.model) is None
+    return config.prune.start == "dense" or learns
+
+
+def _distill_identity(config: RunConfig) -> dict[str, Any]:
+    """Return what names a distillation; the dense fine-tune is an input, and named as one."""
+    if config.distill is None:
+        return {}
+    teacher = config.distill.model(config.model)
+    weights = config.distill.model_dump(mode="json", exclude={"teacher", "revision"})
+    return {
+        "distill": {"teacher": model_identity(teacher) if teacher else "dense", **weights},
+    }
 
 
 def run_stage(
@@ -218,18 +236,18 @@ def _run_dense(config: RunConfig, context: Context) -> dict[str, Any]:
 
 
 def _run_prune(config: RunConfig, context: Context) -> dict[str, Any]:
-    model = config.model
+    model, lesson = config.model, None
     if config.prune.start == "dense":
-        path = str(context.inputs["dense"].path / "model")
-        changes: dict[str, Any] = {
-            "revision": None,
-            "gguf_file": None,
-            "overrides": {},
-            "random_init": False,
-        }
-        model = model.model_copy(update={"path": path, **changes})
-    if config.prune.one_shot is None:
-        return _train(config, model, context, config.train, pruned=True)
+        model = _dense_model(config, context)
+    if config.prune.one_shot is not None:
+        return _run_one_shot(config, model, context)
+    if config.distill is not None:
+        teacher = config.distill.model(config.model) or _dense_model(config, context)
+        lesson = Lesson(config=config.distill, model=teacher)
+    return _train(config, model, context, config.train, pruned=True, lesson=lesson)
+
+
+def _run_one_shot(config: RunConfig, model: ModelConfig, context: Context) -> dict[str, Any]:
     assert context.gang is not None
     assert context.checkpoints is not None
     return one_shot.prune_one_shot(
@@ -247,6 +265,17 @@ def _run_prune(config: RunConfig, context: Context) -> dict[str, Any]:
     )
 
 
+def _dense_model(config: RunConfig, context: Context) -> ModelConfig:
+    changes: dict[str, Any] = {
+        "path": str(context.inputs["dense"].path / "model"),
+        "revision": None,
+        "gguf_file": None,
+        "overrides": {},
+        "random_init": False,
+    }
+    return config.model.model_copy(update=changes)
+
+
 def _train(
     config: RunConfig,
     model: ModelConfig,
@@ -254,6 +283,7 @@ def _train(
     settings: train.TrainConfig,
     *,
     pruned: bool,
+    lesson: Lesson | None = None,
 ) -> dict[str, Any]:
     assert context.gang is not None
     assert context.checkpoints is not None
@@ -263,6 +293,7 @@ def _train(
         config=settings,
         zero=config.zero,
         prune=config.prune if pruned else None,
+        lesson=lesson,
         data=context.inputs["data"].path,
         model_kwargs=_model_kwargs(context.inputs["data"]),
         output=context.output,

@@ -5,6 +5,7 @@ A plain function over a process group that is already there; it runs the same un
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +31,7 @@ from pipeline.pruning import PruneConfig
 from pipeline.recorder import Progress, Recorder
 from pipeline.section import Duration, NotNegative, Positive
 from pipeline.tasks import Task
+from pipeline.teacher import Distillation, Lesson
 from pipeline.weights import full_state_dict, write_model
 from pipeline.zero import ZeroConfig, init_deepspeed
 
@@ -99,12 +101,13 @@ class _Run:
     gang: Gang
     engine: Any
     pruner: Pruner | None
+    distillation: Distillation | None
     recorder: Recorder | None
     plan: BatchPlan
     num_steps: int
     warmup_steps: int
     done: checkpoint.TrainingState
-    window: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "tokens": 0.0})
+    window: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     window_start: float = field(default_factory=time.perf_counter)
     steps_in_window: int = 0
 
@@ -116,6 +119,7 @@ def train(
     config: TrainConfig,
     zero: ZeroConfig,
     prune: PruneConfig | None,
+    lesson: Lesson | None = None,
     data: Path,
     model_kwargs: dict[str, Any],
     output: Path,
@@ -131,6 +135,7 @@ def train(
         config: how.
         zero: how state is sharded.
         prune: the method and its schedule; None fine-tunes the dense model.
+        lesson: what a teacher teaches, and which; None has none.
         data: the data stage's folder.
         model_kwargs: what the data asks of the model.
         output: where the main worker writes.
@@ -147,12 +152,16 @@ def train(
     num_steps = config.num_steps(plan.steps_per_epoch)
     engine = make_engine(model_config, task, config, zero, prune, model_kwargs, plan, gang)
     done, history, pruner = _take_up(engine, checkpoints, prune, plan, num_steps, gang)
+    distillation = None
+    if lesson is not None:
+        distillation = lesson.begin(engine.module, task, zero, plan.micro_batch_size, gang)
     run = _Run(
         config=config,
         zero=zero,
         gang=gang,
         engine=engine,
         pruner=pruner,
+        distillation=distillation,
         recorder=Recorder(output, progress, history) if gang.is_main else None,
         plan=plan,
         num_steps=num_steps,
@@ -172,6 +181,8 @@ def train(
     if run.recorder:
         run.recorder.close()
     engine.destroy()  # the next stage of this gang needs the memory
+    if distillation is not None:
+        distillation.close()
     return figures
 
 
@@ -262,7 +273,7 @@ def _skip(run: _Run) -> None:
     Raises:
         StageError: if those were too many. The weights are still good.
     """
-    run.window = {"loss": 0.0, "tokens": 0.0}  # its loss may not be finite
+    run.window.clear()  # its loss may not be finite
     run.window_start, run.steps_in_window = time.perf_counter(), 0
     if run.zero.precision == "fp16":
         return  # DeepSpeed raises by itself when no loss scale is left
@@ -293,26 +304,33 @@ def _check_weights(run: _Run) -> None:
 
 
 def forward_backward(run: _Run, batch: dict[str, Tensor]) -> None:
-    """Run one micro-batch; its loss and tokens are added to the record under way."""
+    """Run one micro-batch; its losses and tokens are added to the record under way."""
     on_device = {name: t.to(run.gang.device, non_blocking=True) for name, t in batch.items()}
-    loss = run.engine(**on_device).loss
-    run.engine.backward(loss)
-    run.window["loss"] += loss.detach().float() / run.plan.accumulation
+    losses: dict[str, Any] = (
+        run.distillation.losses(run.engine, on_device)
+        if run.distillation is not None
+        else {"loss": run.engine(**on_device).loss}
+    )
+    run.engine.backward(losses["loss"])
+    for name, loss in losses.items():
+        run.window[name] += loss.detach().float() / run.plan.accumulation
     mask = batch.get("attention_mask")
     run.window["tokens"] += float(batch["input_ids"].numel() if mask is None else mask.sum())
 
 
 def _record_step(run: _Run, step: int) -> None:
-    loss, tokens = run.gang.sum(float(run.window["loss"]), run.window["tokens"])
-    loss /= run.gang.world_size * run.steps_in_window
-    if not math.isfinite(loss):
-        raise StageError(f"the loss is {loss} at step {step}. {_NOT_FINITE_ADVICE}")
+    sums = run.gang.sum(*(float(value) for value in run.window.values()))
+    losses = dict(zip(run.window, sums, strict=True))
+    tokens = losses.pop("tokens")
+    losses = {n: s / (run.gang.world_size * run.steps_in_window) for n, s in losses.items()}
+    if not math.isfinite(losses["loss"]):
+        raise StageError(f"the loss is {losses['loss']} at step {step}. {_NOT_FINITE_ADVICE}")
     now = time.perf_counter()
     norm = run.engine.get_global_grad_norm()
     values: dict[str, Any] = {
         "num_steps": run.num_steps,
         "epoch": (step + 1) / run.plan.steps_per_epoch,
-        "loss": loss,
+        **losses,
         "lr": run.engine.basic_optimizer.param_groups[0]["lr"],
         "tokens_per_second": tokens / (now - run.window_start),
         "step_seconds": (now - run.window_start) / run.steps_in_window,
@@ -326,7 +344,7 @@ def _record_step(run: _Run, step: int) -> None:
         values |= run.pruner.method.log_values(step, run.pruner.schedule)
     if run.recorder:
         run.recorder.write("step", step, values)
-    run.window = {"loss": 0.0, "tokens": 0.0}
+    run.window.clear()
     run.window_start, run.steps_in_window = now, 0
 
 

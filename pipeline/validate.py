@@ -9,11 +9,13 @@ from typing import Any
 from mgpp import select_prunable
 from pipeline.config import RunConfig, parse_sections, read_config
 from pipeline.data import is_local, load_splits, missing_columns, num_training_examples
+from pipeline.distill import DENSE
 from pipeline.engine import freeze
 from pipeline.errors import ConfigError
 from pipeline.model import build_empty, load_model_config, load_tokenizer
 from pipeline.one_shot import calibration_problems, prunable_layers
 from pipeline.tasks import make_task
+from pipeline.teacher import teacher_problems
 from pipeline.zero import problems_of
 
 _MANY_STEPS = 10**6
@@ -77,6 +79,7 @@ def _model_problems(sections: dict[str, Any]) -> list[str]:
     if "model" not in sections:
         return []
     model, task, prune = sections["model"], sections.get("task"), sections.get("prune")
+    distill = sections.get("distill")
     problems = []
     try:
         load_tokenizer(model)
@@ -106,6 +109,8 @@ def _model_problems(sections: dict[str, Any]) -> list[str]:
                 prunable_layers(empty, make_task(task), names, prune.one_shot)
             except ValueError as error:
                 problems.append(f"prune.method: {prune.method.name}: {error}")
+    if distill is not None:
+        problems += teacher_problems(distill, model, make_task(task).auto_model)
     return problems
 
 
@@ -127,11 +132,8 @@ def _training_problems(sections: dict[str, Any]) -> list[str]:
         return problems
     train, cluster, prune = sections["train"], sections.get("cluster"), sections.get("prune")
     dense = sections.get("dense")
-    starts_dense = "prune" in sections and sections["prune"].start == "dense"
-    if starts_dense and dense is not None and not dense.enabled:
-        problems.append(
-            "prune.start: got 'dense', but dense.enabled is false; there is none to start from"
-        )
+    if dense is not None and not dense.enabled:
+        problems += _missing_dense(prune, sections.get("distill"))
     one_shot = prune.one_shot if prune is not None else None
     if one_shot is not None and dense is not None and not dense.enabled:
         return problems  # nothing is trained
@@ -167,6 +169,21 @@ def _method_problems(train: Any, prune: Any) -> list[str]:
             prune.schedule(train.num_steps(per_epoch), per_epoch)
         except ValueError as error:
             problems.append(f"prune: {error}")
+    return problems
+
+
+def _missing_dense(prune: Any, distill: Any) -> list[str]:
+    """Return what asks for the dense fine-tune that is not run."""
+    problems = []
+    if prune is not None and prune.start == "dense":
+        problems.append(
+            "prune.start: got 'dense', but dense.enabled is false; there is none to start from"
+        )
+    if distill is not None and distill.teacher == DENSE:
+        problems.append(
+            "distill.teacher: got 'dense', but dense.enabled is false; there is none to learn from: "
+            "enable it, or name a model that was fine-tuned for the task"
+        )
     return problems
 
 

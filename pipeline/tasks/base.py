@@ -14,6 +14,8 @@ from pipeline.section import Positive, Section
 Metrics = dict[str, float]
 Predictions = Mapping[str, np.ndarray]
 
+UNLABELLED = -100  # the label of a token that is not predicted
+
 
 class TaskConfig(Section):
     """What every task's settings share.
@@ -51,6 +53,8 @@ class Task(ABC):
     higher_is_better: bool
     row_is_example: ClassVar[bool] = True
     """Whether counting rows counts examples; otherwise they must be tokenized for it."""
+    predicts_numbers: ClassVar[bool] = False
+    """Whether the outputs are numbers; otherwise they are logits of choices."""
 
     @abstractmethod
     def columns(self) -> dict[str, str]:
@@ -71,6 +75,23 @@ class Task(ABC):
     def infer(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run the model on a batch and keep what the metrics need, one row an example."""
         return self.predict(model(**batch), batch)
+
+    def taught(self, outputs: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Return what of a model's outputs a teacher's are held against, as the task's loss takes it.
+
+        Here the logits of the tokens that are predicted: those whose label is -100 are not.
+
+        Args:
+            outputs: the model's.
+            batch: its inputs, with labels.
+
+        Returns:
+            One or more [predictions, choices]; each counts the same.
+        """
+        logits, labels = outputs.logits, batch["labels"]
+        if self.auto_model == "AutoModelForCausalLM":  # a position predicts the token after it
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        return (logits[labels != UNLABELLED],)
 
     @abstractmethod
     def predict(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -132,6 +132,9 @@ class QuestionAnswering(Task):
 
         return collate
 
+    def taught(self, outputs: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        return outputs.start_logits, outputs.end_logits
+
     def predict(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `start_logits` and `end_logits`, float32 [rows, max_length]; -inf where padded."""
 

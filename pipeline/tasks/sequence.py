@@ -85,6 +85,9 @@ class _SequenceTask(Task):
         pad = DataCollatorWithPadding(tokenizer)
         return lambda rows: dict(pad(rows))
 
+    def taught(self, outputs: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        return (outputs.logits,)
+
 
 class Classification(_SequenceTask):
     """Scored by accuracy, F1 (of class 1 if there are two, else macro) and Matthews correlation."""
@@ -147,6 +150,8 @@ def _refuse_missing(splits: DatasetDict, column: str) -> None:
 
 class Regression(_SequenceTask):
     """Scored by Pearson and Spearman correlation and mean squared error."""
+
+    predicts_numbers = True
 
     def labels(self, splits: DatasetDict) -> tuple[Callable[[Any], Any], dict[str, Any]]:
         _refuse_missing(splits, self.config.label)

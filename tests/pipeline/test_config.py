@@ -25,6 +25,7 @@ SECTIONS = [
     "train",
     "dense",
     "prune",
+    "distill",
     "zero",
     "evaluate",
     "export",
@@ -334,8 +335,15 @@ def test_a_wrong_value_names_the_key_what_was_got_and_what_is_allowed(
         assert allowed in problem
 
 
-@pytest.mark.parametrize("value", [None, 3, [1]])
-@pytest.mark.parametrize("section", SECTIONS[2:])
+@pytest.mark.parametrize(
+    ("section", "value"),
+    [
+        (section, value)
+        for section in SECTIONS[2:]
+        for value in (None, 3, [1])
+        if (section, value) != ("distill", None)  # which is how it is turned off
+    ],
+)
 def test_a_section_must_be_a_mapping(section, value):
     problem = only_problem(changed(**{section: value}))
     assert problem.startswith(f"{section}: ")
@@ -456,6 +464,7 @@ def test_the_dense_section_changes_only_what_it_gives():
             prune={"sparsity": 0.9, "method": {"name": "gmp"}, "warmup": "2ep", "finetune": 3},
             task={"type": "regression", "text": ["a", "b"], "label": "l", "metric": "mse"},
             zero={"stage": 3, "extra": {"zero_optimization": {"a": 1}}},
+            distill={"teacher": "org/teacher", "revision": "main", "weight": 1},
         ),
     ],
 )

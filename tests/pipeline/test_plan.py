@@ -39,7 +39,7 @@ def make_config(folder, **changes):
         "cluster": {"num_workers": 64, "gpus_per_worker": 1},
     }
     for key, change in changes.items():
-        values[key] = {**values[key], **change} if isinstance(change, dict) else change
+        values[key] = {**values.get(key, {}), **change} if isinstance(change, dict) else change
     return parse_config(values)
 
 
@@ -111,9 +111,37 @@ def test_pruning_in_one_shot_holds_one_layer_on_the_device(llama):
         plan_run(make_config(llama("8B"), **one_shot))
 
 
+def test_a_teacher_is_held_and_gathered_as_zero_says(llama):
+    folder = llama("8B")
+    parameters = LLAMAS["8B"][-1]
+
+    def planned(**changes):
+        return plan_run(make_config(folder, train={"micro_batch_size": 1}, **changes))
+
+    plain, taught = planned(), planned(distill={"teacher": "dense"})
+    assert taught.device["teacher"] == pytest.approx(2 * parameters / 64, rel=1e-6)
+    forward = taught.sent_per_step - plain.sent_per_step
+    assert forward == pytest.approx(2 * parameters * 63 / 64, rel=1e-6)
+    assert taught.checkpoint == plain.checkpoint
+    whole = planned(distill={"teacher": "dense"}, zero={"stage": 2})
+    assert whole.device["teacher"] == 2 * parameters
+    assert whole.sent_per_step == planned(zero={"stage": 2}).sent_per_step
+    away = {"stage": 3, "offload_optimizer": True, "offload_parameters": True}
+    assert planned(distill={"teacher": "dense"}, zero=away).host["teacher"] > 0
+    larger = planned(distill={"teacher": str(llama("70B"))})
+    assert larger.device["teacher"] == pytest.approx(2 * LLAMAS["70B"][-1] / 64, rel=1e-6)
+    # Logits of 2,048 tokens: three times in bf16, twice in float32; hidden states besides.
+    assert taught.device["distillation (estimate)"] == 2048 * 128256 * 14
+    deep = planned(distill={"hidden_weight": 1.0})
+    states = deep.device["distillation (estimate)"] - 2048 * 128256 * 14
+    assert states == 2048 * 4096 * 32 * 14
+
+
 def test_a_config_without_weights_is_enough_and_a_wrong_one_is_told(llama, tmp_path):
     with pytest.raises(ConfigError, match=r"model\.path"):
         plan_run(make_config(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=r"^distill\.teacher: 'nowhere'"):
+        plan_run(make_config(llama("8B"), distill={"teacher": "nowhere"}))
 
 
 @pytest.mark.parametrize("recomputed", [False, True])

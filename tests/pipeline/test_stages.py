@@ -1,5 +1,6 @@
 """What a stage's key depends on: what changes its output, and nothing else."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,10 @@ from tests.pipeline.tiny_decoders import text, write_decoder
 
 
 def keys(tiny_bert, words_csv, **changes):
+    return {stage.name: stage.key for stage in stages(tiny_bert, words_csv, **changes)}
+
+
+def stages(tiny_bert, words_csv, **changes):
     values = {
         "name": "keys",
         "storage": "runs",
@@ -24,7 +29,7 @@ def keys(tiny_bert, words_csv, **changes):
     }
     for section, settings in changes.items():
         values[section] = {**values.get(section, {}), **settings}
-    return {stage.name: stage.key for stage in plan_stages(parse_config(values))}
+    return plan_stages(parse_config(values))
 
 
 @pytest.mark.parametrize(
@@ -39,6 +44,7 @@ def keys(tiny_bert, words_csv, **changes):
         ({"prune": {"method": {"name": "platon", "beta1": 0.5}}}, {"data", "dense"}),
         ({"train": {"lr": 1e-3}}, {"data"}),
         ({"zero": {"precision": "bf16"}}, {"data"}),
+        ({"distill": {"teacher": "dense"}}, {"data", "dense"}),
         (
             {"cluster": {"num_workers": 4}, "zero": {"stage": 3, "offload_optimizer": True}},
             {"data", "dense", "prune", "evaluate", "export", "report"},
@@ -128,3 +134,34 @@ def test_a_one_shot_run_from_data_to_report(one_shot_run):
     card = (done["export"].path / "model" / "README.md").read_text()
     assert "`, pruned to **50.00%** by\nSPARSEGPT" in card
     assert "Pruned in one shot, without training" in card
+
+
+def test_a_dense_teacher_is_an_input_and_another_is_named_by_its_content(
+    tiny_bert, words_csv, tmp_path
+):
+    def prune(**distill):
+        made = stages(tiny_bert, words_csv, distill=distill)
+        return next(stage for stage in made if stage.name == "prune")
+
+    dense = prune(teacher="dense")
+    assert dense.inputs == ("data", "dense")
+    assert prune(weight=0.5, temperature=2.0).key == dense.key  # the defaults
+    teacher, copied = tmp_path / "teacher", tmp_path / "copied"
+    for folder in (teacher, copied):
+        shutil.copytree(tiny_bert, folder)
+    other = prune(teacher=str(teacher))
+    assert other.inputs == ("data",)
+    assert prune(teacher=str(copied)).key == other.key
+    (copied / "config.json").write_text((copied / "config.json").read_text() + "\n")
+    keys = {
+        prune(**changes).key
+        for changes in (
+            {"teacher": "dense"},
+            {"teacher": "dense", "weight": 0.6},
+            {"teacher": "dense", "temperature": 3},
+            {"teacher": "dense", "hidden_weight": 1},
+            {"teacher": str(teacher)},
+            {"teacher": str(copied)},
+        )
+    }
+    assert len(keys) == 6

@@ -11,7 +11,14 @@ from transformers import AutoModelForSequenceClassification
 
 from pipeline.recorder import read_records
 from pipeline.train import TrainConfig
-from tests.pipeline.train_worker import CASES, LENGTH, NAN_CASES, STOP_AFTER
+from tests.pipeline.train_worker import (
+    CASES,
+    DISTILL_STOP,
+    DISTILLED,
+    LENGTH,
+    NAN_CASES,
+    STOP_AFTER,
+)
 from tests.processes import torchrun
 
 
@@ -89,6 +96,43 @@ def test_a_gradient_that_is_not_finite_stops_the_run_or_is_left_out(trained, cas
         found["figures"]["num_pruned"] == found["figures"]["num_zeros"] == int(num_prunable * 0.7)
     )
     assert all(math.isfinite(record["loss"]) for record in records["step"])
+
+
+@pytest.mark.distributed
+def test_a_sharded_teacher_teaches_what_a_whole_one_does(trained):
+    """ZeRO 3 with everything sharded and ZeRO 2: the losses of every step."""
+    runs = [
+        read_records(trained / f"distilled-{case}-None" / "metrics.jsonl")["step"]
+        for case in DISTILLED
+    ]
+    assert [record["step"] for record in runs[0]] == list(range(LENGTH))
+    for name in ("loss", "task_loss", "distill_loss", "hidden_loss"):
+        whole, sharded = ([record[name] for record in run] for run in runs)
+        assert sharded == pytest.approx(whole, abs=1e-5)
+    for record in runs[0]:
+        parts = 0.5 * record["task_loss"] + 0.5 * record["distill_loss"]
+        assert record["loss"] == pytest.approx(parts + 0.5 * record["hidden_loss"], rel=1e-5)
+    assert runs[0][-1]["hidden_loss"] < runs[0][0]["hidden_loss"]
+
+
+@pytest.mark.distributed
+def test_a_teacher_leaves_the_student_s_dropout_alone(trained):
+    """With a weight that is 0 in float32, the run is that without a teacher, bit for bit."""
+    assert weights_of(trained / "silent") == weights_of(trained / "untaught")
+    assert weights_of(trained / "distilled-stage2-None") != weights_of(trained / "untaught")
+
+
+@pytest.mark.distributed
+def test_a_distilled_run_resumes_bit_for_bit(trained):
+    whole, resumed = (
+        trained / f"distilled-{DISTILLED[-1]}-{stop}" for stop in (None, DISTILL_STOP)
+    )
+    assert weights_of(resumed) == weights_of(whole)
+    losses = [
+        [record["distill_loss"] for record in read_records(folder / "metrics.jsonl")["step"]]
+        for folder in (whole, resumed)
+    ]
+    assert losses[0] == losses[1]
 
 
 def test_learning_rate_rises_and_falls_linearly():

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch.distributed as dist
 
 from pipeline.checkpoint_store import CheckpointStore
+from pipeline.distill import DistillConfig
 from pipeline.errors import StageError
 from pipeline.gang import Gang
 from pipeline.model import ModelConfig, load_tokenizer
 from pipeline.pruning import METHOD_CONFIGS, PruneConfig
 from pipeline.tasks import make_task
 from pipeline.tasks.sequence import ClassificationConfig, RegressionConfig
+from pipeline.teacher import Lesson
 from pipeline.train import TrainConfig, train
 from pipeline.zero import ZeroConfig
 from tests.processes import leave
@@ -51,6 +54,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 METHOD_OF = {"stage0": "platon", "stage3": "soft-movement"}  # what keeps state of every weight
 NAN_CASES = ("stage2", "stage3")
+DISTILLED = ("stage2", "stage3-small")  # the last with all of both models sharded
+DISTILL_STOP = 9
 LENGTH, STOP_AFTER = 20, (2, 9, 17)  # warm-up, gradual, fixed mask
 
 
@@ -96,6 +101,7 @@ def run(
     task: Any = CLASSIFICATION,
     config: TrainConfig = TRAIN,
     prune: PruneConfig = PRUNE,
+    lesson: Lesson | None = None,
     progress: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> dict[str, Any]:
     return train(
@@ -104,6 +110,7 @@ def run(
         config=config,
         zero=ZeroConfig(**LAYOUTS[case], bucket_elements=10_000),
         prune=prune,
+        lesson=lesson,
         data=data,
         model_kwargs={"num_labels": 2} if task is CLASSIFICATION else {"num_labels": 1},
         output=output,
@@ -137,9 +144,37 @@ def main(bert: str, data: str, output: str) -> None:
             figures = run(case, Path(bert), Path(data), folder, checkpoints, prune=prune)
             if dist.get_rank() == 0:
                 (folder / "figures.json").write_text(json.dumps(figures))
+    run_distilled(Path(bert), Path(data), Path(output))
     for case in NAN_CASES:
         run_with_nan(case, Path(bert), Path(data).with_name("nan-data"), Path(output))
     leave()
+
+
+def run_distilled(bert: Path, data: Path, output: Path) -> None:
+    """Learn from a model that was trained before, at several ZeRO stages; resume at the last."""
+    lesson = Lesson(
+        config=DistillConfig(temperature=3.0, hidden_weight=0.5),
+        model=ModelConfig(path=str(output / "stage0-None" / "model")),
+    )
+    often = TRAIN.model_copy(update={"log_every": 1})
+    for case in DISTILLED:
+        for stop in (None, DISTILL_STOP) if case == DISTILLED[-1] else (None,):
+            folder = output / f"distilled-{case}-{stop}"
+            checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", Gang.current())
+            checkpoints.stop_at = stop
+            if stop is not None:
+                with suppress(InterruptedRunError):
+                    run(case, bert, data, folder, checkpoints, config=often, lesson=lesson)
+                dist.barrier()
+                checkpoints.stop_at = None
+            run(case, bert, data, folder, checkpoints, config=often, lesson=lesson)
+    # Here once more without a teacher: DeepSpeed's ZeRO 3 leaves the process with another
+    # torch.nn.functional.linear, which rounds otherwise than the one the first cases ran with.
+    silent = Lesson(config=DistillConfig(weight=1e-60), model=lesson.model)
+    for name, teacher in (("untaught", None), ("silent", silent)):
+        checkpoints = StoppingCheckpoints(f"{output / name}-checkpoints", Gang.current())
+        run("stage2", bert, data, output / name, checkpoints, lesson=teacher)
+    dist.barrier()
 
 
 def run_with_nan(case: str, bert: Path, data: Path, output: Path) -> None:
