@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
-from mgpp import METHODS, Method, PruningSchedule, make_method, settings_of
+from mgpp import METHODS, Method, Placement, PruningSchedule, make_method, settings_of
+from mgpp.pattern import parse_pattern
 from pipeline.section import Duration, Positive, Section, Share
 
 
@@ -66,6 +67,24 @@ class PruneConfig(Section):
     """Patterns of prunable weights; all matrices of the repeated layers unless given."""
     exclude: list[str] = []
     """Patterns of weights to leave alone."""
+    scope: Literal["global", "layer", "uniform"] = "global"
+    """What competes: all weights, those of one numbered layer, or those of one matrix."""
+    budgets: dict[str, Share] = {}
+    """Final sparsity by pattern of weights; what remains of `sparsity` goes to the others."""
+    min_kept: Share = 0.0
+    """Share of every matrix that stays, at least."""
+    pattern: str | None = None
+    """What goes together: "2:4" keeps 2 of every 4 inputs, "32x1" prunes blocks of 32 outputs x 1 input."""
+
+    @field_validator("pattern", mode="before")
+    @classmethod
+    def _check_pattern(cls, value: Any) -> Any:
+        if value is not None:
+            try:
+                parse_pattern(value)
+            except (TypeError, ValueError) as error:
+                raise ValueError(str(error).removeprefix("pattern: ")) from error
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> "PruneConfig":
@@ -74,6 +93,25 @@ class PruneConfig(Section):
                 f"initial_sparsity ({self.initial_sparsity}) must not exceed sparsity ({self.sparsity})"
             )
         return self
+
+    def placement(self) -> Placement:
+        """Return where sparsity goes."""
+        return Placement(
+            scope=self.scope, budgets=self.budgets, min_kept=self.min_kept, pattern=self.pattern
+        )
+
+    def placement_given(self) -> dict[str, Any]:
+        """Return the settings of where sparsity goes that are not the defaults, for records and keys."""
+        names = {"scope", "budgets", "min_kept", "pattern"}
+        return self.model_dump(mode="json", include=names, exclude_defaults=True)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what names a pruned model; what places sparsity only where it is not the default.
+
+        Artifacts that were made before there was such a setting keep their keys.
+        """
+        names = {"scope", "budgets", "min_kept", "pattern"}
+        return self.model_dump(mode="json", exclude=names) | self.placement_given()
 
     def schedule(self, num_steps: int, steps_per_epoch: int) -> PruningSchedule:
         """Return the schedule of a run.

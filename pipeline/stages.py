@@ -101,7 +101,7 @@ def plan_stages(config: RunConfig) -> list[Stage]:
             {
                 "model": model,
                 "train": settings,
-                "prune": config.prune.model_dump(mode="json"),
+                "prune": config.prune.identity(),
                 **precision,
             },
             ("data", "dense") if config.prune.start == "dense" else ("data",),
@@ -278,6 +278,8 @@ def _run_export(config: RunConfig, context: Context) -> dict[str, Any]:
             "sparsity": figures["sparsity"],
             "num_pruned": figures["num_pruned"],
             "mask_hash": figures["mask_hash"],
+            "scope": config.prune.scope,
+            **config.prune.placement_given(),
             **scheduled,
             "tool": f"mgpp {version('mgpp')}",
         },

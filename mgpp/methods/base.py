@@ -87,6 +87,17 @@ class Method:
         """Return what is pruned lowest first: 1-D float32, not negative; None for the magnitude."""
         return None
 
+    def addable_score(self, shard: Shard) -> Tensor | None:
+        """Return scores that blocks are scored by the mean of, 1-D float32; None for the magnitude.
+
+        They may be negative, where `ordered` undoes it.
+        """
+        return self.score(shard)
+
+    def ordered(self, scores: Tensor) -> Tensor:
+        """Return (means of) addable scores as floats that are not negative, in the same order."""
+        return scores
+
     def threshold(self, score: float) -> float:
         """Return the method's own value for the largest score that was pruned."""
         return score

@@ -38,11 +38,19 @@ class Movement(Method):
             grad.masked_fill_(pruned != 0, 0.0)
 
     def score(self, shard: Shard) -> Tensor:
-        """Return the scores as floats that are not negative, in the same order.
+        """Return the sums as floats that are not negative, in the same order."""
+        return self.ordered(self.addable_score(shard))
+
+    def addable_score(self, shard: Shard) -> Tensor:
+        """Return the sums of -w grad."""
+        return self.state(shard)["score"]
+
+    def ordered(self, scores: Tensor) -> Tensor:
+        """Return scores as floats that are not negative, in the same order.
 
         Their 32 bits become 31, so that neighbours among floats may be tied.
         """
-        bits = self.state(shard)["score"].view(torch.int32)
+        bits = scores.view(torch.int32)
         ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # as integers, in the order of the floats
         return ((ordered >> 1) + (1 << 30)).view(torch.float32)
 
