@@ -220,6 +220,11 @@ class Allocation:
             most = sum(self.caps[i] for i in indices)
             if 0 <= count <= most:
                 continue
+            ends = {
+                self.schedule.prune_start: "at the first pruning",
+                self.schedule.prune_end: "at the last pruning",
+            }
+            when = ends.get(step, f"at step {step}")
             unit = "weights" if self.unit == 1 else f"blocks of {self.unit}"
             given = ", ".join(
                 f"{b.pattern!r} {n}" for b, n in zip(self._budgets, counts, strict=True)
@@ -233,7 +238,7 @@ class Allocation:
             budgets = f" (the budgets take {given})" if given else ""
             raise ValueError(
                 f"{'budgets' if self._budgets else 'min_kept'}: of {sum(self.sizes)} {unit} {num_units} "
-                f"are to go at step {step}{budgets}, which asks {count} of {what}, where from 0 to "
+                f"are to go {when}{budgets}, which asks {count} of {what}, where from 0 to "
                 f"{most} may go; {advice}"
             )
 

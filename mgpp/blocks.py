@@ -54,29 +54,34 @@ class BlockGrid:
 
 
 def block_shards(
-    scored: Sequence[Shard], grid: BlockGrid, ordered: Callable[[Tensor], Tensor]
+    shards: Sequence[Shard],
+    grid: BlockGrid,
+    score: Callable[[Shard], Tensor],
+    ordered: Callable[[Tensor], Tensor],
 ) -> list[Shard]:
     """Return shards of the blocks' scores, of the blocks that each rank decides on.
 
     Args:
-        scored: this rank's shards of scores, which may be negative; all ranks must call.
+        shards: this rank's shards; all ranks must call.
         grid: the blocks.
+        score: returns the scores of a shard's elements, which may be negative; called twice, so that
+            those of one shard at a time are in memory.
         ordered: makes scores floats that are not negative, in the same order.
 
     Raises:
         RuntimeError: if a score is not finite.
     """
-    exponent = _largest_exponent(scored, grid.straddling.collectives)
+    exponent = _largest_exponent(shards, score, grid.straddling.collectives)
     # All magnitudes are below 2^(exponent - 126), and the sums of them below 2^_SUM_BITS.
     shift = _SUM_BITS - (grid.size - 1).bit_length() - (exponent - 126)
-    sums = [_partial_sums(shard, grid, 2.0**shift) for shard in scored]
+    sums = [_partial_sums(shard, score(shard), grid, 2.0**shift) for shard in shards]
     parts: dict[Span, Tensor] = {}
-    for shard, partial in zip(scored, sums, strict=True):
+    for shard, partial in zip(shards, sums, strict=True):
         for key in grid.straddling.of(shard, grid.tilings[shard.index].span):
             parts[key] = partial[key[1] - grid.held(shard).start]
     totals = grid.straddling.sum(parts, grid.tiles, torch.int64)
     result = []
-    for shard, partial in zip(scored, sums, strict=True):
+    for shard, partial in zip(shards, sums, strict=True):
         held, owned = grid.held(shard), grid.owned(shard)
         for key in grid.straddling.of(shard, grid.tilings[shard.index].span):
             partial[key[1] - held.start] = totals[key].to(partial.device)
@@ -138,20 +143,21 @@ def expanded_chunks(shard: Shard, grid: BlockGrid, keep: Tensor) -> Iterator[Ten
         yield chunk.to(torch.int32)
 
 
-def _largest_exponent(scored: Sequence[Shard], collectives: Collectives) -> int:
+def _largest_exponent(
+    shards: Sequence[Shard], score: Callable[[Shard], Tensor], collectives: Collectives
+) -> int:
     """Return the largest exponent among the scores of all ranks, biased as float32 has it, at least 1."""
     found = [0] * 256
-    for shard in scored:
-        for chunk in shard.chunks():
-            if chunk.numel():
-                found[int(magnitude_bits(chunk).max()) >> 23] += 1
+    for shard in shards:
+        if shard.numel:
+            found[int(magnitude_bits(score(shard)).max()) >> 23] += 1
     largest = max((e for e, count in enumerate(collectives.sum(found)) if count), default=0)
     if largest == 255:
         raise RuntimeError("scores are not finite: the weights or what the method keeps are not")
     return max(largest, 1)
 
 
-def _partial_sums(shard: Shard, grid: BlockGrid, scale: float) -> Tensor:
+def _partial_sums(shard: Shard, scores: Tensor, grid: BlockGrid, scale: float) -> Tensor:
     """Return the sums over what a shard holds of blocks: 2-D int64, a row a span, a column a block."""
     tiling, held = grid.tilings[shard.index], grid.held(shard)
     sums = torch.empty(len(held), tiling.num_tiles, dtype=torch.int64, device=shard.flat.device)
@@ -163,7 +169,7 @@ def _partial_sums(shard: Shard, grid: BlockGrid, scale: float) -> Tensor:
         spans = torch.zeros(
             (last - first) * tiling.span, dtype=torch.int64, device=shard.flat.device
         )
-        values = shard.weight[begin - shard.offset : end - shard.offset]
+        values = scores[begin - shard.offset : end - shard.offset]
         spans[begin - first * tiling.span : end - first * tiling.span] = (
             values.to(torch.float64).mul_(scale).to(torch.int64)
         )

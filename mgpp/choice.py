@@ -81,7 +81,7 @@ class Chooser:
         )
 
     def _choose_weights(self, method: Method, groups: Sequence[Group]) -> tuple[_Cuts, _Keeps]:
-        scored = self._laid_out(method.score)
+        scored = self._scored(method)
         if isinstance(self.pattern, NofM):
             assert self._straddling is not None
             tilings = self.allocation.tilings
@@ -98,7 +98,7 @@ class Chooser:
         grid = BlockGrid(
             tilings=self.allocation.tilings, straddling=self._straddling, size=self.allocation.unit
         )
-        blocks = block_shards(self._laid_out(method.addable_score), grid, method.ordered)
+        blocks = block_shards(self.shards, grid, method.addable_score, method.ordered)
         cuts = self._cuts(blocks, groups)
         decided = [
             torch.cat(list(kept_chunks(blocks, i, cuts[block.index])))
@@ -111,11 +111,11 @@ class Chooser:
 
         return cuts, keeps
 
-    def _laid_out(self, score: Callable[[Shard], Tensor | None]) -> list[Shard]:
+    def _scored(self, method: Method) -> list[Shard]:
         """Return what is cut by: the method's scores laid out as the shards are, or the shards."""
         scored = []
         for shard in self.shards:
-            scores = score(shard)
+            scores = method.score(shard)
             scored.append(shard if scores is None else replace(shard, flat=scores, start=0))
         return scored
 

@@ -67,7 +67,8 @@ def _hold_back_(bits: Tensor, tiling: Tiling, pattern: NofM) -> None:
     """Raise to GREATEST, in whole spans, all but the M - N lowest of each group; of equals the last."""
     spans = bits.view(-1, pattern.of, tiling.width)
     for part in spans.split(max(CHUNK // tiling.span, 1)):
-        members = part.transpose(0, 1).reshape(pattern.of, -1)
+        turned = part.transpose(0, 1).clone(memory_format=torch.contiguous_format)
+        members = turned.view(pattern.of, -1)  # a row for each place in the groups
         place = torch.zeros(members.shape, dtype=torch.int16, device=bits.device)
         for i in range(pattern.of):
             for j in range(i + 1, pattern.of):
@@ -75,4 +76,4 @@ def _hold_back_(bits: Tensor, tiling: Tiling, pattern: NofM) -> None:
                 place[j] += earlier
                 place[i] += ~earlier
         members.masked_fill_(place >= pattern.of - pattern.kept, GREATEST)
-        part.copy_(members.view(pattern.of, part.shape[0], -1).transpose(0, 1))
+        part.copy_(turned.transpose(0, 1))

@@ -79,7 +79,10 @@ def parse_pattern(text: object) -> Pattern:
         TypeError: if it is no string.
     """
     if not isinstance(text, str):
-        hint = '; quote it, for YAML reads 2:4 as a number: "2:4"' if isinstance(text, int) else ""
+        hint = ""
+        if isinstance(text, int):
+            read = f"{text // 60}:{text % 60}"
+            hint = f"; YAML reads {read} without quotes as a number, so quote it"
         raise TypeError(f"pattern: got {text!r}; {_ALLOWED}{hint}")
     if match := _N_OF_M.match(text):
         kept, of = int(match[1]), int(match[2])

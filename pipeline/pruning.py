@@ -1,10 +1,11 @@
 """The pruning section of the configuration: which method, how far and when."""
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import Field, create_model, field_validator, model_validator
 
-from mgpp import METHODS, Method, Placement, PruningSchedule, make_method, settings_of
+from mgpp import METHODS, Allocation, Method, Placement, PruningSchedule, make_method, settings_of
 from mgpp.pattern import parse_pattern
 from pipeline.section import Duration, Positive, Section, Share
 
@@ -74,7 +75,7 @@ class PruneConfig(Section):
     min_kept: Share = 0.0
     """Share of every matrix that stays, at least."""
     pattern: str | None = None
-    """What goes together: "2:4" keeps 2 of every 4 inputs, "32x1" prunes blocks of 32 outputs x 1 input."""
+    """What goes together: "2:4" keeps 2 of every 4 inputs; "32x1" prunes blocks, 32 outputs x 1 input."""
 
     @field_validator("pattern", mode="before")
     @classmethod
@@ -99,6 +100,24 @@ class PruneConfig(Section):
         return Placement(
             scope=self.scope, budgets=self.budgets, min_kept=self.min_kept, pattern=self.pattern
         )
+
+    def allocation(
+        self, shapes: dict[str, tuple[int, ...]], transposed: Collection[str]
+    ) -> Allocation:
+        """Return how much of each weight goes, on the shortest schedule there is.
+
+        Raises:
+            ValueError: if that cannot be.
+        """
+        schedule = PruningSchedule(
+            num_steps=2,
+            warmup_steps=0,
+            finetune_steps=0,
+            interval=1,
+            initial_sparsity=self.initial_sparsity,
+            final_sparsity=self.sparsity,
+        )
+        return Allocation(self.placement(), shapes, schedule, transposed)
 
     def placement_given(self) -> dict[str, Any]:
         """Return the settings of where sparsity goes that are not the defaults, for records and keys."""

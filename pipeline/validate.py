@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mgpp import select_prunable
+from mgpp import select_prunable, transposed_weights
 from pipeline.config import RunConfig, parse_sections, read_config
 from pipeline.data import load_splits, missing_columns, num_training_examples
 from pipeline.engine import freeze
@@ -96,10 +96,15 @@ def _model_problems(sections: dict[str, Any]) -> list[str]:
             problems.append(f"train.freeze: {error}")
     if prune is not None:
         try:
-            select_prunable(empty, prune.include, prune.exclude)
+            names = set(select_prunable(empty, prune.include, prune.exclude))
         except ValueError as error:
             key = "prune.exclude" if str(error).startswith("exclude") else "prune.include"
-            problems.append(f"{key}: {error}")
+            return [*problems, f"{key}: {error}"]
+        try:
+            shapes = {n: tuple(p.shape) for n, p in empty.named_parameters() if n in names}
+            prune.allocation(shapes, transposed_weights(empty))
+        except ValueError as error:
+            problems.append(f"prune.{error}")
     return problems
 
 
