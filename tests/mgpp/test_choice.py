@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from mgpp import GMP, Collectives, Movement, Placement, Pruner, PruningSchedule, Shard
 from mgpp.threshold import Group, find_cuts, kept_chunks, sent_bytes
+from tests.mgpp.placements import block_means, lowest, n_of_m_allowed, only_lowest
 from tests.mgpp.sharding import contiguous_shards, odd_shards, per_weight_shards, run_ranks
 
 LAYOUTS = [contiguous_shards, per_weight_shards, odd_shards]
@@ -51,42 +52,6 @@ def prune(weights, world_size, cut_into, *, sparsity, transposed=(), method=GMP,
         for shard in pruner.shards:
             masks[shard.index][shard.offset : shard.offset + shard.numel] = pruner.mask(shard)
     return pruners[0].last_pruning, [m.view_as(w) for m, w in zip(masks, weights, strict=True)]
-
-
-# Brute force: everything is sorted, whole.
-
-
-def lowest(scores, k, allowed=None):
-    """Take the k lowest of several matrices, equals in their order; return what stays."""
-    flat = torch.cat([s.reshape(-1) for s in scores]).double()
-    if allowed is not None:
-        flat[~torch.cat([a.reshape(-1) for a in allowed])] = float("inf")
-    stays = torch.ones(flat.numel(), dtype=torch.bool)
-    stays[flat.sort(stable=True).indices[:k]] = False
-    parts = stays.split([s.numel() for s in scores])
-    return [part.view_as(s) for part, s in zip(parts, scores, strict=True)]
-
-
-def only_lowest(score, num):
-    """Mark the lowest of one matrix, as many as its bound lets go."""
-    return ~lowest([score], num)[0]
-
-
-def n_of_m_allowed(score, n, m):
-    """Mark in every m columns of each row the m - n lowest, of equals the first."""
-    allowed = torch.zeros_like(score, dtype=torch.bool)
-    for row in range(score.shape[0]):
-        for first in range(0, score.shape[1], m):
-            group = score[row, first : first + m].tolist()
-            for place in sorted(range(m), key=lambda i: (group[i], i))[: m - n]:
-                allowed[row, first + place] = True
-    return allowed
-
-
-def block_means(score, rows, columns):
-    r, c = score.shape
-    blocks = score.double().view(r // rows, rows, c // columns, columns)
-    return blocks.mean(dim=(1, 3)).float()
 
 
 def make_weights(shapes, seed, tied):
