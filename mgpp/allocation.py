@@ -12,7 +12,7 @@ from fractions import Fraction
 from math import ceil, prod
 from typing import Literal, get_args
 
-from mgpp.pattern import Pattern, Tiling, parse_pattern, tiling_of
+from mgpp.pattern import NofM, Pattern, Tiling, parse_pattern, tiling_of
 from mgpp.schedule import PruningSchedule
 from mgpp.threshold import Group
 
@@ -99,7 +99,7 @@ class Allocation:
         self.schedule = schedule
         self.names = tuple(full_shapes)
         self.numels = [prod(shape) for shape in full_shapes.values()]
-        pattern = placement.parsed_pattern()
+        self._pattern = pattern = placement.parsed_pattern()
         self.tilings: list[Tiling] = []
         if pattern is not None:
             self.tilings = [
@@ -125,7 +125,7 @@ class Allocation:
 
     def num_going(self, step: int) -> int:
         """Return how many elements are pruned at a step: floor(N s(t)), before rounding to blocks."""
-        return int(sum(self.numels) * self.schedule.sparsity(step))
+        return self._share(sum(self.numels), self.schedule.sparsity(step))
 
     def groups(self, num_going: int, step: int) -> list[Group]:
         """Return what is cut at a step: weights, and how many of their units go.
@@ -145,12 +145,18 @@ class Allocation:
             result += [Group(indices=t, k=k) for t, k in zip(teams, counts, strict=True)]
         return result
 
+    def _share(self, numel: int, sparsity: float) -> int:
+        """Return floor(n s); where s is the most that N:M allows, what that is, without rounding."""
+        if isinstance(self._pattern, NofM) and sparsity == float(self._pattern.max_share):
+            return int(numel * self._pattern.max_share)
+        return int(numel * sparsity)
+
     def _parts(self, num_units: int, step: int) -> list[tuple[tuple[int, ...], int]]:
         """Return the weights of each budget with their units to go, and the rest with what remains."""
         counts = []
         for budget in self._budgets:
             numel = sum(self.numels[i] for i in budget.indices)
-            going = int(numel * self.schedule.sparsity(step, budget.sparsity))
+            going = self._share(numel, self.schedule.sparsity(step, budget.sparsity))
             counts.append(going // self.unit)
         remaining = num_units - sum(counts)
         if self._budgets and not self._rest and 0 <= remaining <= len(counts):
@@ -194,18 +200,17 @@ class Allocation:
 
     def _check_shares(self) -> None:
         """Refuse final sparsities that no weight could have, before any counting."""
-        pattern = self.placement.parsed_pattern()
-        limits = [(Fraction(1) - Fraction(str(self.placement.min_kept)), "min_kept")]
-        if pattern is not None:
-            limits.append((pattern.max_share, "pattern"))
+        limits = [(float(1 - Fraction(str(self.placement.min_kept))), "min_kept")]
+        if self._pattern is not None:
+            limits.append((float(self._pattern.max_share), "pattern"))
         asked = {"sparsity": self.schedule.final_sparsity}
         asked |= {f"budgets: {b.pattern!r}": b.sparsity for b in self._budgets}
         for limit, key in limits:
             for what, sparsity in asked.items():
-                if Fraction(str(sparsity)) > limit:
+                if sparsity > limit:
                     raise ValueError(
                         f"{what}: got {sparsity}, but {key} {getattr(self.placement, key)} allows "
-                        f"{float(limit):g} at most"
+                        f"{limit} at most"
                     )
 
     def _check_counts(

@@ -185,6 +185,15 @@ def test_a_pattern_that_yaml_read_as_a_number_and_budgets_that_are_no_mapping():
         Placement(budgets=["*"])
 
 
+@pytest.mark.parametrize(("pattern", "share"), [("2:5", 0.6), ("1:3", 2 / 3), ("1:6", 5 / 6)])
+def test_the_most_that_n_of_m_allows_is_not_rounded_down(pattern, share):
+    shapes = {f"layers.{i}.w": (7, 30) for i in range(11)}
+    made = allocation(share, shapes=shapes, pattern=pattern)
+    assert made.num_going(16) == round(11 * 210 * share)
+    with pytest.raises(ValueError, match="allows"):
+        allocation(share + 1e-6, shapes=shapes, pattern=pattern)
+
+
 def test_what_is_no_matrix_has_no_pattern():
     shapes = {"layers.0.experts": (4, 8, 8)}
     with pytest.raises(ValueError, match=r"experts has shape \(4, 8, 8\), and only matrices"):
