@@ -115,7 +115,7 @@ class PruneConfig(Section):
             finetune_steps=0,
             interval=1,
             initial_sparsity=self.initial_sparsity,
-            final_sparsity=self.sparsity,
+            final_sparsity=self.sparsity or 0.0,
         )
         return Allocation(self.placement(), shapes, schedule, transposed)
 
