@@ -4,6 +4,8 @@ A block's score is the mean of its elements' scores. Sums of floats depend on th
 are summed as integers: multiples of one unit, some 2^-57 of the largest score, which a rounding to
 float32 does not see. A block that lies on several ranks is summed by a reduction; the rank that holds its
 first element decides on it.
+
+MGPP's prior acts on each weight by itself here too; one over whole blocks would be another method.
 """
 
 from collections.abc import Callable, Iterator, Sequence
