@@ -4,6 +4,7 @@ The method alone: torch and the standard library. `attach` prunes in a plain tor
 DeepSpeed ZeRO.
 """
 
+from mgpp.allocation import Allocation, Placement
 from mgpp.attaching import PruningConfig, attach, grouped_parameters, parameter_groups
 from mgpp.collectives import Collectives
 from mgpp.methods import (
@@ -28,7 +29,7 @@ from mgpp.methods import (
 from mgpp.prior import MixtureGaussianPrior, add_prior_grad_, log_prior
 from mgpp.pruner import Pruner, Pruning
 from mgpp.schedule import PruningSchedule, SlabProbAnnealing
-from mgpp.selection import select_prunable
+from mgpp.selection import select_prunable, transposed_weights
 from mgpp.shards import Shard
 from mgpp.version import __version__
 
@@ -39,12 +40,14 @@ __all__ = [
     "ONE_SHOT",
     "PINS",
     "PLATON",
+    "Allocation",
     "Collectives",
     "MGPPSaliency",
     "Method",
     "MixtureGaussianPrior",
     "Movement",
     "OneShotMethod",
+    "Placement",
     "Pruner",
     "Pruning",
     "PruningConfig",
@@ -65,4 +68,5 @@ __all__ = [
     "select_prunable",
     "setting",
     "settings_of",
+    "transposed_weights",
 ]

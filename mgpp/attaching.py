@@ -1,17 +1,18 @@
 """Pruning in a training loop of one's own: settings, parameter groups, and one call."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from mgpp.allocation import Placement
 from mgpp.backends import deepspeed, torch
 from mgpp.methods import Method, make_method
 from mgpp.pruner import Pruner
 from mgpp.schedule import PruningSchedule
-from mgpp.selection import select_prunable
+from mgpp.selection import select_prunable, transposed_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,11 @@ class PruningConfig:
         method: its name ("mgpp", ...), or a mapping with `name` and its settings.
         include: patterns of prunable weights; all matrices of the repeated layers unless given.
         exclude: patterns of weights to leave alone.
+        scope: what competes: "global", all weights; "layer", those of one numbered layer; "uniform",
+            those of one matrix.
+        budgets: final sparsity by pattern; what remains of `sparsity` goes to the other weights.
+        min_kept: share of every matrix that stays, at least.
+        pattern: "N:M" ("2:4": 2 of every 4 inputs stay) or "ROWSxCOLUMNS" ("32x1": whole blocks go).
 
     Raises:
         ValueError: if a number is out of range or the method is not known.
@@ -40,6 +46,10 @@ class PruningConfig:
     method: str | Mapping[str, Any] = "mgpp"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    scope: str = "global"
+    budgets: Mapping[str, float] = field(default_factory=dict)
+    min_kept: float = 0.0
+    pattern: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("warmup", "finetune"):
@@ -50,6 +60,13 @@ class PruningConfig:
             if isinstance(getattr(self, name), str):
                 raise TypeError(f"{name}: got a string; give a list of patterns")
         self.build_method(num_examples=1)
+        self.placement()
+
+    def placement(self) -> Placement:
+        """Return where sparsity goes."""
+        return Placement(
+            scope=self.scope, budgets=self.budgets, min_kept=self.min_kept, pattern=self.pattern
+        )
 
     def build_method(self, num_examples: int) -> Method:
         """Return the method for a number of training examples."""
@@ -101,10 +118,18 @@ def attach(
     """
     settings = _config(config)
     method, schedule = settings.build_method(num_examples), settings.schedule(num_steps)
+    placement = settings.placement()
     if _is_engine(target) or (isinstance(target, tuple) and _is_engine(target[0])):
         engine = target[0] if isinstance(target, tuple) else target
         prunable = _prunable(engine.module, settings)
-        return deepspeed.attach(engine, prunable, method=method, schedule=schedule)
+        return deepspeed.attach(
+            engine,
+            prunable,
+            method=method,
+            schedule=schedule,
+            placement=placement,
+            transposed=transposed_weights(engine.module),
+        )
     if not isinstance(target, tuple) or len(target) != 2:
         raise TypeError(
             f"need a DeepSpeed engine or a pair (model, optimizer), got {type(target).__name__}"
@@ -122,7 +147,14 @@ def attach(
                 f"{name} is not in the optimizer: give the optimizer that trains this model, and "
                 "attach after both were prepared"
             )
-    return torch.attach(optimizer, prunable, method=method, schedule=schedule)
+    return torch.attach(
+        optimizer,
+        prunable,
+        method=method,
+        schedule=schedule,
+        placement=placement,
+        transposed=transposed_weights(model),
+    )
 
 
 def parameter_groups(
@@ -164,7 +196,7 @@ def grouped_parameters(
 def _config(config: PruningConfig | Mapping[str, Any]) -> PruningConfig:
     if isinstance(config, PruningConfig):
         return config
-    allowed = [field.name for field in fields(PruningConfig)]
+    allowed = [entry.name for entry in fields(PruningConfig)]
     unknown = sorted(set(config) - set(allowed))
     if unknown:
         raise ValueError(f"{unknown[0]}: unknown key; allowed are {', '.join(allowed)}")

@@ -54,3 +54,10 @@ class Collectives:
     def by_rank(self, value: int) -> list[int]:
         """Return the integer of every rank, in rank order."""
         return self.sum([value if rank == self.rank else 0 for rank in range(self.world_size)])
+
+    def by_rank_all(self, values: list[int]) -> list[list[int]]:
+        """Return for each integer of the list those of every rank, in rank order; one reduction."""
+        sent = [0] * (len(values) * self.world_size)
+        sent[self.rank :: self.world_size] = values
+        summed = self.sum(sent) if values else []
+        return [summed[i : i + self.world_size] for i in range(0, len(summed), self.world_size)]

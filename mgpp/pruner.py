@@ -1,13 +1,15 @@
 """The lifecycle of pruning: what is done to the shards before and after each optimizer step."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mgpp import stats
+from mgpp.allocation import Allocation, Placement
+from mgpp.choice import Chooser
 from mgpp.collectives import Collectives
 from mgpp.mask import (
     all_kept,
@@ -19,7 +21,6 @@ from mgpp.mask import (
 from mgpp.methods.base import Method
 from mgpp.schedule import PruningSchedule
 from mgpp.shards import CHUNK, Shard, check_coverage
-from mgpp.threshold import Cut, find_cut, kept_chunks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,9 @@ class Pruning:
         step: the optimizer step at whose end it happened.
         num_pruned: weights set to zero.
         sparsity: num_pruned over all prunable weights.
-        threshold: the largest magnitude set to zero, or the largest score where a method has one.
+        threshold: the largest magnitude set to zero, or the largest score where a method has one; of
+            blocks, the largest mean. Where weights are cut apart (by scope, budget or bound), the largest
+            of their cuts.
         churn: share of the pruned weights that the pruning before had kept.
         mask_hash: hash of all masks over all ranks; it does not depend on the sharding.
     """
@@ -62,8 +65,11 @@ class Pruner:
         witnesses: all ranks that must come to the same masks; the same group unless the weights are
             replicated.
         group: the optimizer's parameter group that holds the weights, for its learning rate.
+        placement: where sparsity goes; over all weights unless given.
+        transposed: names of the weights stored inputs first (`Conv1D`), for patterns.
 
     Raises:
+        ValueError: if the sparsity cannot be placed so.
         RuntimeError: if the shards of all ranks do not make up the weights.
     """
 
@@ -77,6 +83,8 @@ class Pruner:
         collectives: Collectives | None = None,
         witnesses: Collectives | None = None,
         group: Mapping[str, Any] | None = None,
+        placement: Placement | None = None,
+        transposed: Collection[str] = (),
     ) -> None:
         self.shards = tuple(shards)
         self.names = tuple(full_shapes)
@@ -89,6 +97,8 @@ class Pruner:
         self.step = 0
         self.last_pruning: Pruning | None = None
         check_coverage(self.shards, self.full_numels, self.collectives)
+        self.allocation = Allocation(placement or Placement(), full_shapes, schedule, transposed)
+        self._chooser = Chooser(self.shards, self.allocation, self.collectives)
         self._keep = [all_kept(shard.numel, shard.flat.device) for shard in self.shards]
         self._position = {id(shard): i for i, shard in enumerate(self.shards)}
         method.num_matrices = len(self.names)
@@ -129,7 +139,7 @@ class Pruner:
         """
         pruning = None
         if self.schedule.is_pruning_step(self.step):
-            pruning = self._prune(int(self.num_prunable * self.schedule.sparsity(self.step)))
+            pruning = self._prune(self.allocation.num_going(self.step))
         self.step += 1
         return pruning
 
@@ -236,19 +246,18 @@ class Pruner:
         if "pruned_weight" in self.method.state_names:
             for shard in self.shards:
                 shard.weight.add_(self.method.state(shard)["pruned_weight"])
-        scored = [self._scored(shard) for shard in self.shards]
-        cut = find_cut(scored, k, self.full_numels, self.collectives)
-        newly = sum(self._cut_shard(position, scored, cut) for position in range(len(scored)))
+        choice = self._chooser.choose(self.method, k, self.step)
+        newly = sum(self._cut_shard(i, choice.keeps(i)) for i in range(len(self.shards)))
         kept = sum(count_bits(keep) for keep in self._keep)
         held = sum(shard.numel for shard in self.shards)
         num_pruned, churned, digest = self.collectives.sum([held - kept, newly, self._local_hash()])
-        self._check_agreement(k, num_pruned, digest ^ cut.bits)
+        self._check_agreement(choice.num_going, num_pruned, digest ^ choice.digest)
         self.last_pruning = Pruning(
             step=self.step,
             num_pruned=num_pruned,
             sparsity=num_pruned / self.num_prunable,
-            threshold=self.method.threshold(cut.threshold),
-            churn=churned / max(k, 1),
+            threshold=choice.threshold,
+            churn=churned / max(num_pruned, 1),
             mask_hash=_hexadecimal(digest),
         )
         return self.last_pruning
@@ -274,17 +283,11 @@ class Pruner:
             )
         )
 
-    def _scored(self, shard: Shard) -> Shard:
-        """Return what is cut by: the method's scores laid out as the shard is, or the shard itself."""
-        scores = self.method.score(shard)
-        return shard if scores is None else replace(shard, flat=scores, start=0)
-
-    def _cut_shard(self, position: int, scored: Sequence[Shard], cut: Cut) -> int:
+    def _cut_shard(self, position: int, keeps: Iterator[Tensor]) -> int:
         """Zero what goes from one shard, store its mask; return how much was kept before."""
         shard, old, newly = self.shards[position], self._keep[position], 0
         pruned = self.method.state(shard).get("pruned_weight")
         # CHUNK is a multiple of 8, so each chunk's mask begins on a byte.
-        keeps = kept_chunks(scored, position, cut)
         for i, (chunk, keep) in enumerate(zip(shard.chunks(), keeps, strict=True)):
             if pruned is not None:
                 torch.mul(chunk, 1 - keep, out=pruned[i * CHUNK :][: chunk.numel()])

@@ -76,14 +76,20 @@ class PruningSchedule:
             return True
         return self.prune_start < step < self.prune_end and step % self.interval == 0
 
-    def sparsity(self, step: int) -> float:
-        """s(t) = s_f + (s_i - s_f) r^3, r = 1 - (t - prune_start) / (prune_end - prune_start)."""
+    def sparsity(self, step: int, final_sparsity: float | None = None) -> float:
+        """s(t) = s_f + (s_i - s_f) r^3, r = 1 - (t - prune_start) / (prune_end - prune_start).
+
+        Args:
+            step: t.
+            final_sparsity: s_f of weights that have another; s_i is that at most.
+        """
+        final = self.final_sparsity if final_sparsity is None else final_sparsity
         if step < self.prune_start:
             return 0.0
         if step >= self.prune_end:
-            return self.final_sparsity
+            return final
         remaining = 1 - self.progress(step)
-        return self.final_sparsity + (self.initial_sparsity - self.final_sparsity) * remaining**3
+        return final + (min(self.initial_sparsity, final) - final) * remaining**3
 
     def progress(self, step: int) -> float:
         """Return how far `step` is from prune_start (0) to prune_end (1), clamped."""

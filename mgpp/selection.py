@@ -49,9 +49,20 @@ def select_prunable(
     return [name for name in shapes if name in selected]
 
 
+def transposed_weights(model: nn.Module) -> frozenset[str]:
+    """Return the names of the matrices stored inputs first: those of `Conv1D` (GPT-2)."""
+    return frozenset(
+        f"{name}.weight" for name, module in model.named_modules() if _is_conv1d(module)
+    )
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D"
+
+
 def _default_names(model: nn.Module) -> Iterable[str]:
     for name, module in model.named_modules():
-        is_projection = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+        is_projection = isinstance(module, nn.Linear) or _is_conv1d(module)
         if is_projection and _LAYER_NUMBER.search(f".{name}."):
             yield f"{name}.weight"
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from mgpp import OneShotMethod, select_prunable
+from mgpp import OneShotMethod, select_prunable, transposed_weights
 from mgpp.threshold import sent_bytes
 from pipeline.config import RunConfig
 from pipeline.decoder import weight_rows
@@ -38,7 +38,8 @@ class Plan:
         device: memory on the worker's device, by what it is for.
         host: memory beside it that offload takes, by what it is for.
         sent_per_step: sent by a worker for one optimizer step.
-        sent_per_pruning: sent by a worker for one pruning, at most.
+        sent_per_pruning: sent by a worker for one pruning, at most; what lies on several workers of a
+            pattern's groups and blocks comes on top, and with min_kept as often as weights reach it.
         checkpoint: one checkpoint, all workers together.
     """
 
@@ -77,6 +78,9 @@ def plan_run(config: RunConfig) -> Plan:
     micro = config.train.micro_batch_size or max(config.train.batch_size // world_size, 1)
     names = select_prunable(empty, config.prune.include, config.prune.exclude)
     weights = dict(empty.named_parameters())
+    shapes = {name: tuple(weights[name].shape) for name in names}
+    allocation = config.prune.allocation(shapes, transposed_weights(empty))
+    num_groups = len(allocation.groups(allocation.num_going(step=1), step=1))
     total = sum(p.numel() for p in weights.values())
     trained = sum(p.numel() for p in weights.values() if p.requires_grad)
     prunable = sum(weights[name].numel() for name in names)
@@ -109,7 +113,7 @@ def plan_run(config: RunConfig) -> Plan:
         device={name: size for name, size in device.items() if size},
         host={name: size for name, size in host.items() if size},
         sent_per_step=_sent_per_step(config, total, trained, taught, micro),
-        sent_per_pruning=sent_bytes(world_size, len(names))
+        sent_per_pruning=sent_bytes(world_size, len(names), num_groups)
         if config.zero.stage
         else 8 * world_size,
         checkpoint=checkpoint_bytes(trained, prunable),

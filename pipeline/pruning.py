@@ -1,19 +1,23 @@
 """The pruning section of the configuration: which method, how far and when."""
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
 from mgpp import (
     METHODS,
     ONE_SHOT,
+    Allocation,
     Method,
     OneShotMethod,
+    Placement,
     PruningSchedule,
     make_method,
     make_one_shot,
     settings_of,
 )
+from mgpp.pattern import parse_pattern
 from pipeline.section import Duration, Positive, Section, Share
 
 
@@ -63,7 +67,8 @@ METHOD_CONFIGS = {
     **{name: _config_class(name, method, OneShotConfig) for name, method in ONE_SHOT.items()},
 }
 # What only means something for methods that train, and what only does for the others.
-_GRADUAL = ("initial_sparsity", "warmup", "finetune", "interval")
+_PLACED = ("scope", "budgets", "min_kept", "pattern")
+_GRADUAL = ("initial_sparsity", "warmup", "finetune", "interval", *_PLACED)
 _CALIBRATION = ("calibration_rows",)
 if TYPE_CHECKING:
     AnyMethodConfig = MethodConfig
@@ -96,6 +101,24 @@ class PruneConfig(Section):
     """Patterns of prunable weights; all matrices of the repeated layers unless given."""
     exclude: list[str] = []
     """Patterns of weights to leave alone."""
+    scope: Literal["global", "layer", "uniform"] = "global"
+    """What competes: all weights, those of one numbered layer, or those of one matrix."""
+    budgets: dict[str, Share] = {}
+    """Final sparsity by pattern of weights; what remains of `sparsity` goes to the others."""
+    min_kept: Share = 0.0
+    """Share of every matrix that stays, at least."""
+    pattern: str | None = None
+    """What goes together: "2:4" keeps 2 of every 4 inputs; "32x1" prunes blocks, 32 outputs x 1 input."""
+
+    @field_validator("pattern", mode="before")
+    @classmethod
+    def _check_pattern(cls, value: Any) -> Any:
+        if value is not None:
+            try:
+                parse_pattern(value)
+            except (TypeError, ValueError) as error:
+                raise ValueError(str(error).removeprefix("pattern: ")) from error
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> "PruneConfig":
@@ -123,10 +146,43 @@ class PruneConfig(Section):
         """The method, if it is one that prunes once and trains nothing."""
         return make_one_shot(self.method.model_dump()) if self.method.name in ONE_SHOT else None
 
+    def placement(self) -> Placement:
+        """Return where sparsity goes."""
+        return Placement(
+            scope=self.scope, budgets=self.budgets, min_kept=self.min_kept, pattern=self.pattern
+        )
+
+    def allocation(
+        self, shapes: dict[str, tuple[int, ...]], transposed: Collection[str]
+    ) -> Allocation:
+        """Return how much of each weight goes, on the shortest schedule there is.
+
+        Raises:
+            ValueError: if that cannot be.
+        """
+        schedule = PruningSchedule(
+            num_steps=2,
+            warmup_steps=0,
+            finetune_steps=0,
+            interval=1,
+            initial_sparsity=self.initial_sparsity,
+            final_sparsity=self.sparsity or 0.0,
+        )
+        return Allocation(self.placement(), shapes, schedule, transposed)
+
     def identity(self) -> dict[str, Any]:
-        """Return those settings that the result depends on."""
+        """Return those settings that the result depends on.
+
+        What places sparsity is among them only where it is not the default, so that artifacts made before
+        there was such a setting keep their keys.
+        """
         meaningless = _GRADUAL if self.one_shot else _CALIBRATION
-        return self.model_dump(mode="json", exclude=set(meaningless))
+        values = self.model_dump(mode="json", exclude={*meaningless, *_PLACED})
+        return values | self.placement_given()
+
+    def placement_given(self) -> dict[str, Any]:
+        """Return the settings of where sparsity goes that are not the defaults, for records and keys."""
+        return self.model_dump(mode="json", include=set(_PLACED), exclude_defaults=True)
 
     def schedule(self, num_steps: int, steps_per_epoch: int) -> PruningSchedule:
         """Return the schedule of a run.

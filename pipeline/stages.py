@@ -339,6 +339,8 @@ def _run_export(config: RunConfig, context: Context) -> dict[str, Any]:
             "sparsity": figures["sparsity"],
             "num_pruned": figures["num_pruned"],
             "mask_hash": figures["mask_hash"],
+            "scope": config.prune.scope,
+            **config.prune.placement_given(),
             **scheduled,
             "tool": f"mgpp {version('mgpp')}",
         },

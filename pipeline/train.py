@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mgpp import Pruner, PruningSchedule, select_prunable
+from mgpp import Pruner, PruningSchedule, select_prunable, transposed_weights
 from mgpp.backends.deepspeed import attach, training_state
 from pipeline import checkpoint
 from pipeline.batches import BatchPlan
@@ -236,6 +236,8 @@ def attach_pruner(
         {name: weights[name] for name in names},
         method=prune.method.build(num_examples=num_examples),
         schedule=schedule,
+        placement=prune.placement(),
+        transposed=transposed_weights(engine.module),
     )
 
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mgpp import select_prunable
+from torch import nn
+
+from mgpp import select_prunable, transposed_weights
 from pipeline.config import RunConfig, parse_sections, read_config
 from pipeline.data import is_local, load_splits, missing_columns, num_training_examples
 from pipeline.distill import DENSE
@@ -109,9 +111,21 @@ def _model_problems(sections: dict[str, Any]) -> list[str]:
                 prunable_layers(empty, make_task(task), names, prune.one_shot)
             except ValueError as error:
                 problems.append(f"prune.method: {prune.method.name}: {error}")
+        else:
+            problems += _placement_problems(prune, empty, set(names))
     if distill is not None:
         problems += teacher_problems(distill, model, make_task(task).auto_model)
     return problems
+
+
+def _placement_problems(prune: Any, empty: nn.Module, names: set[str]) -> list[str]:
+    """Check where sparsity goes against the model's shapes."""
+    shapes = {name: tuple(p.shape) for name, p in empty.named_parameters() if name in names}
+    try:
+        prune.allocation(shapes, transposed_weights(empty))
+    except ValueError as error:
+        return [f"prune.{error}"]
+    return []
 
 
 def _data_problems(sections: dict[str, Any]) -> list[str]:

@@ -1,6 +1,6 @@
 """Plain torch: every prunable weight is one whole shard, held by the parameter itself."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
+from mgpp.allocation import Placement
 from mgpp.collectives import Collectives
 from mgpp.methods.base import Method
 from mgpp.pruner import Pruner
@@ -21,6 +22,8 @@ def attach(
     *,
     method: Method,
     schedule: PruningSchedule,
+    placement: Placement | None = None,
+    transposed: Collection[str] = (),
 ) -> Pruner:
     """Prune the given parameters whenever `optimizer` steps.
 
@@ -32,6 +35,8 @@ def attach(
         prunable: float32 parameters by name.
         method: what is added to plain magnitude pruning.
         schedule: when to prune and how far.
+        placement: where sparsity goes; over all weights unless given.
+        transposed: names of the weights stored inputs first (`Conv1D`), for patterns.
 
     Returns:
         The pruner, for its state and its figures.
@@ -60,6 +65,8 @@ def attach(
         shapes,
         method=method,
         schedule=schedule,
+        placement=placement,
+        transposed=transposed,
         witnesses=witnesses,
         group=next(groups, None),
     )

@@ -104,6 +104,18 @@ class Method:
         """Return what is pruned lowest first: 1-D float32, not negative; None for the magnitude."""
         return None
 
+    def addable_score(self, shard: Shard) -> Tensor:
+        """Return scores that blocks are scored by the mean of: 1-D float32.
+
+        They may be negative, where `ordered` undoes it.
+        """
+        scores = self.score(shard)
+        return shard.weight.abs() if scores is None else scores
+
+    def ordered(self, scores: Tensor) -> Tensor:
+        """Return (means of) addable scores as floats that are not negative, in the same order."""
+        return scores
+
     def threshold(self, score: float) -> float:
         """Return the method's own value for the largest score that was pruned."""
         return score

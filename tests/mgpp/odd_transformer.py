@@ -3,13 +3,16 @@
 The reference takes the prior's gradient by autograd, the threshold by sorting, and its masks are dense.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from mgpp import Method, MixtureGaussianPrior, PruningSchedule, log_prior
+from mgpp import Method, MixtureGaussianPrior, Placement, PruningSchedule, log_prior
 from mgpp import make_method as make_method_of
+from tests.mgpp.placements import kept as kept_by
 from tests.mgpp.rivals import LR, REFERENCES, SoftMovement
 
 MICRO_BATCH, ACCUMULATION, CLIPPING = 3, 2, 0.3
@@ -25,6 +28,17 @@ SCHEDULE = PruningSchedule(
     initial_sparsity=0.3,
     final_sparsity=0.85,
 )
+# What places sparsity otherwise: in a model whose sizes divide, how, how far, and by which method.
+EVEN_FEED_FORWARD = 40
+PLACED: dict[str, tuple[Placement, float, str]] = {
+    "budgets": (
+        Placement(scope="layer", budgets={"*.qkv.*": 0.75}, min_kept=0.2),
+        0.7,
+        "mgpp",
+    ),
+    "n-of-m": (Placement(pattern="2:5", scope="uniform"), 0.6, "mgpp"),
+    "blocks": (Placement(pattern="5x1"), 0.7, "movement"),
+}
 RECOMPUTE = "recompute"  # activations, layer by layer; a setting of the model and none of ZeRO's
 CASES: dict[str, tuple[int, str, dict[str, object]]] = {
     "stage0-fp32": (0, "fp32", {}),
@@ -79,6 +93,11 @@ RIVAL_CASES: dict[str, tuple[str, int, str, dict[str, object]]] = {
     )
     if precision == "fp32" or method in BF16_RIVALS
 }
+PLACED_CASES: dict[str, tuple[str, int, dict[str, object]]] = {
+    f"{placed}-stage{stage}{'-subgroups' if zero else ''}": (placed, stage, zero)
+    for placed in PLACED
+    for stage, zero in ((0, {}), (1, {}), (2, {}), (3, {"sub_group_size": 700}))
+}
 NVME_CASES: dict[str, tuple[int, str, dict[str, object]]] = {
     f"stage3-nvme-{precision}": (
         3,
@@ -94,14 +113,14 @@ NVME_CASES: dict[str, tuple[int, str, dict[str, object]]] = {
 
 
 class Layer(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, feed_forward: int) -> None:
         super().__init__()
         # No bias: the softmax does not see a key's bias, so its gradient is rounding noise, which Adam
         # turns into whole steps.
         self.qkv = nn.Linear(WIDTH, 3 * WIDTH, bias=False)
         self.out = nn.Linear(WIDTH, WIDTH)
-        self.up = nn.Linear(WIDTH, FEED_FORWARD)
-        self.down = nn.Linear(FEED_FORWARD, WIDTH)
+        self.up = nn.Linear(WIDTH, feed_forward)
+        self.down = nn.Linear(feed_forward, WIDTH)
         self.norms = nn.ModuleList([nn.LayerNorm(WIDTH) for _ in range(2)])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,10 +132,10 @@ class Layer(nn.Module):
 
 
 class OddTransformer(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, feed_forward: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(VOCABULARY, WIDTH)
-        self.layers = nn.ModuleList([Layer() for _ in range(LAYERS)])
+        self.layers = nn.ModuleList([Layer(feed_forward) for _ in range(LAYERS)])
         self.head = nn.Linear(WIDTH, VOCABULARY)
         self.recompute = False
 
@@ -127,9 +146,9 @@ class OddTransformer(nn.Module):
         return self.head(x)
 
 
-def make_model() -> OddTransformer:
+def make_model(feed_forward: int = FEED_FORWARD) -> OddTransformer:
     torch.manual_seed(0)
-    return OddTransformer()
+    return OddTransformer(feed_forward)
 
 
 def prunable_names(model: nn.Module) -> list[str]:
@@ -164,10 +183,13 @@ def loss(model: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def reference(
-    world_size: int, method: str = "mgpp"
+    world_size: int, method: str = "mgpp", placed: str | None = None
 ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
     """Train in one plain process; return the final weights and the dense mask of each step."""
-    model = make_model()
+    placement, final = Placement(), 0.85
+    if placed:
+        placement, final, method = PLACED[placed]
+    model = make_model(EVEN_FEED_FORWARD if placed else FEED_FORWARD)
     names = prunable_names(model)
     weights = dict(model.named_parameters())
     prunable = [weights[name] for name in names]
@@ -192,7 +214,10 @@ def reference(
                 rival.after_update([keep[name] for name in names], step)
             if SCHEDULE.is_pruning_step(step):
                 rival.before_pruning([keep[name] for name in names])
-                _prune(weights, keep, names, step, rival.scores())
+                scores = dict(zip(names, rival.scores(), strict=True))
+                keep |= kept_by(placement, scores, _cubic(step, final), partial(_cubic, step))
+                for name in names:
+                    weights[name][~keep[name]] = 0.0
             if step > SCHEDULE.prune_end:
                 for name in names:
                     weights[name][~keep[name]] = 0.0
@@ -220,21 +245,5 @@ def _add_prior(weights: list[nn.Parameter], step: int) -> None:
         weight.grad += exact.grad.float()  # type: ignore[union-attr]
 
 
-def _prune(
-    weights: dict[str, nn.Parameter],
-    keep: dict[str, Tensor],
-    names: list[str],
-    step: int,
-    scores: list[Tensor],
-) -> None:
-    flat = torch.cat([score.reshape(-1) for score in scores])
-    sparsity = 0.85 + (0.3 - 0.85) * (1 - (step - 3) / 11) ** 3
-    k = int(flat.numel() * sparsity)
-    kept = torch.ones_like(flat, dtype=torch.bool)
-    kept[flat.sort(stable=True).indices[:k]] = False
-    start = 0
-    for name in names:
-        weight = weights[name]
-        keep[name] = kept[start : start + weight.numel()].view_as(weight)
-        weight[~keep[name]] = 0.0
-        start += weight.numel()
+def _cubic(step: int, final: float) -> float:
+    return final + (0.3 - final) * (1 - (step - 3) / 11) ** 3

@@ -72,6 +72,19 @@ def per_weight_shards(weights: list[Tensor], rank: int, world_size: int) -> list
     return shards
 
 
+def odd_shards(weights: list[Tensor], rank: int, world_size: int) -> list[Shard]:
+    """Cut every weight anywhere, as no framework does; pieces may be empty."""
+    shards = []
+    for index, weight in enumerate(weights):
+        numel = weight.numel()
+        generator = torch.Generator().manual_seed(numel + 7 * index)
+        cuts = torch.randint(numel + 1, (world_size - 1,), generator=generator).tolist()
+        begin, end = sorted([0, *cuts, numel])[rank : rank + 2]
+        mine = weight.reshape(-1)[begin:end].clone()
+        shards.append(_shard(index, weight, begin, end - begin, mine, 0))
+    return shards
+
+
 def _shard(index: int, weight: Tensor, offset: int, numel: int, flat: Tensor, start: int) -> Shard:
     return Shard(
         name=f"layers.{index}.weight",

@@ -81,6 +81,40 @@ def test_gmp_leaves_the_gradients_alone():
     assert isinstance(pruner.method, mgpp.GMP)
 
 
+class Conv1D(nn.Module):
+    """As GPT-2 has it: inputs first."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+def test_placements_in_a_loop_of_one_s_own():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"h": nn.Sequential(Conv1D(12, 7), nn.Linear(7, 12), Conv1D(12, 5))})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    config = {
+        "sparsity": 0.5,
+        "warmup": 0,
+        "finetune": 0,
+        "method": "gmp",
+        "exclude": ["h.1.*"],
+        "scope": "uniform",
+        "pattern": "3:6",
+    }
+    pruner = mgpp.attach((model, optimizer), config, 2, 80)
+    for _ in range(2):
+        model["h"](torch.randn(4, 12)).square().mean().backward()
+        optimizer.step()
+    assert pruner.num_zeros() == 6 * 7 + 6 * 5
+    for layer in (0, 2):
+        groups = model["h"][layer].weight.detach().view(2, 6, -1)
+        assert bool(((groups != 0).sum(dim=1) == 3).all())
+
+
 def test_parameter_groups_put_the_prunable_weights_first():
     first, *others = mgpp.parameter_groups(make_model(), CONFIG, weight_decay=0.1)
     assert [p.shape for p in first["params"]] == [(9, 9)] * 3
@@ -143,6 +177,10 @@ def test_the_spike_threshold_in_learning_rates():
         ({"sparsity": 0.9, "finetune": -1}, "finetune: got -1"),
         ({"sparsity": 0.9, "warmup": 0.6, "finetune": 0.6}, "prune_start"),
         ({"sparsity": 0.9, "include": ["nothing.*"]}, "nothing"),
+        ({"sparsity": 0.9, "scope": "matrix"}, "scope: got 'matrix'; allowed are global"),
+        ({"sparsity": 0.9, "min_kept": 0.2}, "sparsity: got 0.9, but min_kept 0.2 allows 0.8"),
+        ({"sparsity": 0.5, "pattern": "2:4"}, "weight has 9 inputs, which do not divide by 4"),
+        ({"sparsity": 0.5, "budgets": {"heads.*": 0.9}}, "matches no prunable weight"),
         (
             {"sparsity": 0.9, "method": {"name": "mgpp", "spike_var": 1.0}},
             "0 < spike_var < slab_var",

@@ -22,7 +22,7 @@ def results(folder, cases):
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zero")
     torchrun("tests.mgpp.zero_worker", "all", str(folder), num_processes=2, timeout=400)
-    return results(folder, (*odd.CASES, *odd.RIVAL_CASES, "refusals"))
+    return results(folder, (*odd.CASES, *odd.RIVAL_CASES, *odd.PLACED_CASES, "refusals"))
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +33,11 @@ def reference():
 @pytest.fixture(scope="session")
 def rivals():
     return {name: odd.reference(world_size=2, method=name) for name in odd.RIVALS}
+
+
+@pytest.fixture(scope="session")
+def placed():
+    return {name: odd.reference(world_size=2, placed=name) for name in odd.PLACED}
 
 
 def mask_hash(masks):
@@ -89,6 +94,31 @@ def test_rivals_choose_the_same_in_any_layout_of_bf16(rival, trained):
     hashes = [trained[case][0]["hashes"] for case in cases]
     assert len(hashes) == 2
     assert hashes[0] == hashes[1]
+
+
+@pytest.mark.parametrize("case", odd.PLACED_CASES)
+def test_placements_equal_sorting_in_one_process(case, trained, placed):
+    weights, masks = placed[odd.PLACED_CASES[case][0]]
+    for result in trained[case]:
+        assert result["hashes"] == [mask_hash(step) for step in masks]
+        for name, expected in weights.items():
+            assert (result["weights"][name] - expected).abs().max().item() <= 1e-6, name
+        pruned = {name: 1 - keep.double().mean().item() for name, keep in masks[-1].items()}
+        assert result["by_weight"] == pytest.approx(pruned)
+
+
+def test_placements_place_sparsity_as_they_say(placed):
+    last = {name: masks[-1] for name, (_, masks) in placed.items()}
+    for name, keep in last["budgets"].items():
+        assert keep.double().mean() >= 0.2, name
+    # Some reach their bound, so that it is really put to the test.
+    shares = [keep.double().mean().item() for keep in last["budgets"].values()]
+    assert min(shares) == pytest.approx(0.2)
+    for keep in last["n-of-m"].values():
+        assert bool((keep.view(-1, 5).sum(dim=1) == 2).all())
+    for keep in last["blocks"].values():
+        height = keep.view(-1, 5, keep.shape[1]).sum(dim=1)
+        assert bool(((height == 0) | (height == 5)).all())
 
 
 def test_rivals_choose_otherwise(rivals, reference):

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
@@ -38,9 +39,15 @@ def config(stage: int, precision: str, **zero: object) -> dict[str, object]:
     return values
 
 
-def train(stage: int, precision: str, method: str = "mgpp", **zero: object) -> dict[str, object]:
+def train(
+    stage: int, precision: str, method: str = "mgpp", placed: str = "", **zero: object
+) -> dict[str, object]:
     rank = dist.get_rank()
-    model = odd.make_model()
+    placement, schedule = None, odd.SCHEDULE
+    if placed:
+        placement, final, method = odd.PLACED[placed]
+        schedule = replace(schedule, final_sparsity=final)
+    model = odd.make_model(odd.EVEN_FEED_FORWARD if placed else odd.FEED_FORWARD)
     model.recompute = bool(zero.pop(odd.RECOMPUTE, False))
     dtypes = {"fp32": torch.float32, "fp16": torch.float16}
     model = model.to(dtypes.get(precision, torch.bfloat16))
@@ -50,7 +57,13 @@ def train(stage: int, precision: str, method: str = "mgpp", **zero: object) -> d
         model=model, optimizer=optimizer, config=config(stage, precision, **zero)
     )
     prunable = {name: p for name, p in engine.module.named_parameters() if name in names}
-    pruner = attach(engine, prunable, method=odd.make_method(method), schedule=odd.SCHEDULE)
+    pruner = attach(
+        engine,
+        prunable,
+        method=odd.make_method(method),
+        schedule=schedule,
+        placement=placement,
+    )
     hashes = []
     while pruner.step < odd.SCHEDULE.num_steps:
         step = pruner.step
@@ -97,6 +110,9 @@ def main(folder: str) -> None:
     train_all(folder, odd.CASES)
     for case, (method, stage, precision, zero) in odd.RIVAL_CASES.items():
         result = train(stage, precision, method, **zero)
+        torch.save(result, f"{folder}/{case}-rank{dist.get_rank()}.pt")
+    for case, (placed, stage, zero) in odd.PLACED_CASES.items():
+        result = train(stage, "fp32", placed=placed, **zero)
         torch.save(result, f"{folder}/{case}-rank{dist.get_rank()}.pt")
     refusals = {stage: refusal(stage) for stage in (0, 1, 2, 3)}
     torch.save(refusals, f"{folder}/refusals-rank{dist.get_rank()}.pt")

@@ -41,6 +41,12 @@ def stages(tiny_bert, words_csv, **changes):
         ({"task": {"metric": "exact_match"}}, {"data", "dense", "prune", "evaluate", "export"}),
         ({"evaluate": {"batch_size": 5}}, {"data", "dense", "prune"}),
         ({"prune": {"sparsity": 0.6}}, {"data", "dense"}),
+        ({"prune": {"scope": "uniform"}}, {"data", "dense"}),
+        ({"prune": {"pattern": "2:4"}}, {"data", "dense"}),
+        (
+            {"prune": {"scope": "global", "budgets": {}, "min_kept": 0.0, "pattern": None}},
+            {"data", "dense", "prune", "evaluate", "export", "report"},
+        ),
         ({"prune": {"method": {"name": "platon", "beta1": 0.5}}}, {"data", "dense"}),
         ({"train": {"lr": 1e-3}}, {"data"}),
         ({"zero": {"precision": "bf16"}}, {"data"}),
@@ -165,3 +171,18 @@ def test_a_dense_teacher_is_an_input_and_another_is_named_by_its_content(
         )
     }
     assert len(keys) == 6
+
+
+def test_what_places_sparsity_is_in_the_key_only_where_it_is_given(tiny_bert, words_csv):
+    """So that what was pruned before there were such settings is found again."""
+    prune = {"sparsity": 0.5, "min_kept": 0.1, "budgets": {"*.query.*": 0.4}}
+    values = {
+        "name": "keys",
+        "model": {"path": str(tiny_bert)},
+        "task": {"type": "question-answering"},
+        "data": {"source": "files", "train": str(words_csv)},
+        "prune": prune,
+    }
+    params = {s.name: s.params for s in plan_stages(parse_config(values))}["prune"]["prune"]
+    assert (params["min_kept"], params["budgets"]) == (0.1, {"*.query.*": 0.4})
+    assert not {"scope", "pattern"} & set(params)

@@ -128,6 +128,50 @@ def test_nothing_left_to_prune(config_file):
     assert "no weight is left to prune" in problem
 
 
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (
+            ["prune.pattern='3:5'"],
+            "prune.pattern: bert.encoder.layer.0.attention.self.query.weight",
+        ),
+        (
+            ["prune.pattern='32x1'"],
+            "prune.pattern: bert.encoder.layer.0.attention.self.query.weight",
+        ),
+        (["prune.pattern=2:4"], "prune.pattern: got 124; allowed are N:M"),
+        (["prune.pattern='3:4'"], "prune.sparsity: got 0.5, but pattern 3:4 allows 0.25 at most"),
+        (
+            ["prune.scope=matrix"],
+            "prune.scope: input should be 'global', 'layer' or 'uniform', got 'matrix'",
+        ),
+        (["prune.min_kept=0.6"], "prune.sparsity: got 0.5, but min_kept 0.6 allows 0.4 at most"),
+        (["prune.budgets={'*.quary.*': 0.5}"], "prune.budgets: pattern '*.quary.*' matches no"),
+        (
+            ["prune.budgets={'*.query.*': 0.5, '*.0.*': 0.1}"],
+            "prune.budgets: patterns '*.query.*' and '*.0.*' both match",
+        ),
+        (
+            ["prune.budgets={'*.layer.0.*': 0.0, '*.layer.1.*': 0.1}"],
+            "prune.budgets: of 4096 weights",
+        ),
+    ],
+)
+def test_sparsity_that_cannot_be_placed_so(config_file, overrides, problem):
+    assert only_problem(config_file, *overrides).startswith(problem)
+
+
+def test_sparsity_placed_otherwise(config_file):
+    overrides = [
+        'prune.pattern="2:4"',
+        "prune.scope=uniform",
+        "prune.budgets={'*.query.*': 0.4}",
+        "prune.sparsity=0.45",
+    ]
+    prune = validate(str(config_file), overrides, None).prune
+    assert (prune.pattern, prune.budgets) == ("2:4", {"*.query.*": 0.4})
+
+
 def test_a_pattern_that_freezes_nothing(config_file):
     problem = only_problem(config_file, "train.freeze=['*.nonsense.*']")
     assert problem.startswith("train.freeze: ")

@@ -1,10 +1,11 @@
 """Pruning by two hooks on the optimizer that DeepSpeed steps."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
 
+from mgpp.allocation import Placement
 from mgpp.backends.deepspeed.layout import (
     Layout,
     collective_device,
@@ -25,6 +26,8 @@ def attach(
     *,
     method: Method,
     schedule: PruningSchedule,
+    placement: Placement | None = None,
+    transposed: Collection[str] = (),
 ) -> Pruner:
     """Prune under a DeepSpeed engine, sharded as its ZeRO stage shards.
 
@@ -37,6 +40,8 @@ def attach(
         method: what is added to plain magnitude pruning.
         schedule: when to prune and how far; its steps count updates really made, not those DeepSpeed
             skips on overflow.
+        placement: where sparsity goes; over all weights unless given.
+        transposed: names of the weights stored inputs first (`Conv1D`), for patterns.
 
     Returns:
         The pruner, for its state and its figures.
@@ -57,6 +62,8 @@ def attach(
         shapes,
         method=method,
         schedule=schedule,
+        placement=placement,
+        transposed=transposed,
         collectives=collectives,
         witnesses=witnesses,
         group=group,
