@@ -19,7 +19,8 @@ class ModelConfig(Section):
     """Which pretrained model."""
 
     path: str
-    """Name on the hub, folder, or `package:NAME/inner/folder` of an installed package."""
+    """Name on the hub, folder, `package:NAME/inner/folder` of an installed package, or `run:FILE`: what
+    the run of another configuration file exported."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     gguf_file: str | None = None

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, ValidationInfo, create_model, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from mgpp import METHODS, Method, PruningSchedule, make_method, settings_of
 from pipeline.section import Duration, Positive, Section, Share
@@ -52,8 +53,9 @@ class PruneConfig(Section):
     """The pruning method."""
     start: Literal["pretrained", "dense"] = "pretrained"
     """Prune from the pretrained weights, as in the paper, or from the dense fine-tune."""
-    sparsity: Share
-    """Final share of the prunable weights set to zero."""
+    sparsity: Share | None = Field(default=None, validate_default=True)
+    """Final share of the prunable weights set to zero; `sparse-transfer` alone takes none, nor what
+    follows down to interval: it keeps the zeros of the model it begins from."""
     initial_sparsity: Share = 0.0
     """Share set to zero at the first pruning."""
     warmup: Duration = Duration("10%")
@@ -67,9 +69,25 @@ class PruneConfig(Section):
     exclude: list[str] = []
     """Patterns of weights to leave alone."""
 
+    @field_validator("start", "sparsity", "initial_sparsity", "warmup", "finetune", "interval")
+    @classmethod
+    def _check_method(cls, value: Any, info: ValidationInfo) -> Any:
+        method = info.data.get("method")
+        if method is None:  # wrong itself
+            return value
+        keeps_zeros = METHODS[method.name].keeps_zeros
+        assert info.field_name is not None
+        if keeps_zeros and value != cls.model_fields[info.field_name].default:
+            raise ValueError(
+                f"{method.name} keeps the zeros of the model it begins from; leave this out"
+            )
+        if info.field_name == "sparsity" and value is None and not keeps_zeros:
+            raise PydanticCustomError("missing", "missing")
+        return value
+
     @model_validator(mode="after")
     def _check(self) -> "PruneConfig":
-        if self.initial_sparsity > self.sparsity:
+        if self.sparsity is not None and self.initial_sparsity > self.sparsity:
             raise ValueError(
                 f"initial_sparsity ({self.initial_sparsity}) must not exceed sparsity ({self.sparsity})"
             )
@@ -81,6 +99,8 @@ class PruneConfig(Section):
         Raises:
             ValueError: if prune_start is not before prune_end.
         """
+        if self.sparsity is None:
+            return PruningSchedule.fixed_mask(num_steps)
         lengths: dict[str, Any] = {"steps_per_epoch": steps_per_epoch, "num_steps": num_steps}
         return PruningSchedule(
             num_steps=num_steps,

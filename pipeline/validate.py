@@ -13,6 +13,7 @@ from pipeline.engine import freeze
 from pipeline.errors import ConfigError
 from pipeline.model import build_empty, load_model_config, load_tokenizer
 from pipeline.tasks import make_task
+from pipeline.upstream import resolve_upstream
 from pipeline.zero import problems_of
 
 _MANY_STEPS = 10**6
@@ -46,7 +47,11 @@ def validate(path: str, overrides: Sequence[str], capacity: Capacity | None) -> 
     values, problems = read_config(path, overrides)
     if problems:
         raise ConfigError(problems)
+    values, unresolved = resolve_upstream(values)
     sections, problems = parse_sections(values)
+    if unresolved:
+        sections.pop("model", None)
+        problems += unresolved
     of_model, of_data = _model_problems(sections), _data_problems(sections)
     of_training = _training_problems(sections)
     problems += [*of_model, *of_data, *of_training]

@@ -9,12 +9,14 @@ from mgpp.methods.gmp import GMP
 from mgpp.methods.mgpp import MGPP
 from mgpp.methods.movement import Movement
 from mgpp.methods.platon import PLATON
+from mgpp.methods.sparse_transfer import SparseTransfer
 
 METHODS: dict[str, type[Method]] = {
     "mgpp": MGPP,
     "gmp": GMP,
     "platon": PLATON,
     "movement": Movement,
+    "sparse-transfer": SparseTransfer,
 }
 
 
@@ -52,6 +54,7 @@ __all__ = [
     "PLATON",
     "Method",
     "Movement",
+    "SparseTransfer",
     "make_method",
     "setting",
     "settings_of",

@@ -40,7 +40,9 @@ def config(stage: int, precision: str, **zero: object) -> dict[str, object]:
 
 def train(stage: int, precision: str, method: str = "mgpp", **zero: object) -> dict[str, object]:
     rank = dist.get_rank()
-    model = odd.make_model()
+    transfers = method == "sparse-transfer"
+    model = odd.make_pruned_model() if transfers else odd.make_model()
+    schedule = mgpp.PruningSchedule.fixed_mask(odd.TRANSFER_STEPS) if transfers else odd.SCHEDULE
     model.recompute = bool(zero.pop(odd.RECOMPUTE, False))
     dtypes = {"fp32": torch.float32, "fp16": torch.float16}
     model = model.to(dtypes.get(precision, torch.bfloat16))
@@ -50,9 +52,9 @@ def train(stage: int, precision: str, method: str = "mgpp", **zero: object) -> d
         model=model, optimizer=optimizer, config=config(stage, precision, **zero)
     )
     prunable = {name: p for name, p in engine.module.named_parameters() if name in names}
-    pruner = attach(engine, prunable, method=odd.make_method(method), schedule=odd.SCHEDULE)
-    hashes = []
-    while pruner.step < odd.SCHEDULE.num_steps:
+    pruner = attach(engine, prunable, method=odd.make_method(method), schedule=schedule)
+    hashes = [pruner.mask_hash()] if transfers else []
+    while pruner.step < schedule.num_steps:
         step = pruner.step
         for micro in range(odd.ACCUMULATION):
             tokens = odd.micro_batch(step * odd.ACCUMULATION + micro, rank)
@@ -98,6 +100,7 @@ def main(folder: str) -> None:
     for case, (method, stage, zero) in odd.RIVAL_CASES.items():
         result = train(stage, "fp32", method, **zero)
         torch.save(result, f"{folder}/{case}-rank{dist.get_rank()}.pt")
+    train_all(folder, odd.TRANSFER_CASES, "sparse-transfer")
     refusals = {stage: refusal(stage) for stage in (0, 1, 2, 3)}
     torch.save(refusals, f"{folder}/refusals-rank{dist.get_rank()}.pt")
     leave()
@@ -112,9 +115,11 @@ def main_nvme(folder: str) -> None:
     leave()
 
 
-def train_all(folder: str, cases: dict[str, tuple[int, str, dict[str, object]]]) -> None:
+def train_all(
+    folder: str, cases: dict[str, tuple[int, str, dict[str, object]]], method: str = "mgpp"
+) -> None:
     for case, (stage, precision, zero) in cases.items():
-        result = train(stage, precision, **zero)
+        result = train(stage, precision, method, **zero)
         torch.save(result, f"{folder}/{case}-rank{dist.get_rank()}.pt")
 
 
