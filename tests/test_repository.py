@@ -43,7 +43,7 @@ def test_the_schema_in_the_repository_is_the_code_s_own():
     assert json.loads((ROOT / "configs" / "schema.json").read_text()) == json_schema()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.name)
 def test_every_recipe_parses(path):
     from pipeline.config import parse_config, read_config
 
