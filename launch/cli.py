@@ -47,7 +47,7 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
     with _reported_errors(as_json) as emit:
         from launch.cluster import cluster_capacity, connected, local_capacity
         from launch.flow import all_done, run_stages
-        from pipeline.artifacts import ArtifactStore
+        from pipeline.artifacts import ArtifactStore, absolute_url
         from pipeline.stages import plan_stages
         from pipeline.validate import cluster_problems, storage_problems, validate
 
@@ -55,7 +55,7 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
         changes = list(overrides or [])
         joins = _joins_a_cluster(config, changes)
         settings = validate(config, changes, None if joins else local_capacity())
-        store = ArtifactStore(_absolute(settings.storage))
+        store = ArtifactStore(absolute_url(settings.storage))
         stages = plan_stages(settings)  # once: it reads the model's files through
         if all_done(stages, store):
             result = run_stages(stages, settings, store, console)
@@ -109,8 +109,11 @@ def plan(
         from pipeline.config import parse_config, read_config
         from pipeline.errors import ConfigError
         from pipeline.plan import plan_run
+        from pipeline.upstream import resolve_upstream
 
         values, problems = read_config(config, list(overrides or []))
+        if not problems:
+            values, problems = resolve_upstream(values)
         if problems:
             raise ConfigError(problems)
         settings = parse_config(values)
@@ -129,7 +132,7 @@ def compare(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = F
     with _reported_errors(as_json) as emit:
         from launch.cluster import cluster_capacity, connected, local_capacity
         from launch.compare import plan_cells, run_comparison
-        from pipeline.artifacts import ArtifactStore
+        from pipeline.artifacts import ArtifactStore, absolute_url
         from pipeline.comparison import final_cells, read_comparison
         from pipeline.comparison_report import MARKDOWN_FILE
         from pipeline.validate import cluster_problems, storage_problems, validate
@@ -144,7 +147,7 @@ def compare(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = F
         for cell in cells:  # one of each method; seeds and sparsities change nothing of it
             validate(comparison.recipe, cell.overrides, None if joins else local_capacity())
         settings = plan_cells(once, cells[:1])[0].config
-        store = ArtifactStore(_absolute(comparison.storage))
+        store = ArtifactStore(absolute_url(comparison.storage))
         with connected(settings.cluster):
             if joins:
                 _raise_for(cluster_problems(settings.cluster, cluster_capacity()))
@@ -300,11 +303,6 @@ def _raise_for(problems: list[str]) -> None:
 
     if problems:
         raise ConfigError(problems)
-
-
-def _absolute(storage: str) -> str:
-    """Return a local folder's absolute path: workers have other working directories."""
-    return storage if "://" in storage else str(Path(storage).expanduser().resolve())
 
 
 def _megabytes(size: int | None) -> str:

@@ -14,13 +14,16 @@ from mgpp.pruner import Pruner
 from mgpp.schedule import PruningSchedule
 from mgpp.selection import select_prunable, transposed_weights
 
+_SCHEDULE_KEYS = ("sparsity", "initial_sparsity", "warmup", "finetune", "interval")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PruningConfig:
     """What is pruned, how far and when.
 
     Attributes:
-        sparsity: final share of the prunable weights set to zero, in [0, 1).
+        sparsity: final share of the prunable weights set to zero, in [0, 1). "sparse-transfer" has none
+            and no schedule: what is zero as it is attached stays zero.
         initial_sparsity: share set to zero at the first pruning.
         warmup: training before the first pruning: steps (an int) or a share of all (a float below 1).
         finetune: training after the last pruning with the mask fixed, likewise.
@@ -38,7 +41,7 @@ class PruningConfig:
         ValueError: if a number is out of range or the method is not known.
     """
 
-    sparsity: float
+    sparsity: float | None = None
     initial_sparsity: float = 0.0
     warmup: int | float = 0.1
     finetune: int | float = 0.1
@@ -59,7 +62,10 @@ class PruningConfig:
         for name in ("include", "exclude"):
             if isinstance(getattr(self, name), str):
                 raise TypeError(f"{name}: got a string; give a list of patterns")
-        self.build_method(num_examples=1)
+        if self.build_method(num_examples=1).keeps_zeros:
+            self._refuse_schedule()
+        elif self.sparsity is None:
+            raise ValueError("sparsity: missing")
         self.placement()
 
     def placement(self) -> Placement:
@@ -67,6 +73,14 @@ class PruningConfig:
         return Placement(
             scope=self.scope, budgets=self.budgets, min_kept=self.min_kept, pattern=self.pattern
         )
+
+    def _refuse_schedule(self) -> None:
+        for entry in fields(self):
+            if entry.name in _SCHEDULE_KEYS and getattr(self, entry.name) != entry.default:
+                raise ValueError(
+                    f"{entry.name}: got {getattr(self, entry.name)!r}; this method keeps the zeros it "
+                    f"finds and takes none of {', '.join(_SCHEDULE_KEYS)}"
+                )
 
     def build_method(self, num_examples: int) -> Method:
         """Return the method for a number of training examples."""
@@ -78,6 +92,8 @@ class PruningConfig:
         Raises:
             ValueError: if prune_start is not before prune_end.
         """
+        if self.sparsity is None:
+            return PruningSchedule.fixed_mask(num_steps)
         warmup, finetune = (
             round(value * num_steps) if isinstance(value, float) else value
             for value in (self.warmup, self.finetune)
@@ -200,8 +216,6 @@ def _config(config: PruningConfig | Mapping[str, Any]) -> PruningConfig:
     unknown = sorted(set(config) - set(allowed))
     if unknown:
         raise ValueError(f"{unknown[0]}: unknown key; allowed are {', '.join(allowed)}")
-    if "sparsity" not in config:
-        raise ValueError("sparsity: missing")
     return PruningConfig(**config)
 
 

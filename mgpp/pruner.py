@@ -22,13 +22,16 @@ from mgpp.methods.base import Method
 from mgpp.schedule import PruningSchedule
 from mgpp.shards import CHUNK, Shard, check_coverage
 
+# A model with fewer zeros among its prunable weights was not pruned; a few happen to be zero anywhere.
+_LEAST_SPARSITY = 0.001
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning:
     """What one pruning did, over all ranks.
 
     Attributes:
-        step: the optimizer step at whose end it happened.
+        step: the optimizer step at whose end it happened; -1 for a mask that was there before the first.
         num_pruned: weights set to zero.
         sparsity: num_pruned over all prunable weights.
         threshold: the largest magnitude set to zero, or the largest score where a method has one; of
@@ -68,9 +71,12 @@ class Pruner:
         placement: where sparsity goes; over all weights unless given.
         transposed: names of the weights stored inputs first (`Conv1D`), for patterns.
 
+    With `PruningSchedule.fixed_mask` the weights that are zero now are the mask, from the first step on.
+
     Raises:
         ValueError: if the sparsity cannot be placed so.
         RuntimeError: if the shards of all ranks do not make up the weights.
+        ValueError: if the mask is to be that of the zeros, and there are none to speak of.
     """
 
     def __init__(
@@ -94,6 +100,7 @@ class Pruner:
         self.collectives = collectives or Collectives()
         self.witnesses = witnesses or self.collectives
         self.group = group or {"lr": 0.0}
+        assert method.keeps_zeros == schedule.is_fixed_mask
         self.step = 0
         self.last_pruning: Pruning | None = None
         check_coverage(self.shards, self.full_numels, self.collectives)
@@ -104,6 +111,8 @@ class Pruner:
         method.num_matrices = len(self.names)
         # Schedulers of torch note the peak there, and may have set the rate of the first step already.
         method.begin(float(self.group.get("initial_lr", self.group["lr"])))
+        if schedule.is_fixed_mask:
+            self.last_pruning = self._take_zeros()
 
     @property
     def num_prunable(self) -> int:
@@ -241,6 +250,31 @@ class Pruner:
         for name, values in self.method.state(shard).items():
             values[here] = saved["state"][name][there]
         return int(end - begin)
+
+    def _take_zeros(self) -> Pruning:
+        """Take the weights that are zero as pruned, whatever made them so."""
+        for shard, keep in zip(self.shards, self._keep, strict=True):
+            for chunk, bits in zip(shard.chunks(), keep.split(CHUNK // 8), strict=True):
+                bits.copy_(pack_bits(chunk != 0))
+        num_pruned, digest = self.collectives.sum(
+            [stats.num_zeros(self.shards), self._local_hash()]
+        )
+        sparsity = num_pruned / self.num_prunable
+        if sparsity < _LEAST_SPARSITY:
+            raise ValueError(
+                f"{num_pruned} of the {self.num_prunable} prunable weights are zero, less than "
+                f"{_LEAST_SPARSITY:.1%}: there is no mask to keep; {self.method.name} goes on from a "
+                "model that was pruned before, so give such a model, or prune by another method"
+            )
+        self._check_agreement(num_pruned, num_pruned, digest)
+        return Pruning(
+            step=-1,
+            num_pruned=num_pruned,
+            sparsity=sparsity,
+            threshold=0.0,
+            churn=1.0,
+            mask_hash=_hexadecimal(digest),
+        )
 
     def _prune(self, k: int) -> Pruning:
         if "pruned_weight" in self.method.state_names:

@@ -45,6 +45,8 @@ class PruningSchedule:
             )
         if self.interval < 1:
             raise ValueError(f"interval must be at least 1 step, got {self.interval}")
+        if self.is_fixed_mask:
+            return
         if min(self.warmup_steps, self.finetune_steps) < 0:
             raise ValueError("warmup_steps and finetune_steps must not be negative")
         if self.prune_start >= self.prune_end:
@@ -54,14 +56,30 @@ class PruningSchedule:
                 f"{self.finetune_steps} - 1): train longer, or shorten warm-up or fine-tuning"
             )
 
+    @classmethod
+    def fixed_mask(cls, num_steps: int) -> "PruningSchedule":
+        """Return the schedule that prunes nothing: the mask was fixed before the first step, at -1."""
+        return cls(
+            num_steps=num_steps,
+            warmup_steps=-1,
+            finetune_steps=num_steps,
+            interval=1,
+            final_sparsity=0.0,
+        )
+
+    @property
+    def is_fixed_mask(self) -> bool:
+        """Whether the mask is fixed from the first step on."""
+        return self.warmup_steps == -1 and self.finetune_steps == self.num_steps
+
     @property
     def prune_start(self) -> int:
-        """The step of the first pruning."""
+        """The step of the first pruning; before 0 where the mask is fixed from the first step on."""
         return self.warmup_steps
 
     @property
     def prune_end(self) -> int:
-        """The step of the last pruning; the mask is fixed afterwards."""
+        """The step of the last pruning, likewise; the mask is fixed afterwards."""
         return self.num_steps - self.finetune_steps - 1
 
     def phase(self, step: int) -> Phase:
@@ -93,6 +111,8 @@ class PruningSchedule:
 
     def progress(self, step: int) -> float:
         """Return how far `step` is from prune_start (0) to prune_end (1), clamped."""
+        if self.is_fixed_mask:
+            return 1.0
         done = (step - self.prune_start) / (self.prune_end - self.prune_start)
         return min(max(done, 0.0), 1.0)
 

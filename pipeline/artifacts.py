@@ -165,6 +165,11 @@ class ArtifactStore:
         return str(self._fs._strip_protocol(url))
 
 
+def absolute_url(storage: str) -> str:
+    """Return a local folder's absolute path (other processes work elsewhere), a URL as it is."""
+    return storage if "://" in storage else str(Path(storage).expanduser().resolve())
+
+
 def make_key(stage: str, version: int, params: Any, inputs: Mapping[str, str]) -> str:
     """Name an artifact by the stage, its code's version, its parameters and its inputs' keys.
 

@@ -45,7 +45,8 @@ def export_model(
         trained: the trained model's folder.
         weights: fingerprints by parameter name, from the training stage.
         auto_model: the transformers auto class.
-        pruning: what goes to config.json under `pruning_config`.
+        pruning: what goes to config.json under `pruning_config`; what is there already of a model that
+            was pruned before goes under its `upstream`.
         card: figures for the model card.
         config: how it is written.
         trust_remote_code: run code that comes with the model.
@@ -62,13 +63,15 @@ def export_model(
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(positive_zeros(parameter))
-    model.config.pruning_config = pruning
+    # What it says of the model that this one began from, where that was pruned already.
+    upstream = getattr(model.config, "pruning_config", None)
+    model.config.pruning_config = {**pruning, "upstream": upstream} if upstream else pruning
     folder = output / "model"
     model.save_pretrained(folder, max_shard_size=config.max_shard_size)
     del model
     load_tokenizer(ModelConfig(path=str(trained))).save_pretrained(folder)
     found = check_export(folder, weights, auto, trust_remote_code=trust_remote_code)
-    _write_card(folder, card)
+    _write_card(folder, {**card, "upstream": upstream})
     return {
         **found,
         "bytes": sum(f.stat().st_size for f in folder.glob("*.safetensors")),

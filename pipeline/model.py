@@ -19,7 +19,8 @@ class ModelConfig(Section):
     """Which pretrained model."""
 
     path: str
-    """Name on the hub, folder, or `package:NAME/inner/folder` of an installed package."""
+    """Name on the hub, folder, `package:NAME/inner/folder` of an installed package, or `run:FILE`: what
+    the run of another configuration file exported."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     gguf_file: str | None = None
@@ -125,21 +126,42 @@ def load_model(
     model_config = load_model_config(config, model_kwargs)
     auto = getattr(transformers, auto_model)
     torch.manual_seed(seed)
-    extra = {"attn_implementation": config.attention} if config.attention else {}
+    extra: dict[str, Any] = {"attn_implementation": config.attention} if config.attention else {}
     # transformers looks for a live object of this class while it loads.
     sharding = HfDeepSpeedConfig(zero3) if zero3 and not config.gguf_file else None
     if config.random_init:
         return auto.from_config(
             model_config, dtype=dtype, trust_remote_code=config.trust_remote_code, **extra
         )
+    if _has_other_labels(config, auto, model_kwargs):
+        if sharding:  # one worker would find the shapes wrong, and the others wait for it
+            raise ConfigError(
+                [
+                    f"model.path: the head of {config.path!r} is for another number of labels than the "
+                    f"data's {model_kwargs['num_labels']}; ZeRO 3 cannot leave it out: use zero.stage: 2"
+                ]
+            )
+        extra["ignore_mismatched_sizes"] = True  # a new head is drawn
     try:
-        model = auto.from_pretrained(
-            _location(config), config=model_config, dtype=dtype, **_common(config), **extra
+        model, found = auto.from_pretrained(
+            _location(config),
+            config=model_config,
+            dtype=dtype,
+            output_loading_info=True,
+            **_common(config),
+            **extra,
         )
     except (OSError, ValueError) as error:
         raise ConfigError(
             [f"model.path: {config.path!r} does not load: {str(error).splitlines()[0]}"]
         ) from error
+    inner = [n for n, *_ in found["mismatched_keys"] if n.startswith(f"{model.base_model_prefix}.")]
+    if inner:
+        raise ConfigError(
+            [
+                f"model.overrides: {min(inner)} has another shape in {config.path!r} than they ask for"
+            ]
+        )
     if sharding:
         # Here transformers notes all conversions as made, those of old names too ("LayerNorm.gamma"),
         # and would undo them as it saves; without the note it undoes what is right for the model.
@@ -152,6 +174,14 @@ def load_model(
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
     return model
+
+
+def _has_other_labels(config: ModelConfig, auto: Any, model_kwargs: dict[str, Any]) -> bool:
+    """Tell whether the checkpoint has a head, of a task trained on before, for other labels."""
+    before = load_model_config(config)
+    target = auto._model_mapping.get(type(before), None)
+    same_head = target is not None and target.__name__ in (before.architectures or [])
+    return same_head and before.num_labels != model_kwargs.get("num_labels", before.num_labels)
 
 
 def load_tokenizer(config: ModelConfig) -> Any:

@@ -175,6 +175,7 @@ def _begin(
 ) -> _Run:
     method = prune.one_shot
     assert method is not None
+    assert prune.sparsity is not None
     names = select_prunable(model, prune.include, prune.exclude)
     sizes = [model.get_parameter(name).numel() for name in names]
     counts = portions(method.count(sum(sizes), prune.sparsity), sizes)

@@ -1,81 +1,32 @@
-"""The pruning section of the configuration: which method, how far and when."""
+"""The pruning section of the configuration: which method, how far, where and when."""
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import Any, Literal
 
-from pydantic import Field, create_model, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from mgpp import (
     METHODS,
     ONE_SHOT,
     Allocation,
-    Method,
     OneShotMethod,
     Placement,
     PruningSchedule,
-    make_method,
     make_one_shot,
-    settings_of,
 )
 from mgpp.pattern import parse_pattern
+from pipeline.method_config import METHOD_CONFIGS, AnyMethodConfig
 from pipeline.section import Duration, Positive, Section, Share
 
-
-class MethodConfig(Section):
-    """A pruning method with its settings; the classes for each are made from the methods themselves."""
-
-    name: str
-
-    @model_validator(mode="after")
-    def _check(self) -> "MethodConfig":
-        self.build(num_examples=1)
-        return self
-
-    def build(self, *, num_examples: int) -> Method:
-        """Return the method for a number of training examples."""
-        return make_method(self.model_dump(), num_examples=num_examples)
-
-
-class OneShotConfig(Section):
-    """A one-shot method with its settings; the classes for each are made likewise."""
-
-    name: str
-
-    @model_validator(mode="after")
-    def _check(self) -> "OneShotConfig":
-        make_one_shot(self.model_dump())
-        return self
-
-
-def _config_class(
-    name: str, method: type[Method] | type[OneShotMethod], base: type[Section]
-) -> type[Any]:
-    settings: dict[str, Any] = {"name": (Literal[name], ...)}
-    for entry in settings_of(method):
-        settings[entry.name] = (entry.type, Field(default=entry.default, **entry.metadata))
-    made: type[Any] = create_model(
-        f"{method.__name__}Config",
-        __base__=base,
-        __doc__=(method.__doc__ or "").strip().splitlines()[0],
-        **settings,
-    )
-    return made
-
-
-METHOD_CONFIGS = {
-    **{name: _config_class(name, method, MethodConfig) for name, method in METHODS.items()},
-    **{name: _config_class(name, method, OneShotConfig) for name, method in ONE_SHOT.items()},
-}
-# What only means something for methods that train, and what only does for the others.
+# Keys that only mean something for some methods.
+_SCHEDULED = ("initial_sparsity", "warmup", "finetune", "interval")
 _PLACED = ("scope", "budgets", "min_kept", "pattern")
-_GRADUAL = ("initial_sparsity", "warmup", "finetune", "interval", *_PLACED)
 _CALIBRATION = ("calibration_rows",)
-if TYPE_CHECKING:
-    AnyMethodConfig = MethodConfig
-else:
-    AnyMethodConfig = Annotated[
-        Union[tuple(METHOD_CONFIGS.values())], Field(discriminator="name")  # noqa: UP007
-    ]
+
+
+def _keeps_zeros(method: str) -> bool:
+    return method in METHODS and METHODS[method].keeps_zeros
 
 
 class PruneConfig(Section):
@@ -85,8 +36,9 @@ class PruneConfig(Section):
     """The pruning method."""
     start: Literal["pretrained", "dense"] = "pretrained"
     """Prune from the pretrained weights, as in the paper, or from the dense fine-tune."""
-    sparsity: Share
-    """Final share of the prunable weights set to zero."""
+    sparsity: Share | None = Field(default=None, validate_default=True)
+    """Final share of the prunable weights set to zero; `sparse-transfer` alone takes none, nor what
+    follows down to interval: it keeps the zeros of the model it begins from."""
     initial_sparsity: Share = 0.0
     """Share set to zero at the first pruning."""
     warmup: Duration = Duration("10%")
@@ -120,26 +72,42 @@ class PruneConfig(Section):
                 raise ValueError(str(error).removeprefix("pattern: ")) from error
         return value
 
+    @field_validator("sparsity")
+    @classmethod
+    def _check_sparsity(cls, value: float | None, info: ValidationInfo) -> float | None:
+        method = info.data.get("method")
+        if value is None and method is not None and not _keeps_zeros(method.name):
+            raise PydanticCustomError("missing", "missing")
+        return value
+
     @model_validator(mode="after")
     def _check(self) -> "PruneConfig":
-        if self.initial_sparsity > self.sparsity:
-            raise ValueError(
-                f"initial_sparsity ({self.initial_sparsity}) must not exceed sparsity ({self.sparsity})"
-            )
-        one_shot = self.one_shot
-        if one_shot is not None:
-            one_shot.count(1, self.sparsity)
-        refused = _GRADUAL if one_shot is not None else _CALIBRATION
-        for name in sorted(self.model_fields_set & set(refused)):
+        names, kind = self._meaningless()
+        for name in sorted(self.model_fields_set & set(names)):
             # A default that was written out is none of the user's wishes: recorded settings hold all.
             if getattr(self, name) != type(self).model_fields[name].default:
-                kind = "prunes once, untrained" if one_shot else "needs no calibration"
                 got = self.model_dump(mode="json")[name]
                 raise ValueError(
                     f"{name} means nothing for {self.method.name}, which {kind}: got {got!r}, leave "
                     "it out"
                 )
+        if self.sparsity is not None and self.initial_sparsity > self.sparsity:
+            raise ValueError(
+                f"initial_sparsity ({self.initial_sparsity}) must not exceed sparsity ({self.sparsity})"
+            )
+        if self.one_shot is not None:
+            assert self.sparsity is not None
+            self.one_shot.count(1, self.sparsity)
         return self
+
+    def _meaningless(self) -> tuple[tuple[str, ...], str]:
+        """Return the keys that mean nothing for the method, and why."""
+        if self.one_shot is not None:
+            return (*_SCHEDULED, *_PLACED), "prunes once, untrained"
+        if _keeps_zeros(self.method.name):
+            names = ("start", "sparsity", *_SCHEDULED, *_PLACED, *_CALIBRATION)
+            return names, "keeps the zeros of the model it begins from"
+        return _CALIBRATION, "needs no calibration"
 
     @property
     def one_shot(self) -> OneShotMethod | None:
@@ -176,8 +144,8 @@ class PruneConfig(Section):
         What places sparsity is among them only where it is not the default, so that artifacts made before
         there was such a setting keep their keys.
         """
-        meaningless = _GRADUAL if self.one_shot else _CALIBRATION
-        values = self.model_dump(mode="json", exclude={*meaningless, *_PLACED})
+        names, _ = self._meaningless()
+        values = self.model_dump(mode="json", exclude={*names, *_PLACED})
         return values | self.placement_given()
 
     def placement_given(self) -> dict[str, Any]:
@@ -190,6 +158,8 @@ class PruneConfig(Section):
         Raises:
             ValueError: if prune_start is not before prune_end.
         """
+        if self.sparsity is None:
+            return PruningSchedule.fixed_mask(num_steps)
         lengths: dict[str, Any] = {"steps_per_epoch": steps_per_epoch, "num_steps": num_steps}
         return PruningSchedule(
             num_steps=num_steps,

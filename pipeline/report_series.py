@@ -50,7 +50,9 @@ def phase_spans(phases: Mapping[str, int]) -> list[tuple[str, int, int]]:
     """(name, first step, end step) of the phases that are not empty; [] without their edges."""
     if not {"prune_start", "prune_end", "num_steps"} <= phases.keys():
         return []
-    edges = [0, phases["prune_start"], phases["prune_end"], phases["num_steps"]]
+    # Before 0 where the mask is fixed from the first step on.
+    start, end = (max(phases[edge], 0) for edge in ("prune_start", "prune_end"))
+    edges = [0, start, end, phases["num_steps"]]
     names = ["warm-up", "gradual pruning", "fixed mask"]
     spans = zip(names, edges, edges[1:], strict=False)
     return [(name, left, right) for name, left, right in spans if right > left]

@@ -4,17 +4,26 @@ import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 
-from pipeline.artifacts import file_sha256
+from pipeline.artifacts import file_sha256, open_artifact
 
 _PACKAGE = "package:"
+ARTIFACT = "artifact:"
 
 
 def resolve_path(path: str) -> str:
     """Turn `package:NAME/inner/path` into the file's path; return any other path as it is.
 
+    `artifact:URL/NAME` is the folder NAME of an artifact, fetched from remote storage once.
+
     Raises:
-        ValueError: if the package is not installed or has no such file.
+        ValueError: if the package is not installed or has no such file, or there is no such artifact.
     """
+    if path.startswith(ARTIFACT):
+        url, _, inner = path.removeprefix(ARTIFACT).rpartition("/")
+        try:
+            return str(open_artifact(url).path / inner)
+        except FileNotFoundError as error:
+            raise ValueError(str(error)) from error
     if not path.startswith(_PACKAGE):
         return path
     name, _, inner = path.removeprefix(_PACKAGE).partition("/")

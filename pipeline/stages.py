@@ -335,6 +335,7 @@ def _run_export(config: RunConfig, context: Context) -> dict[str, Any]:
         weights=export.read_weights(folder, WEIGHTS_FILE),
         auto_model=make_task(config.task).auto_model,
         pruning={
+            "model": config.model.path,
             "method": method,
             "sparsity": figures["sparsity"],
             "num_pruned": figures["num_pruned"],

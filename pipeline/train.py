@@ -24,7 +24,7 @@ from pipeline import checkpoint
 from pipeline.batches import BatchPlan
 from pipeline.checkpoint_store import CheckpointStore
 from pipeline.engine import OptimizerConfig, make_engine
-from pipeline.errors import StageError
+from pipeline.errors import ConfigError, StageError
 from pipeline.gang import Gang
 from pipeline.model import ModelConfig, load_tokenizer
 from pipeline.pruning import PruneConfig
@@ -228,17 +228,26 @@ def _take_steps(
 def attach_pruner(
     engine: Any, prune: PruneConfig, schedule: PruningSchedule, num_examples: int
 ) -> Pruner:
-    """Prune the engine's weights as the settings say."""
+    """Prune the engine's weights as the settings say.
+
+    Raises:
+        ConfigError: if this engine or these weights cannot be pruned so.
+    """
     weights = dict(engine.module.named_parameters())
     names = select_prunable(engine.module, prune.include, prune.exclude)
-    return attach(
-        engine,
-        {name: weights[name] for name in names},
-        method=prune.method.build(num_examples=num_examples),
-        schedule=schedule,
-        placement=prune.placement(),
-        transposed=transposed_weights(engine.module),
-    )
+    prunable = {name: weights[name] for name in names}
+    method = prune.method.build(num_examples=num_examples)
+    try:
+        return attach(
+            engine,
+            prunable,
+            method=method,
+            schedule=schedule,
+            placement=prune.placement(),
+            transposed=transposed_weights(engine.module),
+        )
+    except ValueError as error:
+        raise ConfigError([f"prune.method: {error}"]) from error
 
 
 def train_step(run: _Run, batches: Iterator[dict[str, Tensor]]) -> bool:
@@ -264,7 +273,10 @@ def train_step(run: _Run, batches: Iterator[dict[str, Tensor]]) -> bool:
     run.steps_in_window += 1
     if run.done.steps % run.config.log_every == 0 or run.done.steps == run.num_steps:
         _record_step(run, step)
-    if run.pruner and run.pruner.last_pruning and run.pruner.last_pruning.step == step:
+    last = run.pruner.last_pruning if run.pruner else None
+    if (
+        run.pruner and last and max(last.step, 0) == step
+    ):  # also a mask that was there before step 0
         _record_pruning(run, run.pruner, step)
     return True
 

@@ -18,6 +18,7 @@ from pipeline.model import build_empty, load_model_config, load_tokenizer
 from pipeline.one_shot import calibration_problems, prunable_layers
 from pipeline.tasks import make_task
 from pipeline.teacher import teacher_problems
+from pipeline.upstream import resolve_upstream
 from pipeline.zero import problems_of
 
 _MANY_STEPS = 10**6
@@ -51,7 +52,11 @@ def validate(path: str, overrides: Sequence[str], capacity: Capacity | None) -> 
     values, problems = read_config(path, overrides)
     if problems:
         raise ConfigError(problems)
+    values, unresolved = resolve_upstream(values)
     sections, problems = parse_sections(values)
+    if unresolved:
+        sections.pop("model", None)
+        problems += unresolved
     of_model, of_data = _model_problems(sections), _data_problems(sections)
     of_training = _training_problems(sections)
     problems += [*of_model, *of_data, *of_training]
@@ -113,7 +118,11 @@ def _model_problems(sections: dict[str, Any]) -> list[str]:
                 problems.append(f"prune.method: {prune.method.name}: {error}")
         else:
             problems += _placement_problems(prune, empty, set(names))
-    if distill is not None:
+    if distill is not None and prune is not None and prune.one_shot is not None:
+        problems.append(
+            f"distill: means nothing for {prune.method.name}, which trains nothing; leave it out"
+        )
+    elif distill is not None:
         problems += teacher_problems(distill, model, make_task(task).auto_model)
     return problems
 

@@ -16,6 +16,7 @@ from mgpp.methods.one_shot import OneShotMethod, PrunedMatrix
 from mgpp.methods.pins import PINS
 from mgpp.methods.platon import PLATON
 from mgpp.methods.soft_movement import SoftMovement
+from mgpp.methods.sparse_transfer import SparseTransfer
 from mgpp.methods.sparsegpt import SparseGPT
 from mgpp.methods.wanda import Wanda
 
@@ -29,6 +30,7 @@ METHODS: dict[str, type[Method]] = {
     "movement": Movement,
     "soft-movement": SoftMovement,
     "pins": PINS,
+    "sparse-transfer": SparseTransfer,
 }
 
 ONE_SHOT: dict[str, type[OneShotMethod]] = {
@@ -95,6 +97,7 @@ __all__ = [
     "PrunedMatrix",
     "SoftMovement",
     "SparseGPT",
+    "SparseTransfer",
     "Wanda",
     "make_method",
     "make_one_shot",

@@ -60,12 +60,15 @@ class Method:
             "pruned_weight" among them, what was pruned is put there, and comes back as the method left
             it before the next pruning chooses again.
         holds_mask: whether what is pruned stays zero until the next pruning.
+        keeps_zeros: whether the mask is that of the weights that are zero when pruning is attached; it
+            takes no schedule then.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     state_names: ClassVar[tuple[str, ...]] = ()
     holds_mask: ClassVar[bool] = False
+    keeps_zeros: ClassVar[bool] = False
 
     num_examples: int = 1
     lr: float = field(default=0.0, init=False)

@@ -98,6 +98,14 @@ PLACED_CASES: dict[str, tuple[str, int, dict[str, object]]] = {
     for placed in PLACED
     for stage, zero in ((0, {}), (1, {}), (2, {}), (3, {"sub_group_size": 700}))
 }
+TRANSFER_STEPS = 8
+TRANSFER_CASES: dict[str, tuple[int, str, dict[str, object]]] = {
+    **{f"transfer-stage{stage}-fp32": (stage, "fp32", {}) for stage in (0, 1, 2, 3)},
+    "transfer-stage3-subgroups-fp32": (3, "fp32", {"sub_group_size": 700}),
+    "transfer-stage0-bf16": (0, "bf16", {}),
+    "transfer-stage2-bf16": (2, "bf16", {}),
+    "transfer-stage3-fp16": (3, "fp16", {}),
+}
 NVME_CASES: dict[str, tuple[int, str, dict[str, object]]] = {
     f"stage3-nvme-{precision}": (
         3,
@@ -149,6 +157,18 @@ class OddTransformer(nn.Module):
 def make_model(feed_forward: int = FEED_FORWARD) -> OddTransformer:
     torch.manual_seed(0)
     return OddTransformer(feed_forward)
+
+
+def make_pruned_model() -> OddTransformer:
+    """As upstream pruning would leave it: the smaller 60% of the prunable weights are zero."""
+    model = make_model()
+    weights = dict(model.named_parameters())
+    flat = torch.cat([weights[name].detach().reshape(-1) for name in prunable_names(model)])
+    cut = flat.abs().sort().values[int(0.6 * flat.numel())]
+    with torch.no_grad():
+        for name in prunable_names(model):
+            weights[name][weights[name].abs() < cut] = 0.0
+    return model
 
 
 def prunable_names(model: nn.Module) -> list[str]:
@@ -223,6 +243,26 @@ def reference(
                     weights[name][~keep[name]] = 0.0
         history.append({name: mask.clone() for name, mask in keep.items()})
     return {name: w.detach().clone() for name, w in weights.items()}, history
+
+
+def transfer_reference(world_size: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Train the pruned model in one plain process; return the final weights and the dense masks."""
+    model = make_pruned_model()
+    weights = dict(model.named_parameters())
+    keep = {name: weights[name].detach() != 0 for name in prunable_names(model)}
+    optimizer = torch.optim.AdamW(parameter_groups(model), **ADAMW)  # type: ignore[arg-type]
+    for step in range(TRANSFER_STEPS):
+        optimizer.zero_grad()
+        for micro in range(ACCUMULATION):
+            for rank in range(world_size):
+                batch = micro_batch(step * ACCUMULATION + micro, rank)
+                (loss(model, batch) / ACCUMULATION / world_size).backward()
+        _clip(list(weights.values()))
+        optimizer.step()
+        with torch.no_grad():
+            for name, mask in keep.items():
+                weights[name] *= mask
+    return {name: w.detach().clone() for name, w in weights.items()}, keep
 
 
 def _clip(parameters: list[nn.Parameter]) -> None:

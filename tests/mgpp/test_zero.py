@@ -22,7 +22,8 @@ def results(folder, cases):
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zero")
     torchrun("tests.mgpp.zero_worker", "all", str(folder), num_processes=2, timeout=400)
-    return results(folder, (*odd.CASES, *odd.RIVAL_CASES, *odd.PLACED_CASES, "refusals"))
+    cases = (*odd.CASES, *odd.RIVAL_CASES, *odd.PLACED_CASES, *odd.TRANSFER_CASES)
+    return results(folder, (*cases, "refusals"))
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +39,11 @@ def rivals():
 @pytest.fixture(scope="session")
 def placed():
     return {name: odd.reference(world_size=2, placed=name) for name in odd.PLACED}
+
+
+@pytest.fixture(scope="session")
+def transferred():
+    return odd.transfer_reference(world_size=2)
 
 
 def mask_hash(masks):
@@ -160,6 +166,25 @@ def test_low_precision_stays_near_the_reference(case, trained, reference):
     for name, expected in weights.items():
         found = trained[case][0]["weights"][name]
         assert (found - expected).abs().mean() < 3 * odd.ADAMW["lr"], name
+
+
+@pytest.mark.parametrize("case", odd.TRANSFER_CASES)
+def test_sparse_transfer_keeps_the_zeros_it_finds(case, trained, transferred):
+    weights, masks = transferred
+    num_zeros = sum(int((~keep).sum()) for keep in masks.values())
+    num_prunable = sum(keep.numel() for keep in masks.values())
+    for result in trained[case]:
+        assert set(result["hashes"]) == {mask_hash(masks)}  # from before the first step on
+        assert len(result["hashes"]) == odd.TRANSFER_STEPS + 1
+        assert result["zeros"] == result["pruning"]["num_pruned"] == num_zeros
+        assert result["pruning"]["step"] == -1
+        assert result["pruning"]["sparsity"] == num_zeros / num_prunable
+        for name, keep in masks.items():
+            assert torch.equal(result["weights"][name] != 0, keep), name
+            assert result["by_weight"][name] == pytest.approx(1 - keep.float().mean().item())
+        if case.endswith("fp32"):
+            for name, expected in weights.items():
+                assert (result["weights"][name] - expected).abs().max().item() <= 1e-6, name
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

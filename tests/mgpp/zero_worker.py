@@ -44,10 +44,17 @@ def train(
 ) -> dict[str, object]:
     rank = dist.get_rank()
     placement, schedule = None, odd.SCHEDULE
+    transfers = method == "sparse-transfer"
     if placed:
         placement, final, method = odd.PLACED[placed]
         schedule = replace(schedule, final_sparsity=final)
-    model = odd.make_model(odd.EVEN_FEED_FORWARD if placed else odd.FEED_FORWARD)
+    if transfers:
+        schedule = mgpp.PruningSchedule.fixed_mask(odd.TRANSFER_STEPS)
+    model = (
+        odd.make_pruned_model()
+        if transfers
+        else odd.make_model(odd.EVEN_FEED_FORWARD if placed else odd.FEED_FORWARD)
+    )
     model.recompute = bool(zero.pop(odd.RECOMPUTE, False))
     dtypes = {"fp32": torch.float32, "fp16": torch.float16}
     model = model.to(dtypes.get(precision, torch.bfloat16))
@@ -64,8 +71,8 @@ def train(
         schedule=schedule,
         placement=placement,
     )
-    hashes = []
-    while pruner.step < odd.SCHEDULE.num_steps:
+    hashes = [pruner.mask_hash()] if transfers else []
+    while pruner.step < schedule.num_steps:
         step = pruner.step
         for micro in range(odd.ACCUMULATION):
             tokens = odd.micro_batch(step * odd.ACCUMULATION + micro, rank)
@@ -114,6 +121,7 @@ def main(folder: str) -> None:
     for case, (placed, stage, zero) in odd.PLACED_CASES.items():
         result = train(stage, "fp32", placed=placed, **zero)
         torch.save(result, f"{folder}/{case}-rank{dist.get_rank()}.pt")
+    train_all(folder, odd.TRANSFER_CASES, "sparse-transfer")
     refusals = {stage: refusal(stage) for stage in (0, 1, 2, 3)}
     torch.save(refusals, f"{folder}/refusals-rank{dist.get_rank()}.pt")
     leave()
@@ -128,9 +136,11 @@ def main_nvme(folder: str) -> None:
     leave()
 
 
-def train_all(folder: str, cases: dict[str, tuple[int, str, dict[str, object]]]) -> None:
+def train_all(
+    folder: str, cases: dict[str, tuple[int, str, dict[str, object]]], method: str = "mgpp"
+) -> None:
     for case, (stage, precision, zero) in cases.items():
-        result = train(stage, precision, **zero)
+        result = train(stage, precision, method, **zero)
         torch.save(result, f"{folder}/{case}-rank{dist.get_rank()}.pt")
 
 

@@ -384,6 +384,19 @@ def test_initial_sparsity_above_sparsity():
     parse_config(changed(prune={"sparsity": 0.5, "initial_sparsity": 0.5}))
 
 
+def test_sparse_transfer_takes_no_schedule():
+    transfer = {"method": {"name": "sparse-transfer"}}
+    config = parse_config(changed(prune=transfer))
+    assert config.prune.sparsity is None
+    assert config.prune.schedule(100, 10).prune_end == -1
+    # As settings cross to workers: with all defaults written out.
+    assert parse_config(config.model_dump(mode="json")) == config
+    for key, value in (("sparsity", 0.5), ("warmup", 3), ("interval", 2), ("start", "dense")):
+        problem = only_problem(changed(prune={**transfer, key: value}))
+        assert problem.startswith(f"prune.{key}: sparse-transfer keeps the zeros of the model")
+    assert only_problem(changed(prune={"method": {"name": "gmp"}})) == "prune.sparsity: missing"
+
+
 @pytest.mark.parametrize("spike_var", [0.05, 0.1])
 def test_the_spike_must_be_narrower_than_the_slab(spike_var):
     method = {"name": "mgpp", "spike_var": spike_var, "slab_var": 0.05}

@@ -41,6 +41,23 @@ def test_the_new_head_is_drawn_from_the_seed(tiny_bert):
     assert not torch.equal(first, other)
 
 
+def test_a_head_of_other_labels_is_drawn_anew_and_nothing_else(tiny_bert, tmp_path):
+    before = load(ModelConfig(path=str(tiny_bert)))  # three labels
+    before.save_pretrained(tmp_path)
+    config = ModelConfig(path=str(tmp_path))
+    for num_labels in (3, 5):
+        after = load(config, model_kwargs={"num_labels": num_labels})
+        assert after.classifier.weight.shape[0] == num_labels
+        for name, weight in after.named_parameters():
+            if num_labels == 3 or not name.startswith("classifier"):
+                assert torch.equal(weight, before.get_parameter(name)), name
+    with pytest.raises(ConfigError, match=r"for another number of labels.*use zero\.stage: 2"):
+        load(config, model_kwargs={"num_labels": 5}, zero3={"zero_optimization": {"stage": 3}})
+    wider = config.model_copy(update={"overrides": {"intermediate_size": 64}})
+    with pytest.raises(ConfigError, match=r"model\.overrides: bert\.encoder\.layer\.0\."):
+        load(wider, model_kwargs={"num_labels": 5})
+
+
 def test_overrides_and_dropout_reach_the_model(tiny_bert):
     config = ModelConfig(
         path=str(tiny_bert), random_init=True, overrides={"num_hidden_layers": 1}, dropout=0.25
