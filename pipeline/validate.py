@@ -16,7 +16,7 @@ from pipeline.engine import freeze
 from pipeline.errors import ConfigError
 from pipeline.model import build_empty, load_model_config, load_tokenizer
 from pipeline.one_shot import calibration_problems, prunable_layers
-from pipeline.tasks import make_task
+from pipeline.tasks import Task, make_task
 from pipeline.teacher import teacher_problems
 from pipeline.upstream import resolve_upstream
 from pipeline.zero import problems_of
@@ -106,18 +106,7 @@ def _model_problems(sections: dict[str, Any]) -> list[str]:
         except ValueError as error:
             problems.append(f"train.freeze: {error}")
     if prune is not None:
-        try:
-            names = select_prunable(empty, prune.include, prune.exclude)
-        except ValueError as error:
-            key = "prune.exclude" if str(error).startswith("exclude") else "prune.include"
-            return [*problems, f"{key}: {error}"]
-        if prune.one_shot is not None:
-            try:
-                prunable_layers(empty, make_task(task), names, prune.one_shot)
-            except ValueError as error:
-                problems.append(f"prune.method: {prune.method.name}: {error}")
-        else:
-            problems += _placement_problems(prune, empty, set(names))
+        problems += _selection_problems(prune, make_task(task), empty)
     if distill is not None and prune is not None and prune.one_shot is not None:
         problems.append(
             f"distill: means nothing for {prune.method.name}, which trains nothing; leave it out"
@@ -127,9 +116,21 @@ def _model_problems(sections: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _placement_problems(prune: Any, empty: nn.Module, names: set[str]) -> list[str]:
-    """Check where sparsity goes against the model's shapes."""
-    shapes = {name: tuple(p.shape) for name, p in empty.named_parameters() if name in names}
+def _selection_problems(prune: Any, task: Task, empty: nn.Module) -> list[str]:
+    """Check what is pruned, and where sparsity goes, against the model."""
+    try:
+        names = select_prunable(empty, prune.include, prune.exclude)
+    except ValueError as error:
+        key = "prune.exclude" if str(error).startswith("exclude") else "prune.include"
+        return [f"{key}: {error}"]
+    if prune.one_shot is not None:
+        try:
+            prunable_layers(empty, task, names, prune.one_shot)
+        except ValueError as error:
+            return [f"prune.method: {prune.method.name}: {error}"]
+        return []
+    chosen = set(names)
+    shapes = {name: tuple(p.shape) for name, p in empty.named_parameters() if name in chosen}
     try:
         prune.allocation(shapes, transposed_weights(empty))
     except ValueError as error:
