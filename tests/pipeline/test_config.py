@@ -279,7 +279,7 @@ def test_an_unknown_key_of_a_chosen_method_lists_that_methods_keys():
     problem = only_problem(changed(prune={"sparsity": 0.5, "method": {"name": "mgpp", "slab": 1}}))
     assert problem == (
         "prune.method.slab: unknown key; allowed are name, spike_var, spike_threshold, "
-        "spike_follows_lr, slab_var, slab_prob, slab_prob_initial_factor, slab_prob_final_factor"
+        "spike_follows_lr, slab_var, slab_prob, slab_prob_initial_factor, slab_prob_final_factor, decoupled"
     )
 
 
@@ -393,7 +393,7 @@ def test_sparse_transfer_takes_no_schedule():
     assert parse_config(config.model_dump(mode="json")) == config
     for key, value in (("sparsity", 0.5), ("warmup", 3), ("interval", 2), ("start", "dense")):
         problem = only_problem(changed(prune={**transfer, key: value}))
-        assert problem.startswith(f"prune.{key}: sparse-transfer keeps the zeros of the model")
+        assert problem.startswith(f"prune: {key} means nothing for sparse-transfer, which keeps")
     assert only_problem(changed(prune={"method": {"name": "gmp"}})) == "prune.sparsity: missing"
 
 
