@@ -26,8 +26,9 @@ from pipeline.gang import Gang
 from pipeline.plan import plan_run
 from pipeline.stages import plan_stages, run_stage
 from pipeline.tasks import make_task
-from pipeline.train import WEIGHTS_FILE, train
+from pipeline.train import train
 from pipeline.validate import validate
+from pipeline.weights import WEIGHTS_FILE
 from tests.pipeline.train_worker import InterruptedRunError, StoppingCheckpoints
 from tests.processes import leave
 from tests.recipe_models import WORDS, family, make_model

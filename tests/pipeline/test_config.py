@@ -279,7 +279,8 @@ def test_an_unknown_key_of_a_chosen_method_lists_that_methods_keys():
     problem = only_problem(changed(prune={"sparsity": 0.5, "method": {"name": "mgpp", "slab": 1}}))
     assert problem == (
         "prune.method.slab: unknown key; allowed are name, spike_var, spike_threshold, "
-        "spike_follows_lr, slab_var, slab_prob, slab_prob_initial_factor, slab_prob_final_factor, decoupled"
+        "spike_follows_lr, slab_var, slab_prob, slab_prob_initial_factor, slab_prob_final_factor, "
+        "decoupled"
     )
 
 
