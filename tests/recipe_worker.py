@@ -26,7 +26,7 @@ from pipeline.gang import Gang
 from pipeline.plan import plan_run
 from pipeline.stages import plan_stages, run_stage
 from pipeline.tasks import make_task
-from pipeline.train import WEIGHTS_FILE, train
+from pipeline.train import train
 from pipeline.validate import validate
 from tests.pipeline.train_worker import InterruptedRunError, StoppingCheckpoints
 from tests.processes import leave
@@ -106,7 +106,7 @@ def resumed_as_it_would_have_ended(
         run()
     checkpoints.stop_at = None
     run()
-    ended = [path / WEIGHTS_FILE for path in (folder / "resumed", artifacts["prune"].path)]
+    ended = [path / "weights.json" for path in (folder / "resumed", artifacts["prune"].path)]
     return ended[0].read_text() == ended[1].read_text()
 
 
