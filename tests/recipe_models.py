@@ -71,12 +71,12 @@ _SIZES: dict[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 8,
     "d_kv": 8,
-    "intermediate_size": 32,
-    "encoder_ffn_dim": 32,
-    "decoder_ffn_dim": 32,
-    "ffn_dim": 32,
-    "hidden_dim": 32,
-    "d_ff": 32,
+    "intermediate_size": 64,  # four times the width, as in the big ones: budgets go by shares of weights
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "ffn_dim": 64,
+    "hidden_dim": 64,
+    "d_ff": 64,
     "max_position_embeddings": POSITIONS,
     "n_positions": POSITIONS,
 }

@@ -107,7 +107,7 @@ def resumed_as_it_would_have_ended(
         run()
     checkpoints.stop_at = None
     run()
-    ended = [path / WEIGHTS_FILE for path in (folder / "resumed", artifacts["prune"].path)]
+    ended = [path / "weights.json" for path in (folder / "resumed", artifacts["prune"].path)]
     return ended[0].read_text() == ended[1].read_text()
 
 
