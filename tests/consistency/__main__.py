@@ -6,13 +6,11 @@ A cell that is done is not run again, so the command may be stopped and given on
 """
 
 import csv
-import hashlib
 import json
 import multiprocessing
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -20,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.consistency.cell import METHODS, Cell, run_cell
+from tests.consistency.cell import METHODS, Cell, path_of, run_and_keep
 
 SAMPLES, SEEDS = (8, 16, 32, 64, 128, 512), (0, 1, 2)
 CELLS = [Cell(n=n, method=m, seed=seed) for seed in SEEDS for n in SAMPLES for m in METHODS]
@@ -28,26 +26,6 @@ _WHAT = {
     "f1": "F1 of the recovered support",
     "error": "squared error on fresh samples, over variance",
 }
-
-
-def path_of(cell: Cell, folder: Path) -> Path:
-    """Name a cell's result by all that the cell is."""
-    digest = hashlib.sha256(json.dumps(asdict(cell), sort_keys=True).encode()).hexdigest()[:8]
-    return folder / f"{cell.method}-n{cell.n}-seed{cell.seed}-{digest}.json"
-
-
-def run_and_keep(cell: Cell, folder: Path) -> dict[str, Any]:
-    """Run a cell unless its result is there."""
-    import torch
-
-    path = path_of(cell, folder)
-    if not path.exists():
-        torch.set_num_threads(1)
-        beside = path.with_suffix(f".{os.getpid()}.tmp")
-        beside.write_text(json.dumps(run_cell(cell), indent=1) + "\n")
-        beside.replace(path)
-    result: dict[str, Any] = json.loads(path.read_text())
-    return result
 
 
 def run_all(cells: list[Cell], folder: Path, num_processes: int) -> list[dict[str, Any]]:

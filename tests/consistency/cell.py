@@ -1,7 +1,11 @@
 """One cell: a student is pruned on n samples of a planted teacher; what it found of the structure."""
 
+import hashlib
+import json
+import os
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -89,6 +93,24 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         "error": float((predict(student, fresh) - clean).square().mean() / clean.var()),
         "cpu_seconds": time.process_time() - started,
     }
+
+
+def path_of(cell: Cell, folder: Path) -> Path:
+    """Name a cell's result by all that the cell is."""
+    digest = hashlib.sha256(json.dumps(asdict(cell), sort_keys=True).encode()).hexdigest()[:8]
+    return folder / f"{cell.method}-n{cell.n}-seed{cell.seed}-{digest}.json"
+
+
+def run_and_keep(cell: Cell, folder: Path) -> dict[str, Any]:
+    """Run a cell unless its result is there."""
+    path = path_of(cell, folder)
+    if not path.exists():
+        torch.set_num_threads(1)
+        beside = path.with_suffix(f".{os.getpid()}.tmp")
+        beside.write_text(json.dumps(run_cell(cell), indent=1) + "\n")
+        beside.replace(path)
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result
 
 
 def _flat(model: Any, names: list[str]) -> Tensor:

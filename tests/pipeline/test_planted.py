@@ -17,8 +17,8 @@ from pipeline.planted import (
     predict,
     support_metrics,
 )
-from tests.consistency.__main__ import averages, path_of, run_and_keep, write_figure
-from tests.consistency.cell import Cell
+from tests.consistency.__main__ import averages, write_figure
+from tests.consistency.cell import Cell, path_of, run_and_keep
 
 
 @pytest.mark.parametrize("sparsity", [0.9, 0.83])
