@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 export HF_HUB_OFFLINE ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test bench torture lint format schema clean
+.PHONY: demo test bench consistency torture lint format schema clean
 
 demo: $(VENV)/demo
 	$(BIN)/mgpp run configs/demo.yaml
@@ -16,6 +16,10 @@ test: lint
 
 bench: $(VENV)/dev
 	$(BIN)/python -m tests.bench
+
+# How much of a planted structure is found as samples grow; goes on where it was stopped.
+consistency: $(VENV)/dev
+	$(BIN)/python -m tests.consistency
 
 # Runs are killed over and over: two ranks by themselves, then workers, drivers and all of Ray.
 torture: export MGPP_TORTURE_KILLS ?= 24

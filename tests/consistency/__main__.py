@@ -1,0 +1,117 @@
+"""How much of a planted structure MGPP and GMP find as samples grow: cells, a table and a figure.
+
+python -m tests.consistency [FOLDER]     (runs/consistency unless given)
+
+A cell that is done is not run again, so the command may be stopped and given once more.
+"""
+
+import csv
+import json
+import multiprocessing
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.consistency.cell import METHODS, Cell, path_of, run_and_keep
+
+SAMPLES, SEEDS = (8, 16, 32, 64, 128, 512), (0, 1, 2)
+CELLS = [Cell(n=n, method=m, seed=seed) for seed in SEEDS for n in SAMPLES for m in METHODS]
+_WHAT = {
+    "f1": "F1 of the recovered support",
+    "error": "squared error on fresh samples, over variance",
+}
+
+
+def run_all(cells: list[Cell], folder: Path, num_processes: int) -> list[dict[str, Any]]:
+    """Run all cells that are not done, each on one thread, and return all results in order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    missing = [cell for cell in cells if not path_of(cell, folder).exists()]
+    console = Console(stderr=True)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
+        tasks = {pool.submit(run_and_keep, cell, folder): cell for cell in missing}
+        for done, task in enumerate(as_completed(tasks), 1):
+            found = task.result()
+            console.print(
+                f"{done} of {len(missing)}: {found['method']}, n = {found['n']}, seed {found['seed']}: "
+                f"F1 {found['f1']:.3f}, error {found['error']:.4f}"
+            )
+    return [run_and_keep(cell, folder) for cell in cells]
+
+
+def averages(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the means over the seeds, one row a method and number of samples."""
+    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for result in results:
+        groups.setdefault((result["n"], result["method"]), []).append(result)
+    keys = ("precision", "recall", "f1", "jaccard", "f1_at_start", "error")
+    return [
+        {"n": n, "method": method, **{key: mean(r[key] for r in group) for key in keys}}
+        for (n, method), group in sorted(groups.items())
+    ]
+
+
+def write_figure(results: list[dict[str, Any]], path: Path) -> None:
+    """Draw F1 and error by the number of samples: a point a seed, a line through the means."""
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(cols=2, subplot_titles=list(_WHAT.values()), horizontal_spacing=0.09)
+    means = averages(results)
+    for method, colour in zip(METHODS, ("#3b76e1", "#d1862b"), strict=True):
+        for column, key in enumerate(_WHAT, 1):
+            of_seeds = [(r["n"], r[key]) for r in results if r["method"] == method]
+            of_means = [(r["n"], r[key]) for r in means if r["method"] == method]
+            style = {"marker_color": colour, "legendgroup": method, "name": method.upper()}
+            for points, mode in ((of_seeds, "markers"), (of_means, "lines")):
+                x, y = zip(*points, strict=True)
+                shown = mode == "lines" and column == 1
+                opacity = 1.0 if mode == "lines" else 0.4
+                figure.add_scatter(
+                    x=x,
+                    y=y,
+                    mode=mode,
+                    showlegend=shown,
+                    opacity=opacity,
+                    row=1,
+                    col=column,
+                    **style,
+                )
+    figure.update_xaxes(
+        type="log", title_text="samples", tickvals=sorted({r["n"] for r in results})
+    )
+    figure.update_yaxes(range=[0, 1.02], col=1)
+    figure.update_yaxes(type="log", col=2)
+    figure.update_layout(
+        template="plotly_white", height=420, title="Recovery of a planted structure"
+    )
+    figure.write_html(path, include_plotlyjs=True)
+
+
+def main(folder: Path) -> None:
+    """Run, tabulate, draw."""
+    results = run_all(CELLS, folder / "cells", num_processes=len(os.sched_getaffinity(0)))
+    means = averages(results)
+    (folder / "consistency.json").write_text(json.dumps(results, indent=1) + "\n")
+    with (folder / "consistency.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(results[0]))
+        writer.writeheader()
+        writer.writerows(results)
+    write_figure(results, folder / "consistency.html")
+    table = Table("samples", *[f"{m.upper()} {key}" for key in ("F1", "error") for m in METHODS])
+    for n in sorted({row["n"] for row in means}):
+        rows = {row["method"]: row for row in means if row["n"] == n}
+        cells = [f"{rows[m][key]:.3f}" for key in ("f1", "error") for m in METHODS]
+        table.add_row(str(n), *cells)
+    Console().print(table)
+    Console().print(f"F1 at the start: {mean(row['f1_at_start'] for row in means):.3f}; {folder}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/consistency"))

@@ -1,0 +1,117 @@
+"""One cell: a student is pruned on n samples of a planted teacher; what it found of the structure."""
+
+import hashlib
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import mgpp
+from pipeline.planted import (
+    KNOWN,
+    NOISE,
+    draw_samples,
+    make_student,
+    plant_teacher,
+    predict,
+    support_metrics,
+)
+
+METHODS: dict[str, dict[str, Any]] = {
+    "mgpp": {"name": "mgpp", "spike_threshold": 1.0, "slab_var": 1.0},
+    "gmp": {"name": "gmp"},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What one cell is; all of it names its result."""
+
+    n: int
+    method: str
+    seed: int
+    num_steps: int = 1000
+    batch_size: int = 32
+    lr: float = 2e-2
+    sparsity: float = 0.9
+    warmup: float = 0.2
+    finetune: float = 0.2
+
+
+def run_cell(cell: Cell) -> dict[str, Any]:
+    """Train and prune the student; return the cell with its figures.
+
+    The loss is the negative log-likelihood of one sample, so the prior has the weight that it has in the
+    posterior. Every cell takes as many steps, however few its samples.
+    """
+    started = time.process_time()
+    teacher, names = plant_teacher(cell.seed, cell.sparsity)
+    tokens, outputs = draw_samples(teacher, cell.n, seed=1000 + cell.seed)
+    student = make_student(teacher, names, seed=2000 + cell.seed)
+    true = _flat(teacher, names) != 0
+    k = int(true.sum())
+    at_start = _flat(student, names).abs()
+    optimizer = torch.optim.AdamW(
+        [student.get_parameter(name) for name in names],
+        lr=cell.lr,
+        betas=(0.9, 0.98),
+        eps=1e-6,
+        weight_decay=0.0,
+    )
+    config = mgpp.PruningConfig(
+        sparsity=cell.sparsity,
+        warmup=cell.warmup,
+        finetune=cell.finetune,
+        method=METHODS[cell.method],
+        exclude=KNOWN,
+    )
+    mgpp.attach((student, optimizer), config, cell.num_steps, cell.n)
+    generator = torch.Generator().manual_seed(3000 + cell.seed)
+    order = torch.empty(0, dtype=torch.int64)
+    for step in range(cell.num_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = cell.lr * (1 - 0.95 * step / cell.num_steps)
+        while len(order) < min(cell.batch_size, cell.n):
+            order = torch.cat([order, torch.randperm(cell.n, generator=generator)])
+        rows, order = order[: cell.batch_size], order[cell.batch_size :]
+        errors = student(input_ids=tokens[rows]).logits - outputs[rows]
+        (errors.square().sum(dim=(1, 2)).mean() / (2 * NOISE**2)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    fresh, clean = draw_samples(teacher, 2048, seed=4000 + cell.seed, noise=0.0)
+    largest = torch.zeros_like(true)
+    largest[at_start.topk(k).indices] = True
+    return {
+        **asdict(cell),
+        **support_metrics(_flat(student, names) != 0, true),
+        "f1_at_start": support_metrics(largest, true)["f1"],
+        "error": float((predict(student, fresh) - clean).square().mean() / clean.var()),
+        "cpu_seconds": time.process_time() - started,
+    }
+
+
+def path_of(cell: Cell, folder: Path) -> Path:
+    """Name a cell's result by all that the cell is."""
+    digest = hashlib.sha256(json.dumps(asdict(cell), sort_keys=True).encode()).hexdigest()[:8]
+    return folder / f"{cell.method}-n{cell.n}-seed{cell.seed}-{digest}.json"
+
+
+def run_and_keep(cell: Cell, folder: Path) -> dict[str, Any]:
+    """Run a cell unless its result is there."""
+    path = path_of(cell, folder)
+    if not path.exists():
+        torch.set_num_threads(1)
+        beside = path.with_suffix(f".{os.getpid()}.tmp")
+        beside.write_text(json.dumps(run_cell(cell), indent=1) + "\n")
+        beside.replace(path)
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result
+
+
+def _flat(model: Any, names: list[str]) -> Tensor:
+    return torch.cat([model.get_parameter(name).detach().view(-1) for name in names])
