@@ -28,7 +28,6 @@ from pipeline.stages import plan_stages, run_stage
 from pipeline.tasks import make_task
 from pipeline.train import train
 from pipeline.validate import validate
-from pipeline.weights import WEIGHTS_FILE
 from tests.pipeline.train_worker import InterruptedRunError, StoppingCheckpoints
 from tests.processes import leave
 from tests.recipe_models import WORDS, family, make_model

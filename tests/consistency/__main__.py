@@ -60,38 +60,22 @@ def averages(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def write_figure(results: list[dict[str, Any]], path: Path) -> None:
     """Draw F1 and error by the number of samples: a point a seed, a line through the means."""
-    from plotly.subplots import make_subplots
+    from matplotlib.figure import Figure
 
-    figure = make_subplots(cols=2, subplot_titles=list(_WHAT.values()), horizontal_spacing=0.09)
-    means = averages(results)
-    for method, colour in zip(METHODS, ("#3b76e1", "#d1862b"), strict=True):
-        for column, key in enumerate(_WHAT, 1):
-            of_seeds = [(r["n"], r[key]) for r in results if r["method"] == method]
+    figure, means = Figure(figsize=(11, 4.2), layout="constrained"), averages(results)
+    for axes, (key, what) in zip(figure.subplots(1, 2), _WHAT.items(), strict=True):
+        for method in METHODS:
             of_means = [(r["n"], r[key]) for r in means if r["method"] == method]
-            style = {"marker_color": colour, "legendgroup": method, "name": method.upper()}
-            for points, mode in ((of_seeds, "markers"), (of_means, "lines")):
-                x, y = zip(*points, strict=True)
-                shown = mode == "lines" and column == 1
-                opacity = 1.0 if mode == "lines" else 0.4
-                figure.add_scatter(
-                    x=x,
-                    y=y,
-                    mode=mode,
-                    showlegend=shown,
-                    opacity=opacity,
-                    row=1,
-                    col=column,
-                    **style,
-                )
-    figure.update_xaxes(
-        type="log", title_text="samples", tickvals=sorted({r["n"] for r in results})
-    )
-    figure.update_yaxes(range=[0, 1.02], col=1)
-    figure.update_yaxes(type="log", col=2)
-    figure.update_layout(
-        template="plotly_white", height=420, title="Recovery of a planted structure"
-    )
-    figure.write_html(path, include_plotlyjs=True)
+            of_seeds = [(r["n"], r[key]) for r in results if r["method"] == method]
+            (line,) = axes.plot(*zip(*of_means, strict=True), label=method.upper())
+            axes.plot(*zip(*of_seeds, strict=True), "o", alpha=0.4, color=line.get_color())
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel("samples")
+        axes.set_title(what)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    axes.set_yscale("log")
+    figure.savefig(path, dpi=130)
 
 
 def main(folder: Path) -> None:
@@ -103,7 +87,7 @@ def main(folder: Path) -> None:
         writer = csv.DictWriter(file, list(results[0]))
         writer.writeheader()
         writer.writerows(results)
-    write_figure(results, folder / "consistency.html")
+    write_figure(results, folder / "consistency.png")
     table = Table("samples", *[f"{m.upper()} {key}" for key in ("F1", "error") for m in METHODS])
     for n in sorted({row["n"] for row in means}):
         rows = {row["method"]: row for row in means if row["n"] == n}
