@@ -104,8 +104,10 @@ def _kept_part(
     sizes = {key: sum(units[n].numel() for n in team) for key, team in teams.items()}
     exact = {key: Fraction(due * size, sum(sizes.values())) for key, size in sizes.items()}
     going = {key: int(share) for key, share in exact.items()}
-    by_remainder = sorted(exact, key=lambda key: going[key] - exact[key])
-    for key in by_remainder[: due - sum(going.values())]:
+    most = {key: sum(int(allowed[n].sum()) for n in team) for key, team in teams.items()}
+    while sum(going.values()) < due:  # one more for the largest remainder that has room
+        open_ = [key for key in exact if going[key] < most[key]]
+        key = min(open_, key=lambda key: going[key] - exact[key])
         going[key] += 1
     stays = {}
     for key, team in teams.items():
