@@ -76,6 +76,8 @@ def kept(
     for pattern, final in placement.budgets.items():
         names = [name for name in scores if fnmatchcase(name, pattern)]
         due = int(sum(scores[name].numel() for name in names) * sparsity_of(final)) // size
+        if rest == set(names):
+            due = left  # nothing else can take what rounding leaves over
         stays |= _kept_part(placement.scope, names, due, units, allowed)
         left, rest = left - due, rest - set(names)
     stays |= _kept_part(placement.scope, [n for n in scores if n in rest], left, units, allowed)
