@@ -165,21 +165,21 @@ class Allocation:
         Where the other weights could not take what rounding leaves over, shares are rounded up instead,
         of the first budgets first; where floats rounded up so that too few remain, one less goes.
         """
-        counts, rounded = [], []
+        counts, lost = [], []
         for budget in self._budgets:
             numel = sum(self.numels[i] for i in budget.indices)
             sparsity = self.schedule.sparsity(step, budget.sparsity)
             counts.append(self._share(numel, sparsity) // self.unit)
-            rounded.append(numel * sparsity > counts[-1] * self.unit)
+            lost.append(numel * sparsity - counts[-1] * self.unit)
         remaining = num_units - sum(counts)
         over = remaining - sum(self.caps[i] for i in self._rest)
         if max(over, -remaining) > len(counts):
             return counts  # that is no rounding
         for place, budget in enumerate(self._budgets):
             most = sum(self.caps[i] for i in budget.indices)
-            if over > 0 and rounded[place] and counts[place] < most:
+            if over > 0 and lost[place] > 0 and counts[place] < most:
                 counts[place], over = counts[place] + 1, over - 1
-            elif remaining < 0 < counts[place]:
+            elif remaining < 0 < counts[place] and lost[place] < 1:
                 counts[place], remaining = counts[place] - 1, remaining + 1
         return counts
 

@@ -76,8 +76,9 @@ def kept(
     for pattern, final in placement.budgets.items():
         names = [name for name in scores if fnmatchcase(name, pattern)]
         due = int(sum(scores[name].numel() for name in names) * sparsity_of(final)) // size
-        if rest == set(names):
-            due = left  # nothing else can take what rounding leaves over
+        # With one budget: what rounding leaves over, and nothing else can take, or takes too much.
+        due = max(due, left - sum(int(allowed[name].sum()) for name in rest - set(names)))
+        due = min(due, left)
         stays |= _kept_part(placement.scope, names, due, units, allowed)
         left, rest = left - due, rest - set(names)
     stays |= _kept_part(placement.scope, [n for n in scores if n in rest], left, units, allowed)
