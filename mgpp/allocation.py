@@ -153,19 +153,35 @@ class Allocation:
 
     def _parts(self, num_units: int, step: int) -> list[tuple[tuple[int, ...], int]]:
         """Return the weights of each budget with their units to go, and the rest with what remains."""
-        counts = []
-        for budget in self._budgets:
-            numel = sum(self.numels[i] for i in budget.indices)
-            going = self._share(numel, self.schedule.sparsity(step, budget.sparsity))
-            counts.append(going // self.unit)
+        counts = self._settled(num_units, step)
         remaining = num_units - sum(counts)
-        if self._budgets and not self._rest and 0 <= remaining <= len(counts):
-            # Nothing else could take the weights that rounding down left over: one more of each.
-            counts = [n + (i < remaining) for i, n in enumerate(counts)]
-            remaining = 0
         self._check_counts(num_units, counts, remaining, step)
         parts = [(b.indices, count) for b, count in zip(self._budgets, counts, strict=True)]
         return [*parts, (self._rest, remaining)] if self._rest else parts
+
+    def _settled(self, num_units: int, step: int) -> list[int]:
+        """Return each budget's units: its exact share rounded down.
+
+        Where the other weights could not take what rounding leaves over, shares are rounded up instead,
+        of the first budgets first; where floats rounded up so that too few remain, one less goes.
+        """
+        counts, lost = [], []
+        for budget in self._budgets:
+            numel = sum(self.numels[i] for i in budget.indices)
+            sparsity = self.schedule.sparsity(step, budget.sparsity)
+            counts.append(self._share(numel, sparsity) // self.unit)
+            lost.append(numel * sparsity - counts[-1] * self.unit)
+        remaining = num_units - sum(counts)
+        over = remaining - sum(self.caps[i] for i in self._rest)
+        if max(over, -remaining) > len(counts):
+            return counts  # that is no rounding
+        for place, budget in enumerate(self._budgets):
+            most = sum(self.caps[i] for i in budget.indices)
+            if over > 0 and lost[place] > 0 and counts[place] < most:
+                counts[place], over = counts[place] + 1, over - 1
+            elif remaining < 0 < counts[place] and lost[place] < 1:
+                counts[place], remaining = counts[place] - 1, remaining + 1
+        return counts
 
     def _teams(self, indices: Sequence[int]) -> list[tuple[int, ...]]:
         """Return the weights that compete with each other, by scope."""

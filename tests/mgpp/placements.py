@@ -76,6 +76,9 @@ def kept(
     for pattern, final in placement.budgets.items():
         names = [name for name in scores if fnmatchcase(name, pattern)]
         due = int(sum(scores[name].numel() for name in names) * sparsity_of(final)) // size
+        # With one budget: what rounding leaves over, and nothing else can take, or takes too much.
+        due = max(due, left - sum(int(allowed[name].sum()) for name in rest - set(names)))
+        due = min(due, left)
         stays |= _kept_part(placement.scope, names, due, units, allowed)
         left, rest = left - due, rest - set(names)
     stays |= _kept_part(placement.scope, [n for n in scores if n in rest], left, units, allowed)
@@ -104,8 +107,10 @@ def _kept_part(
     sizes = {key: sum(units[n].numel() for n in team) for key, team in teams.items()}
     exact = {key: Fraction(due * size, sum(sizes.values())) for key, size in sizes.items()}
     going = {key: int(share) for key, share in exact.items()}
-    by_remainder = sorted(exact, key=lambda key: going[key] - exact[key])
-    for key in by_remainder[: due - sum(going.values())]:
+    most = {key: sum(int(allowed[n].sum()) for n in team) for key, team in teams.items()}
+    while sum(going.values()) < due:  # one more for the largest remainder that has room
+        open_ = [key for key in exact if going[key] < most[key]]
+        key = min(open_, key=lambda key: going[key] - exact[key])
         going[key] += 1
     stays = {}
     for key, team in teams.items():

@@ -114,13 +114,34 @@ def test_scope_holds_within_a_budget_too():
 
 def test_budgets_of_all_weights_must_make_up_the_sparsity():
     budgets = {"*.attention.*": 0.5, "*.mlp.*": 0.7}
-    found = counts(allocation(0.6, budgets=budgets), 16)
+    found = counts(allocation(0.6, budgets=budgets), 16)  # 691 of 1152; 70% of 576 are 403.2
     assert (found[0, 1, 3, 4, 6, 7], found[2, 5, 8]) == (288, 403)
     assert sum(found.values()) == int(TOTAL * 0.6)
     with pytest.raises(ValueError, match=r"or set sparsity to 0\.6002") as raised:
         allocation(0.65, budgets=budgets)
     share = float(str(raised.value).rpartition(" ")[2])
     allocation(share, budgets=budgets)
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "settings"),
+    [
+        (0.4, {"budgets": {"*.attention.*": 0.8}}),  # nothing remains for the others
+        (0.5, {"budgets": {"*.q.*": 0.5, "*.o.*": 0.5}, "pattern": "2:4"}),  # all at their bounds
+        (0.5, {"budgets": {"*.0.*": 0.5, "*.1.*": 0.5, "*.2.*": 0.5}}),
+        (0.45, {"budgets": {"*.q.*": 0.3, "*.o.*": 0.6}, "pattern": "4x2", "scope": "layer"}),
+        (0.9, {"budgets": {"*.q.*": 0.9, "*.o.*": 0.9}, "min_kept": 0.1, "pattern": "1x2"}),
+    ],
+)
+def test_rounding_never_stops_a_run_under_way(sparsity, settings):
+    shapes = {name: (20 * a, 20 * b) for name, (a, b) in SHAPES.items()}
+    schedule = PruningSchedule(
+        num_steps=1500, warmup_steps=1, finetune_steps=9, interval=1, final_sparsity=sparsity
+    )
+    made = Allocation(Placement(**settings), shapes, schedule)
+    for step in range(1500):
+        num_going = made.num_going(step)
+        assert sum(group.k for group in made.groups(num_going, step)) == num_going // made.unit
 
 
 def test_min_kept_caps_every_matrix():

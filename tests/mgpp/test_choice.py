@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgpp import GMP, Collectives, Movement, Placement, Pruner, PruningSchedule, Shard
+from mgpp import GMP, Allocation, Collectives, Movement, Placement, Pruner, PruningSchedule, Shard
 from mgpp.threshold import Group, find_cuts, kept_chunks, sent_bytes
-from tests.mgpp.placements import block_means, lowest, n_of_m_allowed, only_lowest
+from tests.mgpp.placements import block_means, kept, lowest, n_of_m_allowed, only_lowest
 from tests.mgpp.sharding import contiguous_shards, odd_shards, per_weight_shards, run_ranks
 
 LAYOUTS = [contiguous_shards, per_weight_shards, odd_shards]
@@ -209,6 +209,32 @@ def test_blocks(block, data, transposed, sparsity, scope):
             assert abs(int((~s).sum()) - s.numel() * rows * columns * k / total) < 1
     assert all(torch.equal(a, b) for a, b in zip(stay, expected, strict=True))
     assert pruning.sparsity == pruning.num_pruned / total
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    data=st.data(),
+    scope=st.sampled_from(["global", "layer", "uniform"]),
+    pattern=st.sampled_from([None, "2:4", "1:4", "2x4", "4x1"]),
+    min_kept=st.sampled_from([0.0, 0.1, 0.3]),
+    budget=st.sampled_from([None, 0.0, 0.4, 0.7]),
+    sparsity=st.sampled_from([0.2, 0.45, 0.6]),
+)
+def test_all_settings_together(data, scope, pattern, min_kept, budget, sparsity):
+    weights, world_size, cut_into = data.draw(cases((4, 4)))
+    budgets = {} if budget is None else {"layers.0.*": budget}
+    placement = Placement(scope=scope, pattern=pattern, min_kept=min_kept, budgets=budgets)
+    shapes = {f"layers.{i}.weight": tuple(w.shape) for i, w in enumerate(weights)}
+    try:
+        Allocation(placement, shapes, schedule_to(sparsity))
+    except ValueError:
+        return
+    pruning, masks = prune(weights, world_size, cut_into, sparsity=sparsity, **vars(placement))
+    scores = dict(zip(shapes, (w.abs() for w in weights), strict=True))
+    expected = kept(placement, scores, sparsity, lambda final: final)
+    for name, mask in zip(shapes, masks, strict=True):
+        assert torch.equal(mask, expected[name]), name
+    assert pruning.num_pruned == sum(int((~mask).sum()) for mask in masks)
 
 
 def test_sums_over_blocks_do_not_depend_on_who_holds_what():
