@@ -68,6 +68,9 @@ assert abs(pruner.sparsity - 0.9) < 1e-3
 if "trainer" not in globals():
     saved = torch.load(f"{path}-{rank}" if "engine" in globals() else path, weights_only=True)
     assert saved["step"] == num_steps
+if "engine" in globals():
+    from tests.processes import leave
+    leave()
 """
 
 
