@@ -16,6 +16,7 @@ from pipeline.comparison import (
 )
 from pipeline.comparison_report import write_comparison
 from pipeline.errors import ConfigError
+from tests.processes import ROOT
 
 VALUES = {
     "name": "words",
@@ -151,6 +152,17 @@ def test_table_plot_and_files_say_the_same(comparison, tmp_path):
     a = rows[1]
     assert f"| A | {100 * a.mean:.2f} ± {100 * a.spread:.2f} |" in table_text
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "compare").glob("*.yaml")), ids=str)
+def test_every_candidate_of_the_comparisons_here_is_a_run(path):
+    from pipeline.config import parse_config, read_config
+
+    comparison = read_comparison(str(path))
+    for cell in selection_cells(comparison):
+        values, problems = read_config(comparison.recipe, cell.overrides)
+        assert problems == []
+        parse_config(values)
 
 
 @pytest.mark.parametrize(
