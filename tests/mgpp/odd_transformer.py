@@ -72,7 +72,7 @@ CASES: dict[str, tuple[int, str, dict[str, object]]] = {
     "stage3-offload-fp16": (3, "fp16", {"offload_optimizer": {"device": "cpu"}}),
     "stage3-subgroups-fp16": (3, "fp16", {"sub_group_size": 700}),
 }
-RIVALS = ("platon", "movement", "soft-movement", "pins")
+RIVALS = ("platon", "movement", "soft-movement", "pins", "mgpp-saliency")
 BF16_RIVALS = ("soft-movement", "pins")  # they keep what the other two keep, and more
 RIVAL_CASES: dict[str, tuple[str, int, str, dict[str, object]]] = {
     f"{method}-stage{stage}{'-subgroups' if zero else ''}-{precision}": (
@@ -186,6 +186,11 @@ def parameter_groups(model: nn.Module) -> list[dict[str, object]]:
 def make_method(name: str = "mgpp") -> Method:
     settings = {
         "mgpp": {"spike_var": PRIOR.spike_var, "slab_var": PRIOR.slab_var},
+        "mgpp-saliency": {
+            "spike_var": PRIOR.spike_var,
+            "slab_var": PRIOR.slab_var,
+            "decoupled": True,
+        },
         "soft-movement": {"penalty": SoftMovement.penalty},
     }
     spec = {"name": name, **settings.get(name, {})}

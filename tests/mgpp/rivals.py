@@ -155,6 +155,36 @@ class SoftMovement(Masked):
         return [score.detach() for score in self.trained]
 
 
+class Saliency(Magnitude):
+    """|w| sqrt(mean g^2), and the prior's proximal step after each update, by densities in float64."""
+
+    decay, num_examples, spike_var, slab_var = 0.98, 500, 1e-6, 0.05
+
+    def __init__(self, weights: list[nn.Parameter], schedule: PruningSchedule) -> None:
+        super().__init__(weights, schedule)
+        self.means = [torch.zeros_like(weight) for weight in weights]
+
+    def before_update(self, keep: list[Tensor], step: int) -> None:
+        for i, weight in enumerate(self.weights):
+            self.means[i] = self.decay * self.means[i] + (1 - self.decay) * weight.grad**2
+
+    def after_update(self, keep: list[Tensor], step: int) -> None:
+        start, end = self.schedule.prune_start, self.schedule.prune_end
+        slab_prob = 0.1 + (0.0001 - 0.1) * min(max((step - start) / (end - start), 0), 1)
+        for weight in self.weights:
+            exact = weight.double()
+            spike, slab = (
+                share * torch.exp(-(exact**2) / (2 * var)) / var**0.5
+                for share, var in ((1 - slab_prob, self.spike_var), (slab_prob, self.slab_var))
+            )
+            pull = (spike / self.spike_var + slab / self.slab_var) / (spike + slab)
+            weight.copy_(exact / (1 + LR / self.num_examples * pull))
+
+    def scores(self) -> list[Tensor]:
+        pairs = zip(self.weights, self.means, strict=True)
+        return [weight.detach().abs() * mean.sqrt() for weight, mean in pairs]
+
+
 REFERENCES = {
     "mgpp": Magnitude,
     "gmp": Magnitude,
@@ -162,4 +192,5 @@ REFERENCES = {
     "movement": Movement,
     "soft-movement": SoftMovement,
     "pins": Pins,
+    "mgpp-saliency": Saliency,
 }

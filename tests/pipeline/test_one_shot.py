@@ -128,7 +128,7 @@ def test_two_ranks_prune_as_one_does(folder, pruned, tmp_path):
         assert first == second
         exact = {k: v for k, v in alone.items() if k != "threshold"}
         assert {k: first[k] for k in exact} == exact  # the hash of the masks among them
-        assert first["threshold"] == pytest.approx(alone["threshold"], rel=1e-6)
+        assert first["threshold"] == pytest.approx(alone["threshold"], rel=1e-5)
         weights, expected = (
             load_file(p / "model" / "model.safetensors") for p in (tmp_path / case, path)
         )
