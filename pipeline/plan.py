@@ -10,21 +10,26 @@ from typing import Any, cast
 
 from torch import nn
 
-from mgpp import OneShotMethod, select_prunable, transposed_weights
+from mgpp import METHODS, OneShotMethod, select_prunable, transposed_weights
 from mgpp.threshold import sent_bytes
 from pipeline.config import RunConfig
 from pipeline.decoder import weight_rows
-from pipeline.distill import DistillConfig
 from pipeline.engine import freeze
 from pipeline.errors import ConfigError
+from pipeline.memory import (
+    MASTER,
+    activation_bytes,
+    bucket_bytes,
+    checkpoint_bytes,
+    distillation_bytes,
+    state_bytes,
+)
 from pipeline.model import build_empty
 from pipeline.one_shot import prunable_layers
 from pipeline.tasks import make_task
 from pipeline.teacher import in_terms_of_teacher
-from pipeline.zero import DTYPES, ZeroConfig, default_bucket
+from pipeline.zero import DTYPES
 
-_SUB_GROUP = 10**9  # elements of a shard that ZeRO 3 steps at once, by default
-_MASTER, _MOMENTS = 4, 8  # bytes a weight: float32, and AdamW's two averages
 _STATISTIC = 8  # bytes a number: float64
 
 
@@ -85,8 +90,9 @@ def plan_run(config: RunConfig) -> Plan:
     trained = sum(p.numel() for p in weights.values() if p.requires_grad)
     prunable = sum(weights[name].numel() for name in names)
     on_gpu = config.cluster.gpus_per_worker > 0
-    device, host = state_bytes(config.zero, total, trained, prunable, world_size)
-    device["buckets"] = _bucket_bytes(config.zero, on_gpu, total)
+    num_kept = len(METHODS[config.prune.method.name].state_names)
+    device, host = state_bytes(config.zero, total, trained, prunable, world_size, num_kept)
+    device["buckets"] = bucket_bytes(config.zero, on_gpu, total)
     batch: dict[str, int] = {
         "rows": micro,
         "length": config.task.max_length,
@@ -116,7 +122,7 @@ def plan_run(config: RunConfig) -> Plan:
         sent_per_pruning=sent_bytes(world_size, len(names), num_groups)
         if config.zero.stage
         else 8 * world_size,
-        checkpoint=checkpoint_bytes(trained, prunable),
+        checkpoint=checkpoint_bytes(trained, prunable, num_kept),
     )
 
 
@@ -157,7 +163,7 @@ def plan_one_shot(config: RunConfig, empty: nn.Module, method: OneShotMethod) ->
         device={
             "parameters of a layer": largest_layer * width,
             "statistics of a layer": max(sum(layer) for layer in statistics) * _STATISTIC,
-            "pruning a matrix (estimate)": 4 * _MASTER * (largest_statistic + largest_matrix),
+            "pruning a matrix (estimate)": 4 * MASTER * (largest_statistic + largest_matrix),
             "activations (estimate)": 17 * width * length * hidden,
         },
         host={
@@ -178,131 +184,6 @@ def plan_one_shot(config: RunConfig, empty: nn.Module, method: OneShotMethod) ->
     )
 
 
-def checkpoint_bytes(trained: int, prunable: int) -> int:
-    """Return what one checkpoint takes: master weights, Adam's moments, masks."""
-    return trained * (_MASTER + _MOMENTS) + prunable // 8
-
-
-def state_bytes(
-    zero: ZeroConfig, total: int, trained: int, prunable: int, world_size: int
-) -> tuple[dict[str, int], dict[str, int]]:
-    """Return what parameters, gradients, optimizer and masks take of one worker, at the optimizer's step.
-
-    Args:
-        zero: how state is sharded.
-        total: parameters of the model.
-        trained: of them, those that are trained.
-        prunable: of them, those that are pruned.
-        world_size: workers.
-
-    Returns:
-        By what it is for: bytes on the device, and bytes in the host's memory.
-    """
-    width = DTYPES[zero.precision].itemsize
-    shard = -(-trained // world_size)
-    optimizer = (zero.stage and shard) or trained
-    parameters = total * width if zero.stage < 3 else -(-total // world_size) * width
-    # Under ZeRO 1-3 the float32 gradient of a shard is made for the step, beside what was reduced.
-    if zero.stage == 0:
-        gradients, stepping = trained * width, 0 if width == _MASTER else trained * _MASTER
-        master = 0 if width == _MASTER else trained * _MASTER
-    else:
-        at_once = (
-            min(shard, _SUB_GROUP) if zero.stage == 3 and not zero.offload_optimizer else shard
-        )
-        stepping, master = at_once * _MASTER, shard * _MASTER
-        # Stage 1 holds whole gradients until the backward pass ends, before those of the step are made.
-        whole = trained * width - stepping if zero.stage == 1 else 0
-        gradients = max(whole, shard * width)
-    states = {
-        "master weights": master,
-        "optimizer": optimizer * _MOMENTS,
-        "gradients of the step": stepping,
-        "masks": -(-(prunable if zero.stage == 0 else -(-prunable // world_size)) // 8),
-    }
-    device = {"parameters": parameters, "gradients": gradients}
-    host: dict[str, int] = {}
-    (host if zero.offload_optimizer else device).update(states)
-    if zero.offload_parameters:
-        parameters = device.pop("parameters")
-        host["parameters"] = 0 if zero.nvme_path else parameters
-    return device, host
-
-
-def activation_bytes(
-    model: nn.Module, *, rows: int, length: int, target_length: int, width: int, recomputed: bool
-) -> int:
-    """Estimate what the forward pass keeps for the backward pass, and the logits.
-
-    34 bytes a token, layer and unit of width at 16 bits (Korthikanti et al., arXiv 2205.05198, without
-    the attention matrix, which fused attention does not keep); with recomputation 2, and one layer whole.
-    A decoder's layer that also attends to an encoder keeps, by the same counts, 9 more a target token
-    (normalized input, query, output, dropout's mask) and 4 a source token (its keys and values).
-
-    Args:
-        model: on the meta device.
-        rows: of one micro-batch.
-        length: tokens of one row; of its source, where there is an encoder and a decoder.
-        target_length: tokens of a row's target; used where there is an encoder and a decoder.
-        width: bytes of a number.
-        recomputed: whether layers are recomputed in the backward pass.
-    """
-    settings: Any = model.config
-    hidden = int(settings.hidden_size)
-    source = rows * length * hidden
-    layers = [(int(settings.num_hidden_layers), 17 * source, source)]  # layers, numbers kept, input
-    if settings.is_encoder_decoder:
-        target = rows * target_length * hidden
-        layers.append((_num_decoder_layers(settings), (43 * target + 4 * source) // 2, target))
-    if recomputed:
-        kept = sum(number * given for number, _, given in layers) + max(k for _, k, _ in layers)
-    else:
-        kept = sum(number * inside for number, inside, _ in layers)
-    logits = _num_logits(model, rows, length, target_length)
-    return kept * width + 2 * logits * 4  # logits and their gradient, in float32
-
-
-def distillation_bytes(
-    model: nn.Module,
-    distill: DistillConfig,
-    *,
-    rows: int,
-    length: int,
-    target_length: int,
-    width: int,
-) -> int:
-    """Estimate what a teacher's outputs and the losses on them take before the backward pass.
-
-    Args:
-        model: that learns, on the meta device.
-        distill: whether hidden states are taught too.
-        rows: of one micro-batch.
-        length: tokens of one row; of its source, where there is an encoder and a decoder.
-        target_length: tokens of a row's target; used where there is an encoder and a decoder.
-        width: bytes of a number.
-    """
-    logits = _num_logits(model, rows, length, target_length)
-    # The teacher's logits, those of both that count, and both models' log-probabilities in float32.
-    kept = logits * (3 * width + 2 * 4)
-    if distill.hidden_weight:
-        settings: Any = model.config
-        states = rows * length * int(settings.num_hidden_layers) * int(settings.hidden_size)
-        if settings.is_encoder_decoder:
-            states += (
-                rows * target_length * _num_decoder_layers(settings) * int(settings.hidden_size)
-            )
-        kept += states * (width + 3 * 4)  # the teacher's; both normalized, and their difference
-    return kept
-
-
-def _num_logits(model: nn.Module, rows: int, length: int, target_length: int) -> int:
-    settings: Any = model.config
-    if cast(Any, model).get_output_embeddings() is None:
-        return rows * int(settings.num_labels)
-    predicted = target_length if settings.is_encoder_decoder else length
-    return rows * predicted * int(settings.vocab_size)
-
-
 def _num_taught(config: RunConfig, total: int) -> int:
     """Return the parameters of the teacher; the dense fine-tune is a model like its student."""
     assert config.distill is not None
@@ -314,23 +195,6 @@ def _num_taught(config: RunConfig, total: int) -> int:
             model.model_copy(update={"random_init": True}), make_task(config.task).auto_model
         )
     return sum(p.numel() for p in teacher.parameters())
-
-
-def _num_decoder_layers(settings: Any) -> int:
-    """Return the layers of a decoder beside an encoder, by the names BART's and T5's families have."""
-    names = ("decoder_layers", "num_decoder_layers")
-    return int(next(getattr(settings, n) for n in names if getattr(settings, n, None) is not None))
-
-
-def _bucket_bytes(zero: ZeroConfig, on_gpu: bool, total: int) -> int:
-    """Return the buffers that reductions and gathers are made in."""
-    bucket = zero.bucket_elements or default_bucket(on_gpu)
-    width = DTYPES[zero.precision].itemsize
-    if zero.stage == 0:
-        return 0
-    reducing = bucket * width * (2 if on_gpu else 1)  # two that take turns where they overlap
-    gathered = min(10 * bucket, total) if zero.stage == 3 else min(bucket, total)
-    return reducing + gathered * width
 
 
 def _sent_per_step(config: RunConfig, total: int, trained: int, taught: int, micro: int) -> int:

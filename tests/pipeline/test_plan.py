@@ -14,7 +14,8 @@ from transformers import (
 
 from pipeline.config import parse_config
 from pipeline.errors import ConfigError
-from pipeline.plan import activation_bytes, checkpoint_bytes, plan_run, state_bytes
+from pipeline.memory import activation_bytes, checkpoint_bytes, state_bytes
+from pipeline.plan import plan_run
 from pipeline.tasks.text_to_text import TextToTextConfig
 from pipeline.zero import ZeroConfig
 from tests.pipeline.plan_worker import BUCKET, CASES
@@ -109,6 +110,16 @@ def test_pruning_in_one_shot_holds_one_layer_on_the_device(llama):
     one_shot["prune"] = {"sparsity": 0.6, "method": {"name": "wanda", "pattern": "2:5"}}
     with pytest.raises(ConfigError, match=r"prune\.method: wanda: .*needs inputs in groups of 5"):
         plan_run(make_config(llama("8B"), **one_shot))
+
+
+def test_what_a_method_keeps_is_counted(llama):
+    folder = llama("8B")
+    plain = plan_run(make_config(folder, prune={"sparsity": 0.5, "method": {"name": "gmp"}}))
+    kept = plan_run(make_config(folder, prune={"sparsity": 0.5, "method": {"name": "platon"}}))
+    each = kept.device["kept by the method"]
+    assert each == pytest.approx(3 * 4 * kept.num_prunable / 64, rel=1e-6)
+    assert kept.device_total - plain.device_total == each
+    assert kept.checkpoint - plain.checkpoint == 3 * 4 * kept.num_prunable
 
 
 def test_a_teacher_is_held_and_gathered_as_zero_says(llama):
