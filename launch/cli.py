@@ -48,7 +48,7 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
         from launch.cluster import cluster_capacity, connected, local_capacity
         from launch.flow import all_done, run_stages
         from pipeline.artifacts import ArtifactStore, absolute_url
-        from pipeline.stages import plan_stages
+        from pipeline.stage_keys import plan_stages
         from pipeline.validate import cluster_problems, storage_problems, validate
 
         console = Console(stderr=True)
@@ -77,7 +77,7 @@ def validate(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = 
     """Check a configuration, its model, its data and the room for its workers; start nothing."""
     with _reported_errors(as_json) as emit:
         from launch.cluster import local_capacity
-        from pipeline.stages import plan_stages
+        from pipeline.stage_keys import plan_stages
         from pipeline.validate import storage_problems
         from pipeline.validate import validate as check
 

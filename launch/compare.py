@@ -22,7 +22,7 @@ from pipeline.comparison import (
 from pipeline.comparison_report import write_comparison
 from pipeline.config import RunConfig, parse_config, read_config
 from pipeline.errors import ConfigError, StageError
-from pipeline.stages import Stage, plan_stages
+from pipeline.stage_keys import Stage, plan_stages
 from pipeline.tasks import make_task
 
 _POLL_SECONDS = 10.0

@@ -12,7 +12,8 @@ from launch.progress import StageDisplay, make_board
 from pipeline.artifacts import Artifact, ArtifactStore
 from pipeline.config import RunConfig
 from pipeline.errors import StageError
-from pipeline.stages import Stage, model_sizes, run_stage
+from pipeline.stage_keys import Stage
+from pipeline.stages import model_sizes, run_stage
 from pipeline.validate import check_schedule
 
 

@@ -11,7 +11,7 @@ from launch.worker import work
 from pipeline import config as run_config
 from pipeline.artifacts import Artifact, ArtifactStore
 from pipeline.errors import ConfigError, StageError
-from pipeline.stages import Stage
+from pipeline.stage_keys import Stage
 
 _RAY_FOLDER = "ray"
 

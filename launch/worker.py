@@ -30,7 +30,8 @@ def work(settings: dict[str, Any]) -> None:
     from pipeline.config import RunConfig
     from pipeline.errors import ConfigError, StageError
     from pipeline.gang import Gang
-    from pipeline.stages import Stage, run_stage
+    from pipeline.stage_keys import Stage
+    from pipeline.stages import run_stage
 
     device = get_device()
     if device.type == "cuda":

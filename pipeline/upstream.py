@@ -7,7 +7,7 @@ from pipeline.artifacts import ArtifactStore, absolute_url
 from pipeline.config import parse_config, read_config
 from pipeline.errors import ConfigError
 from pipeline.sources import ARTIFACT
-from pipeline.stages import plan_stages
+from pipeline.stage_keys import plan_stages
 
 RUN = "run:"
 

@@ -24,7 +24,8 @@ from pipeline.artifacts import Artifact, ArtifactStore
 from pipeline.config import RunConfig, parse_config, read_config
 from pipeline.gang import Gang
 from pipeline.plan import plan_run
-from pipeline.stages import plan_stages, run_stage
+from pipeline.stage_keys import plan_stages
+from pipeline.stages import run_stage
 from pipeline.tasks import make_task
 from pipeline.train import train
 from pipeline.validate import validate

@@ -9,7 +9,8 @@ import torch.distributed as dist
 from pipeline.artifacts import Artifact, ArtifactStore
 from pipeline.config import parse_config
 from pipeline.gang import Gang
-from pipeline.stages import plan_stages, run_stage
+from pipeline.stage_keys import plan_stages
+from pipeline.stages import run_stage
 from tests.pipeline.tiny_decoders import text, write_decoder
 
 

@@ -9,7 +9,7 @@ import yaml
 from pipeline.artifacts import ArtifactStore, open_artifact
 from pipeline.config import parse_config, read_config
 from pipeline.model import load_model_config, model_identity
-from pipeline.stages import plan_stages
+from pipeline.stage_keys import plan_stages
 from pipeline.upstream import resolve_upstream
 
 

@@ -19,7 +19,8 @@ from pipeline.artifacts import ArtifactStore
 from pipeline.errors import ConfigError
 from pipeline.gang import Gang
 from pipeline.pruning import METHOD_CONFIGS, PruneConfig
-from pipeline.stages import plan_stages, run_stage
+from pipeline.stage_keys import plan_stages
+from pipeline.stages import run_stage
 from pipeline.validate import validate
 from tests.pipeline.train_worker import InterruptedRunError, StoppingCheckpoints, run
 from tests.processes import leave
