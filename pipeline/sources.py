@@ -1,6 +1,7 @@
 """Where models and data come from: paths inside installed packages, and what identifies a file."""
 
 import hashlib
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -42,8 +43,19 @@ def resolve_path(path: str) -> str:
 def content_sha256(path: Path) -> str:
     """Return a sha256 of a file, or of all files of a folder with their names."""
     if not path.is_dir():
-        return file_sha256(path)
+        return _sha256(path)
     digest = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        digest.update(f"{file.relative_to(path).as_posix()}\0{file_sha256(file)}\n".encode())
+        digest.update(f"{file.relative_to(path).as_posix()}\0{_sha256(file)}\n".encode())
     return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    status = path.stat()
+    return _sha256_of(path.resolve(), status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _sha256_of(path: Path, size: int, mtime_ns: int) -> str:
+    """Read a file once a process, however many keys it goes into; a changed one is read again."""
+    return file_sha256(path)
