@@ -6,7 +6,7 @@ nothing but the final cells.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -54,7 +54,7 @@ class ComparisonConfig(Section):
     storage: str = "runs"
     """Where artifacts go: a folder, or an fsspec URL."""
     changes: Changes = {}
-    """Changes to the recipe for all cells: key.inner -> value."""
+    """Changes to the recipe for all cells, nested as there or by dotted keys."""
     sparsities: list[Share] = Field(min_length=1)
     """Final sparsities."""
     seeds: list[NotNegative] = Field(min_length=1)
@@ -163,7 +163,7 @@ def final_cells(config: ComparisonConfig, chosen: Chosen) -> list[Cell]:
             seed=seed,
             candidate=0,
             selecting=False,
-            overrides=_overrides({**config.changes, "train.seed": seed, "dense.enabled": True}),
+            overrides=_overrides(config.changes, {"train.seed": seed, "dense.enabled": True}),
         )
         for seed in config.seeds
     ]
@@ -185,26 +185,37 @@ def _cell(
     selecting: bool,
 ) -> Cell:
     contender = config.methods[method]
-    changes = {
-        **config.changes,
-        **contender.changes,
-        **contender.candidates[candidate],
-        **(config.selection.changes if selecting and config.selection else {}),
-        "prune.sparsity": sparsity,
-        "train.seed": seed,
-    }
+    overrides = _overrides(
+        config.changes,
+        contender.changes,
+        contender.candidates[candidate],
+        config.selection.changes if selecting and config.selection else {},
+        {"prune.sparsity": sparsity, "train.seed": seed},
+    )
     return Cell(
         method=method,
         sparsity=sparsity,
         seed=seed,
         candidate=candidate,
         selecting=selecting,
-        overrides=_overrides(changes),
+        overrides=overrides,
     )
 
 
-def _overrides(changes: Changes) -> tuple[str, ...]:
-    return tuple(f"{key}={json.dumps(value)}" for key, value in changes.items())
+def _overrides(*changes: Changes) -> tuple[str, ...]:
+    """Return changes to the recipe, later ones over earlier ones, key by key."""
+    leaves: Changes = {}
+    for values in changes:
+        leaves |= dict(_leaves(values))
+    return tuple(f"{key}={json.dumps(value)}" for key, value in leaves.items())
+
+
+def _leaves(changes: Changes, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in changes.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def choose(
