@@ -12,7 +12,7 @@ demo: $(VENV)/demo
 	$(BIN)/mgpp run configs/demo.yaml
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: $(VENV)/dev
 	$(BIN)/python -m tests.bench
