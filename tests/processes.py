@@ -27,8 +27,7 @@ def run(
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        out, err = process.communicate()
+        out, err = _ended(process)
         raise AssertionError(
             f"{command} ran past {timeout} s:\n{out[-4000:]}\n{err[-4000:]}"
         ) from None
@@ -54,6 +53,19 @@ def leave() -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
+
+
+def _ended(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """End a process that ran too long; return what it printed.
+
+    torchrun's ranks are in sessions of their own, and only itself ends them, if it is asked to.
+    """
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        return process.communicate(timeout=40)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return process.communicate()
 
 
 def _kill_group(group: int) -> None:

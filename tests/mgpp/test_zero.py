@@ -8,7 +8,7 @@ from mgpp.mask import pack_bits
 from tests.mgpp import odd_transformer as odd
 from tests.processes import torchrun
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]  # one launch for all layouts
 
 
 def results(folder, cases):
@@ -21,7 +21,7 @@ def results(folder, cases):
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zero")
-    torchrun("tests.mgpp.zero_worker", "all", str(folder), num_processes=2, timeout=400)
+    torchrun("tests.mgpp.zero_worker", "all", str(folder), num_processes=2, timeout=800)
     cases = (*odd.CASES, *odd.RIVAL_CASES, *odd.PLACED_CASES, *odd.TRANSFER_CASES)
     return results(folder, (*cases, "refusals"))
 

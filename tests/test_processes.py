@@ -1,0 +1,36 @@
+"""What ran too long is ended with all that it started."""
+
+import os
+import sys
+import time
+
+import pytest
+
+from tests.processes import run
+
+RANK = """
+import os, sys, time
+open(os.path.join(sys.argv[1], os.environ["RANK"]), "w").write(str(os.getpid()))
+time.sleep(300)
+"""
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.distributed
+def test_ranks_end_with_a_launcher_that_ran_too_long(tmp_path):
+    (tmp_path / "rank.py").write_text(RANK)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    with pytest.raises(AssertionError, match="ran past 20 s"):
+        run([*launcher, str(tmp_path / "rank.py"), str(tmp_path)], timeout=20)
+    pids = [int((tmp_path / rank).read_text()) for rank in "01"]
+    ends = time.monotonic() + 10
+    while any(map(is_alive, pids)) and time.monotonic() < ends:
+        time.sleep(0.1)
+    assert not any(map(is_alive, pids))
