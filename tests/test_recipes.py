@@ -11,6 +11,8 @@ from pipeline.tasks import make_task
 from pipeline.validate import check_schedule
 from tests.processes import ROOT, run
 
+pytestmark = pytest.mark.timeout(1000)  # one process runs them all
+
 # Files whose names begin with an underscore are what others extend.
 RECIPES = [
     str(path.relative_to(ROOT))
@@ -76,7 +78,7 @@ def found(request, tmp_path_factory):
     wrong = [str(folder / f"{name}.yaml") for name in MISTAKES]
     command = [sys.executable, "-m", "tests.recipe_worker", str(folder), *wrong, *sorted(asked)]
     done = run(
-        command, timeout=540, env={"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        command, timeout=900, env={"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
     return json.loads((folder / "found.json").read_text())
