@@ -134,7 +134,7 @@ def test_two_ranks_prune_as_one_does(folder, pruned, tmp_path):
         )
         assert weights.keys() == expected.keys()
         for name, tensor in weights.items():
-            torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5)
 
 
 def test_statistics_are_those_of_the_inputs(folder):
