@@ -133,17 +133,16 @@ def compare(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = F
         from launch.cluster import cluster_capacity, connected, local_capacity
         from launch.compare import plan_cells, run_comparison
         from pipeline.artifacts import ArtifactStore, absolute_url
-        from pipeline.comparison import final_cells, read_comparison
+        from pipeline.comparison import final_cells, first_candidates, read_comparison
         from pipeline.comparison_report import MARKDOWN_FILE
         from pipeline.validate import cluster_problems, storage_problems, validate
 
         comparison = read_comparison(config, list(overrides or []))
         _raise_for(storage_problems(comparison.storage))
         joins = _joins_a_cluster(comparison.recipe, [])
-        first = {(m, s): 0 for m in comparison.methods for s in comparison.sparsities[:1]}
-        once = comparison.model_copy(update={"seeds": comparison.seeds[:1]})
-        once = once.model_copy(update={"sparsities": once.sparsities[:1]})
-        cells = final_cells(once, first)
+        fewest = {"seeds": comparison.seeds[:1], "sparsities": comparison.sparsities[:1]}
+        once = comparison.model_copy(update=fewest)
+        cells = final_cells(once, first_candidates(once))
         for cell in cells:  # one of each method; seeds and sparsities change nothing of it
             validate(comparison.recipe, cell.overrides, None if joins else local_capacity())
         settings = plan_cells(once, cells[:1])[0].config

@@ -16,6 +16,7 @@ from pipeline.comparison import (
     ComparisonConfig,
     choose,
     final_cells,
+    first_candidates,
     selection_cells,
     table,
 )
@@ -80,8 +81,8 @@ def run_comparison(config: ComparisonConfig, store: ArtifactStore, console: Cons
         ConfigError: if a cell's configuration cannot run.
         StageError: naming the cells that failed, once all others are done.
     """
-    first = plan_cells(config, final_cells(config, _first_of_each(config)))[0].config
-    task = make_task(first.task)
+    (first,) = plan_cells(config, final_cells(config, first_candidates(config))[:1])
+    task = make_task(first.config.task)
     selecting = plan_cells(config, selection_cells(config))
     selection = _run_cells(selecting, store, config.cells_at_once, console, task.headline)
     chosen = choose(config, selection, higher_is_better=task.higher_is_better)
@@ -97,10 +98,6 @@ def run_comparison(config: ComparisonConfig, store: ArtifactStore, console: Cons
     attempt = store.begin("compare", key, params, {})
     metrics = write_comparison(attempt.folder, config, rows, selection, metric=task.headline)
     return attempt.commit(metrics, 0.0)
-
-
-def _first_of_each(config: ComparisonConfig) -> dict[tuple[str, float], int]:
-    return {(m, s): 0 for m in config.methods for s in config.sparsities}
 
 
 def _run_cells(

@@ -140,6 +140,11 @@ def read_comparison(path: str, overrides: Sequence[str] = ()) -> ComparisonConfi
     return config.model_copy(update={"recipe": str(recipe)})
 
 
+def first_candidates(config: ComparisonConfig) -> Chosen:
+    """Return the first candidate of each method at each sparsity, for what any would do."""
+    return {(method, sparsity): 0 for method in config.methods for sparsity in config.sparsities}
+
+
 def selection_cells(config: ComparisonConfig) -> list[Cell]:
     """Return the cells that candidates are chosen by; none where there is no choice."""
     selection = config.selection

@@ -65,7 +65,7 @@ def test_no_two_recipes_have_one_name():
 
 @pytest.fixture(scope="module")
 def found(request, tmp_path_factory):
-    """What came of each recipe that this session asks for; one process runs them all."""
+    """What came of each recipe that is asked for; one process runs them all."""
     folder = tmp_path_factory.mktemp("recipes")
     asked = {
         item.callspec.params["recipe"]

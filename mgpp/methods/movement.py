@@ -1,6 +1,7 @@
 """Movement pruning (Sanh, Wolf, Rush, arXiv 2005.07683): by where weights move, not by where they are."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ class Movement(Method):
 
     name = "movement"
     title = "Movement pruning"
-    state_names = ("score", "pruned_weight")
+    state_names: ClassVar[tuple[str, ...]] = ("score", "pruned_weight")
     holds_mask = True
 
     def adjust_grad(self, shard: Shard, step: int, schedule: PruningSchedule) -> None:

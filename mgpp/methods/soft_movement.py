@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mgpp.methods.base import Method, setting
-from mgpp.methods.movement import ordered_floats, signed_float, update_pruned
+from mgpp.methods.base import setting
+from mgpp.methods.movement import Movement, signed_float
 from mgpp.schedule import PruningSchedule
 from mgpp.shards import CHUNK, Shard
 
@@ -15,7 +15,7 @@ _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
 
 
 @dataclass(kw_only=True, eq=False)
-class SoftMovement(Method):
+class SoftMovement(Movement):
     """Soft movement pruning: by scores that Adam trains with the weights, penalised more and more.
 
     The mask is sigmoid(S) > tau, one tau for all matrices, and S has the gradient of its mask
@@ -37,7 +37,6 @@ class SoftMovement(Method):
     name = "soft-movement"
     title = "Soft movement pruning"
     state_names = ("score", "pruned_weight", "score_exp_avg", "score_exp_avg_sq")
-    holds_mask = True
 
     score_lr: float = setting(
         0.01, "Peak learning rate of the scores, which follows the weights' own schedule.", gt=0
@@ -69,22 +68,6 @@ class SoftMovement(Method):
             score_grad.addcmul_(kept, 1 - kept, value=penalty)
             _adam_step_(score, score_grad, exp_avg, exp_avg_sq, lr=lr, num_steps=step + 1)
             grad.masked_fill_(pruned != 0, 0.0)
-
-    def observe(self, shard: Shard, step: int, schedule: PruningSchedule) -> None:
-        """Move what is kept aside as the optimizer moves it."""
-        update_pruned(shard, self.state(shard)["pruned_weight"])
-
-    def score(self, shard: Shard) -> Tensor:
-        """Return the scores as floats that are not negative, in the same order."""
-        return self.ordered(self.addable_score(shard))
-
-    def addable_score(self, shard: Shard) -> Tensor:
-        """Return the scores, of either sign."""
-        return self.state(shard)["score"]
-
-    def ordered(self, scores: Tensor) -> Tensor:
-        """Return scores as floats that are not negative, in the same order."""
-        return ordered_floats(scores)
 
     def threshold(self, score: float) -> float:
         """Return tau, the sigmoid of the largest score that was pruned."""
