@@ -1,11 +1,8 @@
-"""The command line: `mgpp run`, `validate`, `plan`, `compare`, `show`, `schema`."""
+"""The command line: `mgpp run`, `validate`, `plan`, `compare`, `show`, `schema`, and the groups."""
 
 import json
 import os
 import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from launch import store_commands
+from launch.reporting import AsJson, Overrides, raise_for, reported_errors, size_text
 from mgpp.version import __version__
 
 app = typer.Typer(
@@ -21,15 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Prune large pretrained transformers under a mixture-Gaussian prior.",
 )
+app.add_typer(store_commands.app, name="store")
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file of the run.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, such as train.lr=1e-4."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
-
-_EXIT_FAILED, _EXIT_BAD_INPUT = 1, 2
 
 
 @app.callback(invoke_without_command=True)
@@ -44,12 +37,13 @@ def _root(
 @app.command()
 def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Run all stages that are not done: data, dense, prune, evaluate, export, report."""
-    with _reported_errors(as_json) as emit:
+    with reported_errors(as_json) as emit:
         from launch.cluster import cluster_capacity, connected, local_capacity
         from launch.flow import all_done, run_stages
-        from pipeline.artifacts import ArtifactStore, absolute_url
+        from pipeline.artifacts import ArtifactStore
         from pipeline.stage_keys import plan_stages
-        from pipeline.validate import cluster_problems, storage_problems, validate
+        from pipeline.storage import absolute_url, storage_problems
+        from pipeline.validate import cluster_problems, validate
 
         console = Console(stderr=True)
         changes = list(overrides or [])
@@ -60,10 +54,10 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
         if all_done(stages, store):
             result = run_stages(stages, settings, store, console)
         else:
-            _raise_for(storage_problems(store.url))
+            raise_for(storage_problems(store.url))
             with connected(settings.cluster):
                 if joins:
-                    _raise_for(cluster_problems(settings.cluster, cluster_capacity()))
+                    raise_for(cluster_problems(settings.cluster, cluster_capacity()))
                 result = run_stages(stages, settings, store, console)
         summary = result.summary()
         if not as_json:
@@ -75,16 +69,16 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
 @app.command()
 def validate(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Check a configuration, its model, its data and the room for its workers; start nothing."""
-    with _reported_errors(as_json) as emit:
+    with reported_errors(as_json) as emit:
         from launch.cluster import local_capacity
         from pipeline.stage_keys import plan_stages
-        from pipeline.validate import storage_problems
+        from pipeline.storage import storage_problems
         from pipeline.validate import validate as check
 
         changes = list(overrides or [])
         joins = _joins_a_cluster(config, changes)
         settings = check(config, changes, None if joins else local_capacity())
-        _raise_for(storage_problems(settings.storage))
+        raise_for(storage_problems(settings.storage))
         keys = {stage.name: stage.key for stage in plan_stages(settings)}
         if not as_json:
             typer.echo(f"{config} is valid")
@@ -103,7 +97,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Tell what a run will take of each worker: memory, bytes sent, checkpoints; start nothing."""
-    with _reported_errors(as_json) as emit:
+    with reported_errors(as_json) as emit:
         from dataclasses import asdict
 
         from pipeline.config import parse_config, read_config
@@ -129,16 +123,17 @@ def plan(
 @app.command()
 def compare(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Compare methods on one budget: choose their settings, run every cell, write table and plot."""
-    with _reported_errors(as_json) as emit:
+    with reported_errors(as_json) as emit:
         from launch.cluster import cluster_capacity, connected, local_capacity
         from launch.compare import plan_cells, run_comparison
-        from pipeline.artifacts import ArtifactStore, absolute_url
+        from pipeline.artifacts import ArtifactStore
         from pipeline.comparison import final_cells, first_candidates, read_comparison
         from pipeline.comparison_report import MARKDOWN_FILE
-        from pipeline.validate import cluster_problems, storage_problems, validate
+        from pipeline.storage import absolute_url, storage_problems
+        from pipeline.validate import cluster_problems, validate
 
         comparison = read_comparison(config, list(overrides or []))
-        _raise_for(storage_problems(comparison.storage))
+        raise_for(storage_problems(comparison.storage))
         joins = _joins_a_cluster(comparison.recipe, [])
         fewest = {"seeds": comparison.seeds[:1], "sparsities": comparison.sparsities[:1]}
         once = comparison.model_copy(update=fewest)
@@ -149,7 +144,7 @@ def compare(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = F
         store = ArtifactStore(absolute_url(comparison.storage))
         with connected(settings.cluster):
             if joins:
-                _raise_for(cluster_problems(settings.cluster, cluster_capacity()))
+                raise_for(cluster_problems(settings.cluster, cluster_capacity()))
             made = run_comparison(comparison, store, Console(stderr=True))
         if not as_json:
             typer.echo((made.path / MARKDOWN_FILE).read_text(encoding="utf-8"))
@@ -163,7 +158,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show what an artifact holds and what went into it."""
-    with _reported_errors(as_json) as emit:
+    with reported_errors(as_json) as emit:
         from pipeline.artifacts import open_artifact
         from pipeline.errors import ConfigError
 
@@ -186,44 +181,6 @@ def schema() -> None:
     from pipeline.config import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=2))
-
-
-@contextmanager
-def _reported_errors(as_json: bool) -> Iterator[Any]:
-    """Turn errors into messages and exit codes; with JSON keep standard output for one last line."""
-    out = os.dup(1)
-    if as_json:
-        sys.stdout.flush()
-        os.dup2(2, 1)  # whatever libraries and child processes print goes to standard error
-
-    def emit(values: dict[str, Any]) -> None:
-        if as_json:
-            sys.stdout.flush()
-            os.write(out, (json.dumps(values, default=str) + "\n").encode())
-
-    from pipeline.errors import ConfigError, StageError
-
-    try:
-        yield emit
-    except ConfigError as error:
-        for problem in error.problems:
-            typer.echo(f"error: {problem}", err=True)
-        emit({"status": "invalid", "errors": error.problems})
-        raise typer.Exit(_EXIT_BAD_INPUT) from None
-    except StageError as error:
-        typer.echo(f"error: {error}", err=True)
-        emit({"status": "failed", "errors": [str(error)]})
-        raise typer.Exit(_EXIT_FAILED) from None
-    except Exception as error:  # noqa: BLE001  # the last stop before the shell
-        traceback.print_exc()
-        emit({"status": "failed", "errors": [f"{type(error).__name__}: {error}"]})
-        raise typer.Exit(_EXIT_FAILED) from None
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on from the last checkpoint", err=True)
-        emit({"status": "interrupted"})
-        raise typer.Exit(130) from None
-    finally:
-        os.close(out)
 
 
 def _table(summary: dict[str, Any], artifacts: dict[str, Any]) -> Table:
@@ -263,29 +220,21 @@ def _plan_table(settings: Any, found: Any, room: float | None) -> Table:
     table.add_column("of each worker")
     table.add_column("", justify="right")
     for name, size in found.device.items():
-        table.add_row(name, _size(size))
-    table.add_row("device, all", _size(found.device_total))
+        table.add_row(name, size_text(size))
+    table.add_row("device, all", size_text(found.device_total))
     if room is not None:
         fits = "fits" if found.device_total <= room else "DOES NOT FIT"
-        table.add_row("device, there is", f"{_size(room)}  {fits}")
+        table.add_row("device, there is", f"{size_text(room)}  {fits}")
     if found.host:
         table.add_section()
         for name, size in found.host.items():
-            table.add_row(f"host: {name}", _size(size))
-        table.add_row("host, all", _size(found.host_total))
+            table.add_row(f"host: {name}", size_text(size))
+        table.add_row("host, all", size_text(found.host_total))
     table.add_section()
-    table.add_row("sent a step", _size(found.sent_per_step))
-    table.add_row("sent a pruning, at most", _size(found.sent_per_pruning))
-    table.add_row("a checkpoint, all workers", _size(found.checkpoint))
+    table.add_row("sent a step", size_text(found.sent_per_step))
+    table.add_row("sent a pruning, at most", size_text(found.sent_per_pruning))
+    table.add_row("a checkpoint, all workers", size_text(found.checkpoint))
     return table
-
-
-def _size(size: float) -> str:
-    unit = next((u for u in ("TiB", "GiB", "MiB") if size >= 2 ** (10 * _POWERS[u])), "KiB")
-    return f"{size / 2 ** (10 * _POWERS[unit]):,.1f} {unit}"
-
-
-_POWERS = {"KiB": 1, "MiB": 2, "GiB": 3, "TiB": 4}
 
 
 def _joins_a_cluster(config: str, overrides: list[str]) -> bool:
@@ -295,13 +244,6 @@ def _joins_a_cluster(config: str, overrides: list[str]) -> bool:
     cluster = read_config(config, overrides)[0].get("cluster")
     address = cluster.get("address") if isinstance(cluster, dict) else None
     return bool(address or os.environ.get("RAY_ADDRESS"))
-
-
-def _raise_for(problems: list[str]) -> None:
-    from pipeline.errors import ConfigError
-
-    if problems:
-        raise ConfigError(problems)
 
 
 def _megabytes(size: int | None) -> str:

@@ -8,7 +8,8 @@ import ray
 from rich.console import Console
 
 from launch.gang import run_on_gang
-from launch.progress import StageDisplay, make_board
+from launch.leased import leased
+from launch.progress import Posted, StageDisplay, make_board
 from pipeline.artifacts import Artifact, ArtifactStore
 from pipeline.config import RunConfig
 from pipeline.errors import StageError
@@ -76,22 +77,19 @@ def run_stages(
     while waiting:
         group = _next_group(waiting)
         waiting = waiting[len(group) :]
-        missing = []
         for stage in group:
             artifact = store.find(stage.name, stage.key)
             if artifact is None:
-                missing.append(stage)
                 continue
             result.artifacts[stage.name], result.seconds[stage.name] = artifact, 0.0
             result.cached.append(stage.name)
             if console:
                 console.print(f"{stage.name:<9} done before", highlight=False)
+        missing = [stage for stage in group if stage.name not in result.artifacts]
         if missing:
-            found, posts = result.artifacts, board or make_board()
-            if console:
-                result.seconds |= _run_shown(missing, config, store, found, posts, console)
-            else:
-                _run_group(missing, config, store, found, posts)
+            result.seconds |= _run_missing(
+                missing, config, store, result.artifacts, board or make_board(), console
+            )
         for stage in missing:
             artifact = store.find(stage.name, stage.key)
             if artifact is None:
@@ -106,6 +104,38 @@ def run_stages(
 def _next_group(stages: list[Stage]) -> list[Stage]:
     """Return the stages at the front that run together: all in a row that need a gang, or one."""
     return list(takewhile(lambda stage: stage.gang, stages)) or stages[:1]
+
+
+def _run_missing(
+    stages: list[Stage],
+    config: RunConfig,
+    store: ArtifactStore,
+    artifacts: dict[str, Artifact],
+    board: Any,
+    console: Console | None,
+) -> dict[str, float]:
+    """Run what no other run does meanwhile; return the wall seconds of each stage, if shown."""
+
+    def tell(text: str) -> None:
+        if console:
+            console.print(text, highlight=False, soft_wrap=True)
+
+    def progress(stage: str) -> dict[str, Any] | None:
+        posted: Posted = ray.get(board.latest.remote())
+        return posted[0].get(stage)
+
+    with leased(stages, store, progress=progress, tell=tell) as left:
+        done_elsewhere = [stage for stage in stages if stage not in left]
+        for stage in done_elsewhere:
+            artifact = store.find(stage.name, stage.key)
+            assert artifact is not None
+            artifacts[stage.name] = artifact
+        seconds = {stage.name: 0.0 for stage in done_elsewhere}
+        if left and console:
+            seconds |= _run_shown(left, config, store, artifacts, board, console)
+        elif left:
+            _run_group(left, config, store, artifacts, board)
+        return seconds
 
 
 def _run_shown(

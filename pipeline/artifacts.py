@@ -18,10 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
+from pipeline.storage import is_local, open_storage, put_json, read_json
 
-_DONE = "_DONE.json"
+DONE_FILE = "_DONE.json"
 _BLOCK = 1 << 20
 
 
@@ -52,8 +51,8 @@ class Artifact:
     @property
     def path(self) -> Path:
         """The folder on this machine; fetched from remote storage once, to a temporary cache."""
-        filesystem, root = fsspec.core.url_to_fs(self.url)
-        if isinstance(filesystem, LocalFileSystem):
+        filesystem, root = open_storage(self.url)
+        if is_local(filesystem):
             return Path(root)
         cache = Path(tempfile.gettempdir()) / "mgpp-artifacts" / f"{self.key}-{Path(root).name}"
         if not cache.exists():
@@ -110,8 +109,8 @@ class ArtifactStore:
     """
 
     def __init__(self, url: str) -> None:
-        self._fs, self._root = fsspec.core.url_to_fs(url)
-        self.is_local = isinstance(self._fs, LocalFileSystem)
+        self._fs, self._root = open_storage(url)
+        self.is_local = is_local(self._fs)
         self.url = self._fs.unstrip_protocol(self._root) if not self.is_local else self._root
 
     def folder_of(self, stage: str, key: str) -> str:
@@ -120,15 +119,13 @@ class ArtifactStore:
 
     def find(self, stage: str, key: str) -> Artifact | None:
         """Return the finished artifact of a key, or None."""
-        return self.read(f"{self.folder_of(stage, key)}/{_DONE}")
+        return self.read(f"{self.folder_of(stage, key)}/{DONE_FILE}")
 
     def read(self, manifest_url: str) -> Artifact | None:
         """Return the artifact a manifest describes, or None where there is no manifest."""
-        try:
-            text = self._fs.cat_file(self._strip(manifest_url)).decode()
-        except (FileNotFoundError, NotADirectoryError):
+        manifest = read_json(self._fs, self._strip(manifest_url))
+        if manifest is None:
             return None
-        manifest = json.loads(text)
         folder = manifest_url.rsplit("/", 1)[0]
         return Artifact(**{**manifest, "url": f"{folder}/{manifest['url']}"})
 
@@ -159,15 +156,10 @@ class ArtifactStore:
 
     def put_manifest(self, stage: str, key: str, manifest: dict[str, Any]) -> None:
         """Write the manifest that makes an attempt an artifact."""
-        put_json(self._fs, self._strip(f"{self.folder_of(stage, key)}/{_DONE}"), manifest)
+        put_json(self._fs, self._strip(f"{self.folder_of(stage, key)}/{DONE_FILE}"), manifest)
 
     def _strip(self, url: str) -> str:
         return str(self._fs._strip_protocol(url))
-
-
-def absolute_url(storage: str) -> str:
-    """Return a local folder's absolute path (other processes work elsewhere), a URL as it is."""
-    return storage if "://" in storage else str(Path(storage).expanduser().resolve())
 
 
 def make_key(stage: str, version: int, params: Any, inputs: Mapping[str, str]) -> str:
@@ -181,17 +173,6 @@ def make_key(stage: str, version: int, params: Any, inputs: Mapping[str, str]) -
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def put_json(filesystem: fsspec.AbstractFileSystem, path: str, value: Any) -> None:
-    """Write JSON in one put: a reader sees all of it or nothing."""
-    data = json.dumps(value, indent=1, sort_keys=True).encode()
-    if not isinstance(filesystem, LocalFileSystem):
-        filesystem.pipe_file(path, data)
-        return
-    beside = Path(f"{path}.{uuid.uuid4().hex[:8]}.tmp")
-    beside.write_bytes(data)
-    beside.replace(path)
-
-
 def open_artifact(path: str) -> Artifact:
     """Return the artifact at a path: a key's folder, an attempt's folder or the manifest itself.
 
@@ -199,14 +180,14 @@ def open_artifact(path: str) -> Artifact:
         FileNotFoundError: if there is no finished artifact.
     """
     url = path.rstrip("/") if "://" in path else str(Path(path).expanduser().resolve())
-    url = url.removesuffix(f"/{_DONE}")
+    url = url.removesuffix(f"/{DONE_FILE}")
     parent, _, name = url.rpartition("/")
     for folder in (url, parent):
-        artifact = ArtifactStore(folder).read(f"{ArtifactStore(folder).url}/{_DONE}")
+        artifact = ArtifactStore(folder).read(f"{ArtifactStore(folder).url}/{DONE_FILE}")
         # Another attempt's manifest may lie beside an attempt that was given up.
         if artifact is not None and (folder == url or artifact.url.endswith(f"/{name}")):
             return artifact
-    raise FileNotFoundError(f"{path}: no finished artifact here (no {_DONE})")
+    raise FileNotFoundError(f"{path}: no finished artifact here (no {DONE_FILE})")
 
 
 def file_sha256(path: Path) -> str:

@@ -17,12 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
-from pipeline.artifacts import file_sha256, put_json
+from pipeline.artifacts import file_sha256
 from pipeline.errors import StageError, is_storage_failure
 from pipeline.gang import Gang
+from pipeline.storage import is_local, open_storage, put_json
 
 _DONE = "_DONE.json"
 _logger = logging.getLogger(__name__)
@@ -70,8 +68,8 @@ class CheckpointStore:
         self, url: str, gang: Gang, *, keep: int = 2, notify: Callable[[str], None] | None = None
     ) -> None:
         self._url = url
-        self._fs, self._root = fsspec.core.url_to_fs(url)
-        self._is_local = isinstance(self._fs, LocalFileSystem)
+        self._fs, self._root = open_storage(url)
+        self._is_local = is_local(self._fs)
         self._gang = gang
         self._keep = keep
         self._notify = notify or _logger.warning
@@ -165,7 +163,7 @@ class CheckpointStore:
     def _folders(self) -> list[str]:
         """Return all checkpoints, complete or not, the newest step first."""
         try:
-            entries = self._fs.ls(self._root, detail=False, refresh=True)
+            entries = self._fs.ls(self._root, detail=False)
         except FileNotFoundError:
             return []
         names = (str(entry).rstrip("/") for entry in entries)

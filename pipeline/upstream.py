@@ -3,11 +3,12 @@
 import shlex
 from typing import Any
 
-from pipeline.artifacts import ArtifactStore, absolute_url
+from pipeline.artifacts import ArtifactStore
 from pipeline.config import parse_config, read_config
 from pipeline.errors import ConfigError
 from pipeline.sources import ARTIFACT
 from pipeline.stage_keys import plan_stages
+from pipeline.storage import absolute_url
 
 RUN = "run:"
 

@@ -1,9 +1,7 @@
 """All that can be found wrong with a configuration before anything is started or written."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -260,20 +258,6 @@ def _units(train: Any, prune: Any) -> set[str]:
     """Return the units of a run's lengths; a share goes with any."""
     lengths = [train.length, prune.warmup, prune.finetune]
     return {length.unit for length in lengths if length.unit != "%" and length.value}
-
-
-def storage_problems(storage: str) -> list[str]:
-    """Return whether a local storage folder can be written; the nearest one that exists decides."""
-    if "://" in storage:
-        return []
-    folder = Path(storage).expanduser().absolute()
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir():
-        return [f"storage: {storage} cannot be made: {folder} is not a folder"]
-    if not os.access(folder, os.W_OK | os.X_OK):
-        return [f"storage: {storage} cannot be written: {folder} is read-only for this user"]
-    return []
 
 
 def cluster_problems(cluster: Any, capacity: Capacity) -> list[str]:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.artifacts import ArtifactStore, file_sha256, make_key, open_artifact, put_json
+from pipeline.artifacts import ArtifactStore, file_sha256, make_key, open_artifact
+from pipeline.storage import put_json
 
 FILES = {
     "model/weights.bin": bytes(range(256)) * 10,

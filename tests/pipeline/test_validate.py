@@ -1,6 +1,5 @@
 """What is found wrong with a configuration before anything is started or written."""
 
-import os
 import re
 import shutil
 
@@ -9,7 +8,7 @@ import yaml
 
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.validate import Capacity, check_schedule, storage_problems, validate
+from pipeline.validate import Capacity, check_schedule, validate
 from tests.pipeline.tiny_decoders import text, write_decoder
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
@@ -394,20 +393,6 @@ def test_blocks_of_text_are_counted_where_steps_and_epochs_mix(config_file, tmp_
     validate(str(config_file), [*task, "train.length=3ep", "prune.warmup=3"], None)
     problem = only_problem(config_file, *task, "train.length=3ep", "prune.warmup=5")
     assert problem.startswith("prune: prune_start")
-
-
-def test_storage_that_cannot_be_written(tmp_path, monkeypatch):
-    assert storage_problems(str(tmp_path / "a" / "b")) == []
-    assert storage_problems("s3://bucket/runs") == []
-    (tmp_path / "file").write_text("")
-    (problem,) = storage_problems(str(tmp_path / "file" / "runs"))
-    assert problem.startswith("storage: ")
-    assert problem.endswith("file is not a folder")
-    monkeypatch.setattr(
-        os, "access", lambda path, mode: False
-    )  # root may write where users may not
-    (problem,) = storage_problems(str(tmp_path / "runs"))
-    assert "read-only" in problem
 
 
 def test_a_one_shot_method_and_what_it_does_not_go_with(config_file):

@@ -1,0 +1,74 @@
+"""What every command has: errors as messages and exit codes, one JSON line for other tools."""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, such as train.lr=1e-4."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+_EXIT_FAILED, _EXIT_BAD_INPUT = 1, 2
+
+
+@contextmanager
+def reported_errors(as_json: bool) -> Iterator[Any]:
+    """Turn errors into messages and exit codes; with JSON keep standard output for one last line."""
+    out = os.dup(1)
+    if as_json:
+        sys.stdout.flush()
+        os.dup2(2, 1)  # whatever libraries and child processes print goes to standard error
+
+    def emit(values: dict[str, Any]) -> None:
+        if as_json:
+            sys.stdout.flush()
+            os.write(out, (json.dumps(values, default=str) + "\n").encode())
+
+    from pipeline.errors import ConfigError, StageError
+
+    try:
+        yield emit
+    except ConfigError as error:
+        for problem in error.problems:
+            typer.echo(f"error: {problem}", err=True)
+        emit({"status": "invalid", "errors": error.problems})
+        raise typer.Exit(_EXIT_BAD_INPUT) from None
+    except StageError as error:
+        typer.echo(f"error: {error}", err=True)
+        emit({"status": "failed", "errors": [str(error)]})
+        raise typer.Exit(_EXIT_FAILED) from None
+    except Exception as error:  # noqa: BLE001  # the last stop before the shell
+        traceback.print_exc()
+        emit({"status": "failed", "errors": [f"{type(error).__name__}: {error}"]})
+        raise typer.Exit(_EXIT_FAILED) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on from the last checkpoint", err=True)
+        emit({"status": "interrupted"})
+        raise typer.Exit(130) from None
+    finally:
+        os.close(out)
+
+
+def raise_for(problems: list[str]) -> None:
+    """Raise what is wrong, if anything is."""
+    from pipeline.errors import ConfigError
+
+    if problems:
+        raise ConfigError(problems)
+
+
+def size_text(size: float) -> str:
+    """Return a number of bytes for people."""
+    unit = next((u for u in ("TiB", "GiB", "MiB") if size >= 2 ** (10 * _POWERS[u])), "KiB")
+    return f"{size / 2 ** (10 * _POWERS[unit]):,.1f} {unit}"
+
+
+_POWERS = {"KiB": 1, "MiB": 2, "GiB": 3, "TiB": 4}

@@ -1,0 +1,106 @@
+"""Where artifacts and checkpoints lie: a local or shared folder, or any fsspec URL (s3://, gs://)."""
+
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+
+
+def open_storage(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return a URL's file system and the path in it.
+
+    Listings are not cached: other machines write to the same storage.
+
+    Raises:
+        ImportError: if the protocol needs a package that is not installed.
+        ValueError: if the protocol is unknown.
+    """
+    filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    return filesystem, str(path)
+
+
+def is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
+    """Tell whether files lie in folders of this machine, mounted ones among them."""
+    return isinstance(filesystem, LocalFileSystem)
+
+
+def absolute_url(storage: str) -> str:
+    """Return a local folder's absolute path (other processes work elsewhere), a URL as it is."""
+    return storage if "://" in storage else str(Path(storage).expanduser().resolve())
+
+
+def storage_problems(storage: str) -> list[str]:
+    """Return whether storage cannot be used: a folder that cannot be written, a URL not reached."""
+    if "://" in storage:
+        return _url_problems(storage)
+    folder = Path(storage).expanduser().absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        return [f"storage: {storage} cannot be made: {folder} is not a folder"]
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return [f"storage: {storage} cannot be written: {folder} is read-only for this user"]
+    return []
+
+
+def put_json(filesystem: fsspec.AbstractFileSystem, path: str, value: Any) -> None:
+    """Write JSON in one put: a reader sees all of it or nothing."""
+    data = _encoded(value)
+    if not is_local(filesystem):
+        filesystem.pipe_file(path, data)
+        return
+    beside = Path(f"{path}.{uuid.uuid4().hex[:8]}.tmp")
+    beside.write_bytes(data)
+    beside.replace(path)
+
+
+def create_json(filesystem: fsspec.AbstractFileSystem, path: str, value: Any) -> bool:
+    """Write JSON to a path at which there is nothing; return False if there is something already.
+
+    Of several that try at once one succeeds (S3: `If-None-Match`; Google: `ifGenerationMatch`).
+    """
+    data = _encoded(value)
+    try:
+        if is_local(filesystem):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with Path(path).open("xb") as file:
+                file.write(data)
+        else:
+            filesystem.pipe_file(path, data, mode="create")
+    except FileExistsError:
+        return False
+    return True
+
+
+def read_json(filesystem: fsspec.AbstractFileSystem, path: str) -> Any:
+    """Return what a JSON file holds, or None where there is none or it is not all written yet."""
+    try:
+        return json.loads(filesystem.cat_file(path))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+
+
+def _encoded(value: Any) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True).encode()
+
+
+def _url_problems(storage: str) -> list[str]:
+    protocol = storage.partition("://")[0]
+    try:
+        filesystem, path = open_storage(storage)
+        bucket = path.partition("/")[0]
+        if protocol in _EXTRAS and not filesystem.exists(bucket):
+            return [f"storage: {storage}: there is no bucket {bucket!r}"]
+    except ImportError as error:
+        extra = _EXTRAS.get(protocol)
+        how = f"pip install 'mgpp[{extra}]'" if extra else f"{error}"
+        return [f"storage: {protocol}:// needs a package that is not installed: {how}"]
+    except Exception as error:  # noqa: BLE001  # every storage raises its own
+        return [f"storage: {storage} cannot be reached: {' '.join(str(error).split())}"]
+    return []
