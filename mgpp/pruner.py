@@ -108,7 +108,7 @@ class Pruner:
         self._chooser = Chooser(self.shards, self.allocation, self.collectives)
         self._keep = [all_kept(shard.numel, shard.flat.device) for shard in self.shards]
         self._position = {id(shard): i for i, shard in enumerate(self.shards)}
-        method.num_matrices = len(self.names)
+        method.num_matrices, method.kept = len(self.names), self.mask
         # Schedulers of torch note the peak there, and may have set the rate of the first step already.
         method.begin(float(self.group.get("initial_lr", self.group["lr"])))
         if schedule.is_fixed_mask:

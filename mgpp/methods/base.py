@@ -54,6 +54,7 @@ class Method:
         lr: the optimizer's learning rate at the step under way; 0 where it has none.
         peak_lr: its learning rate when pruning was attached.
         num_matrices: how many prunable weights (matrices) the model has.
+        kept: gives the current mask of a shard, 1-D bool, True = kept.
         name: the registry's name of the method.
         title: what people call it.
         state_names: what the method keeps of every weight, float32, in checkpoints too. With
@@ -74,6 +75,7 @@ class Method:
     lr: float = field(default=0.0, init=False)
     peak_lr: float = field(default=0.0, init=False)
     num_matrices: int = field(default=1, init=False)
+    kept: Callable[[Shard], Tensor] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check the settings against their limits.

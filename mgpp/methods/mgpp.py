@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
+from torch import Tensor
+
 from mgpp.methods.base import Method, setting
 from mgpp.prior import MixtureGaussianPrior, add_prior_grad_, shrink_
 from mgpp.schedule import PruningSchedule, SlabProbAnnealing
@@ -97,12 +99,16 @@ class MGPP(Method):
     def observe(self, shard: Shard, step: int, schedule: PruningSchedule) -> None:
         """Shrink the weights after their update, if decoupled."""
         if self.decoupled:
-            shrink_(
-                shard.weight,
-                prior=self.prior,
-                slab_prob=self.annealing.at(step, schedule),
-                step_size=self.lr / self.num_examples,
-            )
+            self.shrink(shard.weight, step, schedule)
+
+    def shrink(self, weight: Tensor, step: int, schedule: PruningSchedule) -> None:
+        """Take one proximal step of the prior: 1-D float32, in place."""
+        shrink_(
+            weight,
+            prior=self.prior,
+            slab_prob=self.annealing.at(step, schedule),
+            step_size=self.lr / self.num_examples,
+        )
 
     def log_values(self, step: int, schedule: PruningSchedule) -> dict[str, float]:
         """Return slab_prob, spike_var and the spike threshold w* of this step."""

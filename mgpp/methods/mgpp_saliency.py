@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from mgpp.methods.base import setting
@@ -25,6 +26,17 @@ class MGPPSaliency(MGPP):
     state_names = ("mean_square",)
 
     decay: float = setting(0.98, "Decay of the mean squared gradient.", ge=0, lt=1)
+    spare_pruned: bool = setting(
+        False,
+        "Let the decoupled prior shrink only what the current mask keeps: a weight at zero has no "
+        "saliency, and held there between prunings it could not come back.",
+    )
+
+    def __post_init__(self) -> None:
+        """Check the settings, also with each other."""
+        super().__post_init__()
+        if self.spare_pruned and not self.decoupled:
+            raise ValueError("spare_pruned needs decoupled: true")
 
     def adjust_grad(self, shard: Shard, step: int, schedule: PruningSchedule) -> None:
         """Take the data's gradient into the mean, then add the prior's."""
@@ -32,6 +44,18 @@ class MGPPSaliency(MGPP):
         for grad, mean in zip(shard.grad.split(CHUNK), mean_square, strict=True):
             mean.mul_(self.decay).addcmul_(grad, grad, value=1 - self.decay)
         super().adjust_grad(shard, step, schedule)
+
+    def observe(self, shard: Shard, step: int, schedule: PruningSchedule) -> None:
+        """Shrink the weights after their update, if decoupled; the pruned ones too, unless spared."""
+        if not self.spare_pruned:
+            super().observe(shard, step, schedule)
+            return
+        assert self.kept is not None, "the pruner gives it"
+        kept = self.kept(shard).split(CHUNK)
+        for weight, mask in zip(shard.weight.split(CHUNK), kept, strict=True):
+            shrunk = weight.clone()
+            self.shrink(shrunk, step, schedule)
+            torch.where(mask, shrunk, weight, out=weight)
 
     def score(self, shard: Shard) -> Tensor:
         """Return |w| sqrt(mean squared gradient)."""

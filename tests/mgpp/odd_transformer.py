@@ -72,7 +72,7 @@ CASES: dict[str, tuple[int, str, dict[str, object]]] = {
     "stage3-offload-fp16": (3, "fp16", {"offload_optimizer": {"device": "cpu"}}),
     "stage3-subgroups-fp16": (3, "fp16", {"sub_group_size": 700}),
 }
-RIVALS = ("platon", "movement", "soft-movement", "pins", "mgpp-saliency")
+RIVALS = ("platon", "movement", "soft-movement", "pins", "mgpp-saliency", "mgpp-saliency-sparing")
 BF16_RIVALS = ("soft-movement", "pins")  # they keep what the other two keep, and more
 RIVAL_CASES: dict[str, tuple[str, int, str, dict[str, object]]] = {
     f"{method}-stage{stage}{'-subgroups' if zero else ''}-{precision}": (
@@ -184,13 +184,12 @@ def parameter_groups(model: nn.Module) -> list[dict[str, object]]:
 
 
 def make_method(name: str = "mgpp") -> Method:
+    prior = {"spike_var": PRIOR.spike_var, "slab_var": PRIOR.slab_var}
+    saliency = {"name": "mgpp-saliency", **prior, "decoupled": True}
     settings = {
-        "mgpp": {"spike_var": PRIOR.spike_var, "slab_var": PRIOR.slab_var},
-        "mgpp-saliency": {
-            "spike_var": PRIOR.spike_var,
-            "slab_var": PRIOR.slab_var,
-            "decoupled": True,
-        },
+        "mgpp": prior,
+        "mgpp-saliency": saliency,
+        "mgpp-saliency-sparing": {**saliency, "spare_pruned": True},
         "soft-movement": {"penalty": SoftMovement.penalty},
     }
     spec = {"name": name, **settings.get(name, {})}

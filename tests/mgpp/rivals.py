@@ -159,6 +159,7 @@ class Saliency(Magnitude):
     """|w| sqrt(mean g^2), and the prior's proximal step after each update, by densities in float64."""
 
     decay, num_examples, spike_var, slab_var = 0.98, 500, 1e-6, 0.05
+    spares_pruned = False
 
     def __init__(self, weights: list[nn.Parameter], schedule: PruningSchedule) -> None:
         super().__init__(weights, schedule)
@@ -171,18 +172,25 @@ class Saliency(Magnitude):
     def after_update(self, keep: list[Tensor], step: int) -> None:
         start, end = self.schedule.prune_start, self.schedule.prune_end
         slab_prob = 0.1 + (0.0001 - 0.1) * min(max((step - start) / (end - start), 0), 1)
-        for weight in self.weights:
+        for weight, kept in zip(self.weights, keep, strict=True):
             exact = weight.double()
             spike, slab = (
                 share * torch.exp(-(exact**2) / (2 * var)) / var**0.5
                 for share, var in ((1 - slab_prob, self.spike_var), (slab_prob, self.slab_var))
             )
             pull = (spike / self.spike_var + slab / self.slab_var) / (spike + slab)
-            weight.copy_(exact / (1 + LR / self.num_examples * pull))
+            shrunk = exact / (1 + LR / self.num_examples * pull)
+            weight.copy_(torch.where(kept, shrunk, exact) if self.spares_pruned else shrunk)
 
     def scores(self) -> list[Tensor]:
         pairs = zip(self.weights, self.means, strict=True)
         return [weight.detach().abs() * mean.sqrt() for weight, mean in pairs]
+
+
+class SparingSaliency(Saliency):
+    """The same, the prior on what the mask keeps alone."""
+
+    spares_pruned = True
 
 
 REFERENCES = {
@@ -193,4 +201,5 @@ REFERENCES = {
     "soft-movement": SoftMovement,
     "pins": Pins,
     "mgpp-saliency": Saliency,
+    "mgpp-saliency-sparing": SparingSaliency,
 }
