@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from launch import store_commands
+from launch import campaign_commands, store_commands
 from launch.reporting import AsJson, Overrides, raise_for, reported_errors, size_text
 from mgpp.version import __version__
 
@@ -20,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Prune large pretrained transformers under a mixture-Gaussian prior.",
 )
+app.add_typer(campaign_commands.app, name="campaign")
 app.add_typer(store_commands.app, name="store")
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file of the run.")]
@@ -140,7 +141,7 @@ def compare(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = F
         cells = final_cells(once, first_candidates(once))
         for cell in cells:  # one of each method; seeds and sparsities change nothing of it
             validate(comparison.recipe, cell.overrides, None if joins else local_capacity())
-        settings = plan_cells(once, cells[:1])[0].config
+        settings = plan_cells(once, cells[:1])[0].run.config
         store = ArtifactStore(absolute_url(comparison.storage))
         with connected(settings.cluster):
             if joins:

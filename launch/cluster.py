@@ -20,6 +20,11 @@ def local_capacity() -> Capacity:
     return Capacity(nodes=((float(cpus), float(torch.cuda.device_count())),))
 
 
+def joins(cluster: ClusterConfig) -> bool:
+    """Tell whether a run joins a cluster, rather than starting one."""
+    return bool(cluster.address or os.environ.get("RAY_ADDRESS"))
+
+
 @contextmanager
 def connected(cluster: ClusterConfig) -> Iterator[None]:
     """Join the configured cluster, or start one here, for as long as the block runs.

@@ -9,12 +9,23 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, such as train.lr=1e-4."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+
+class RunByDefault(TyperGroup):
+    """A group of commands whose first argument may also be what its `run` takes."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that is meant and its arguments."""
+        known = args and self.get_command(ctx, args[0]) is not None
+        return super().resolve_command(ctx, args if known else ["run", *args])
+
 
 _EXIT_FAILED, _EXIT_BAD_INPUT = 1, 2
 

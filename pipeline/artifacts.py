@@ -20,7 +20,7 @@ from typing import Any
 
 from pipeline.storage import is_local, open_storage, put_json, read_json
 
-DONE_FILE = "_DONE.json"
+DONE_FILE, FAILED_FILE = "_DONE.json", "_FAILED.json"
 _BLOCK = 1 << 20
 
 
@@ -157,6 +157,21 @@ class ArtifactStore:
     def put_manifest(self, stage: str, key: str, manifest: dict[str, Any]) -> None:
         """Write the manifest that makes an attempt an artifact."""
         put_json(self._fs, self._strip(f"{self.folder_of(stage, key)}/{DONE_FILE}"), manifest)
+
+    def note_failure(self, stage: str, key: str, reason: str) -> None:
+        """Note beside a key why its run failed last; an empty reason takes the note away."""
+        path = self._strip(f"{self.folder_of(stage, key)}/{FAILED_FILE}")
+        if reason:
+            self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            put_json(self._fs, path, {"reason": reason})
+        elif self._fs.exists(path):
+            self._fs.rm(path)
+
+    def failure(self, stage: str, key: str) -> str | None:
+        """Return why a key's run failed last, or None."""
+        path = self._strip(f"{self.folder_of(stage, key)}/{FAILED_FILE}")
+        found = read_json(self._fs, path)
+        return None if found is None else str(found["reason"])
 
     def _strip(self, url: str) -> str:
         return str(self._fs._strip_protocol(url))

@@ -5,23 +5,20 @@ whose validation rows are a part of the training rows: the rows that the table i
 nothing but the final cells.
 """
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
+from pipeline.changes import Changes, overrides_of
 from pipeline.config import read_config
 from pipeline.errors import ConfigError
 from pipeline.section import NotNegative, Positive, Section, Share
 
 VERSION = 1
 DENSE = "dense"
-
-Changes = dict[str, Any]
 
 
 class SelectionConfig(Section):
@@ -168,7 +165,7 @@ def final_cells(config: ComparisonConfig, chosen: Chosen) -> list[Cell]:
             seed=seed,
             candidate=0,
             selecting=False,
-            overrides=_overrides(config.changes, {"train.seed": seed, "dense.enabled": True}),
+            overrides=overrides_of(config.changes, {"train.seed": seed, "dense.enabled": True}),
         )
         for seed in config.seeds
     ]
@@ -190,7 +187,7 @@ def _cell(
     selecting: bool,
 ) -> Cell:
     contender = config.methods[method]
-    overrides = _overrides(
+    overrides = overrides_of(
         config.changes,
         contender.changes,
         contender.candidates[candidate],
@@ -205,22 +202,6 @@ def _cell(
         selecting=selecting,
         overrides=overrides,
     )
-
-
-def _overrides(*changes: Changes) -> tuple[str, ...]:
-    """Return changes to the recipe, later ones over earlier ones, key by key."""
-    leaves: Changes = {}
-    for values in changes:
-        leaves |= dict(_leaves(values))
-    return tuple(f"{key}={json.dumps(value)}" for key, value in leaves.items())
-
-
-def _leaves(changes: Changes, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in changes.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def choose(

@@ -7,14 +7,10 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
-import jinja2
-import plotly.graph_objects as go
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
-
 from mgpp import METHODS, ONE_SHOT
 from pipeline import report_figures as figures
 from pipeline.report_layers import difference_to_mean, layer_history, layer_matrix
+from pipeline.report_page import Plot, render_page
 from pipeline.report_series import Spans, finite, phase_spans, thinned
 
 MAX_SNAPSHOTS = 80  # Of the layers over training: more columns than that add bytes, not sight.
@@ -75,29 +71,6 @@ class Card:
     note: str = ""
     tone: str = ""
     rows: list[tuple[str, str]] = field(default_factory=list)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plot:
-    """A figure of the page; None where the run has nothing to draw."""
-
-    title: str
-    caption: str = ""
-    figure: go.Figure | None
-    wide: bool = False
-
-    @property
-    def height(self) -> int:
-        """Height of the figure, in pixels."""
-        assert self.figure is not None
-        return int(self.figure.layout.height or figures.TEMPLATE.layout.height)
-
-    def json(self) -> Markup:
-        """The figure as JSON that is safe within a script element."""
-        assert self.figure is not None
-        # A name that holds "</script>" must not end the element; "<" is not needed in JSON.
-        text = self.figure.to_json().replace("<", "\\u003c").replace(">", "\\u003e")
-        return Markup(text.replace("&", "\\u0026"))
 
 
 def _number(value: float | None) -> str:
@@ -267,20 +240,15 @@ def _sections(data: ReportData, spans: Spans) -> dict[str, list[Plot]]:
 
 def render_report(data: ReportData) -> str:
     """The HTML page of a run. It holds all it needs: scripts, styles and data."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.trim_blocks = environment.lstrip_blocks = True
     spans = phase_spans(data.phases)
     method = METHODS.get(data.method) or ONE_SHOT.get(data.method)
-    return environment.get_template("report.html.jinja").render(
+    return render_page(
+        "report.html.jinja",
         data=data,
         method=method.title if method else data.method,
         cards=_cards(data),
         metric_rows=_metric_rows(data),
         sections=_sections(data, spans),
         spans=spans,
-        colours=figures.COLOURS,
         mask_hash=data.prunings[-1].get("mask_hash") if data.prunings else None,
-        plotly_js=Markup(get_plotlyjs()),
     )

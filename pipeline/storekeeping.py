@@ -10,7 +10,7 @@ from typing import Any
 
 import fsspec
 
-from pipeline.artifacts import DONE_FILE, Artifact, ArtifactStore
+from pipeline.artifacts import DONE_FILE, FAILED_FILE, Artifact, ArtifactStore
 from pipeline.leases import Lease, LeaseFolder
 from pipeline.storage import open_storage
 
@@ -120,7 +120,7 @@ def rubbish(entry: Entry, *, older_than_days: float) -> list[Rubbish]:
     elif age > older_than_days:
         why = f"unfinished and not touched for {age:.0f} days"
     else:
-        needed.add(_CHECKPOINTS)
+        needed |= {_CHECKPOINTS, FAILED_FILE}
         why = "an attempt that was given up"
     sizes: dict[str, int] = {}
     for name, (size, _) in entry.files.items():
