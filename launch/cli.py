@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from launch import campaign_commands, store_commands
+from launch import campaign_commands, cluster_commands, job_commands, store_commands
 from launch.reporting import AsJson, Overrides, raise_for, reported_errors, size_text
 from mgpp.version import __version__
 
@@ -20,7 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Prune large pretrained transformers under a mixture-Gaussian prior.",
 )
+job_commands.add_to(app)
 app.add_typer(campaign_commands.app, name="campaign")
+app.add_typer(cluster_commands.app, name="cluster")
 app.add_typer(store_commands.app, name="store")
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file of the run.")]
@@ -41,6 +43,7 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
     with reported_errors(as_json) as emit:
         from launch.cluster import cluster_capacity, connected, local_capacity
         from launch.flow import all_done, run_stages
+        from launch.stopping import told_when_stopped
         from pipeline.artifacts import ArtifactStore
         from pipeline.stage_keys import plan_stages
         from pipeline.storage import absolute_url, storage_problems
@@ -59,7 +62,8 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
             with connected(settings.cluster):
                 if joins:
                     raise_for(cluster_problems(settings.cluster, cluster_capacity()))
-                result = run_stages(stages, settings, store, console)
+                with told_when_stopped(stages, store):
+                    result = run_stages(stages, settings, store, console)
         summary = result.summary()
         if not as_json:
             Console().print(_table(summary, result.artifacts))
@@ -251,7 +255,18 @@ def _megabytes(size: int | None) -> str:
     return "-" if size is None else f"{size / 1e6:,.1f} MB"
 
 
+def _use_token() -> None:
+    """Show the token of this machine if it has one, as Ray's own commands do and its job client does not.
+
+    Before Ray is imported, for it looks once.
+    """
+    kept = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
+    if os.environ.get("RAY_AUTH_TOKEN") or Path(kept).is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
 def main() -> None:
     """Run the command line."""
+    _use_token()
     sys.path.append(str(Path.cwd()))  # functions that a configuration names may lie here
     app()

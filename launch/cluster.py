@@ -1,6 +1,7 @@
 """The Ray cluster of a run: one started here, or one joined; and what it can hold."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +39,7 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
         os.environ.setdefault(name, value)
     # Functions that a configuration names may lie in the folder the command was given in.
     path = os.pathsep.join([str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {"env_vars": {"PYTHONPATH": path, **_passed_on()}}
+    environment = {"env_vars": {"PYTHONPATH": path, **passed_on()}}
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     # Inside a submitted job the environment is the one it was submitted with.
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
@@ -65,6 +66,42 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
         ray.shutdown()
 
 
+def wait_for_nodes(count: int, timeout: float, address: str | None = None) -> int:
+    """Wait until a cluster has so many nodes; return how many there are.
+
+    Args:
+        count: how many are waited for.
+        timeout: seconds.
+        address: of the cluster; RAY_ADDRESS unless given.
+
+    Raises:
+        ConfigError: if no address is given.
+        StageError: if they are not there in time.
+    """
+    address = address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        raise ConfigError(["--address: missing, and RAY_ADDRESS is not set"])
+    deadline, found = time.monotonic() + timeout, "no cluster"
+    while True:
+        try:
+            ray.init(address, log_to_driver=False, logging_level="error")
+        except Exception as error:  # noqa: BLE001  # Ray raises plain ones too
+            found = f"no cluster: {' '.join(str(error).split())[:300]}"
+        else:
+            while True:
+                there = sum(1 for node in ray.nodes() if node["Alive"])
+                if there >= count or time.monotonic() > deadline:
+                    break
+                time.sleep(1.0)
+            ray.shutdown()
+            if there >= count:
+                return there
+            found = f"{there} nodes"
+        if time.monotonic() > deadline:
+            raise StageError(f"{count} nodes were not at {address} within {timeout:g} s: {found}")
+        time.sleep(1.0)
+
+
 def cluster_capacity() -> Capacity:
     """Return what the joined cluster has now, node by node."""
     return Capacity(
@@ -76,8 +113,8 @@ def cluster_capacity() -> Capacity:
     )
 
 
-def _passed_on() -> dict[str, str]:
-    """Settings of this process that workers need too; no secrets among them."""
+def passed_on() -> dict[str, str]:
+    """Return settings of this process that workers need too; no secrets among them."""
     names = (
         "HF_HUB_OFFLINE",
         "HF_HOME",

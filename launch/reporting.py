@@ -18,6 +18,10 @@ Overrides = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: from `mgpp stop`, a scheduler, a machine that goes down."""
+
+
 class RunByDefault(TyperGroup):
     """A group of commands whose first argument may also be what its `run` takes."""
 
@@ -27,7 +31,7 @@ class RunByDefault(TyperGroup):
         return super().resolve_command(ctx, args if known else ["run", *args])
 
 
-_EXIT_FAILED, _EXIT_BAD_INPUT = 1, 2
+_EXIT_FAILED, _EXIT_BAD_INPUT, _EXIT_STOPPED = 1, 2, 128 + 15
 
 
 @contextmanager
@@ -60,6 +64,9 @@ def reported_errors(as_json: bool) -> Iterator[Any]:
         traceback.print_exc()
         emit({"status": "failed", "errors": [f"{type(error).__name__}: {error}"]})
         raise typer.Exit(_EXIT_FAILED) from None
+    except Terminated:
+        emit({"status": "stopped"})
+        raise typer.Exit(_EXIT_STOPPED) from None
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command goes on from the last checkpoint", err=True)
         emit({"status": "interrupted"})

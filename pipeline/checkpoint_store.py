@@ -20,7 +20,7 @@ from typing import Any
 from pipeline.artifacts import file_sha256
 from pipeline.errors import StageError, is_storage_failure
 from pipeline.gang import Gang
-from pipeline.storage import is_local, open_storage, put_json
+from pipeline.storage import is_local, open_storage, put_json, read_json
 
 _DONE = "_DONE.json"
 _logger = logging.getLogger(__name__)
@@ -52,6 +52,16 @@ class SavedCheckpoint:
     def __init__(self, manifest: Manifest, file: Callable[[str], Path]) -> None:
         self.manifest = manifest
         self.file = file
+
+
+def newest_step(url: str) -> int | None:
+    """Return the step of the newest complete checkpoint in a run's folder of them, or None."""
+    filesystem, root = open_storage(url)
+    if not filesystem.exists(root):
+        return None
+    folders = (str(path).rstrip("/") for path in filesystem.ls(root, detail=False))
+    found = [read_json(filesystem, f"{folder}/{_DONE}") for folder in folders if "/step-" in folder]
+    return max((manifest["step"] for manifest in found if manifest), default=None)
 
 
 class CheckpointStore:

@@ -67,8 +67,9 @@ class Campaign:
 
     def kill(self):
         """The driver dies first; Ray then ends what it started."""
-        os.kill(self.process.pid, signal.SIGKILL)
-        self.process.wait(timeout=30)
+        if self.process.poll() is None:
+            os.kill(self.process.pid, signal.SIGKILL)
+            self.process.wait(timeout=30)
         with_it = ["pkill", "-KILL", "--session", str(self.process.pid)]
         subprocess.run(with_it, check=False, timeout=30)
 

@@ -1,0 +1,310 @@
+"""Files that start clusters: each valid for what reads it, the SLURM scripts run on this machine."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+import ray
+import yaml
+
+from launch.cluster_files import describe_cluster, render_cluster
+from pipeline.errors import ConfigError
+from tests.launch.conftest import mgpp
+from tests.launch.ray_head import free_port
+from tests.processes import run
+
+GPUS = {
+    "name": "llama",
+    "nodes": 4,
+    "gpus_per_node": 8,
+    "cpus_per_node": 96,
+    "memory_gib": 1000,
+    "image": "registry/mgpp:1",
+}
+
+
+@pytest.fixture
+def config(project, tmp_path):
+    values = yaml.safe_load((project / "run.yaml").read_text())
+    values["storage"] = "s3://bucket/runs"
+    values["cluster"] = {"num_workers": 32, "gpus_per_worker": 1}
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+def rendered(target, config, *settings, overrides=(), **values):
+    description = describe_cluster({**GPUS, **values}, settings)
+    return render_cluster(target, description, config, overrides)
+
+
+# ray up.
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["instance_type=p5.48xlarge"],
+        ["provider=local", "head_ip=10.0.0.1", "worker_ips=[10.0.0.2,10.0.0.3,10.0.0.4]"],
+    ],
+)
+def test_ray_up_is_valid_by_rays_own_schema(config, settings):
+    (text,) = rendered("ray-up", config, *settings).values()
+    values = yaml.safe_load(text)
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler/ray-schema.json").read_text())
+    jsonschema.validate(values, schema)
+    assert values["available_node_types"]["worker"]["min_workers"] == 3
+    assert values["available_node_types"]["head"]["resources"] == {"CPU": 96, "GPU": 8}
+    assert "--dashboard-host=127.0.0.1" in values["head_start_ray_commands"][1]
+    if "head_ip" in values["provider"]:
+        assert len(values["provider"]["worker_ips"]) == 3
+
+
+# KubeRay. The fields of ray.io/v1 as its types name them; one of another name is silently dropped there.
+
+
+def an_object(required, optional=()):
+    return {
+        "type": "object",
+        "required": list(required),
+        "properties": {**dict(required), **dict(optional)},
+        "additionalProperties": False,
+    }
+
+
+STRINGS = {"type": "object", "additionalProperties": {"type": "string"}}
+NAMED = {"type": "object", "required": ["name"]}
+CONTAINER = an_object(
+    {
+        "name": {"type": "string"},
+        "image": {"type": "string"},
+        "resources": an_object({"limits": {"type": "object"}, "requests": {"type": "object"}}),
+        "env": {"type": "array", "items": NAMED},
+        "volumeMounts": {
+            "type": "array",
+            "items": an_object(
+                {"name": {"type": "string"}, "mountPath": {"type": "string", "pattern": "^/"}},
+                {"readOnly": {"type": "boolean"}},
+            ),
+        },
+    },
+    {"ports": {"type": "array", "items": NAMED}},
+)
+POD = an_object(
+    {
+        "spec": an_object(
+            {
+                "containers": {"type": "array", "items": CONTAINER, "minItems": 1},
+                "volumes": {"type": "array", "items": NAMED},
+            },
+            {"tolerations": {"type": "array"}},
+        )
+    }
+)
+COUNT = {"type": "integer", "minimum": 0}
+RAY_CLUSTER_SPEC = an_object(
+    {
+        "rayVersion": {"type": "string"},
+        "headGroupSpec": an_object({"rayStartParams": STRINGS, "template": POD}),
+        "workerGroupSpecs": {
+            "type": "array",
+            "items": an_object(
+                {
+                    "groupName": {"type": "string"},
+                    "replicas": COUNT,
+                    "minReplicas": COUNT,
+                    "maxReplicas": COUNT,
+                    "rayStartParams": STRINGS,
+                    "template": POD,
+                }
+            ),
+        },
+    },
+    {
+        "enableInTreeAutoscaling": {"type": "boolean"},
+        "autoscalerOptions": an_object(
+            {"version": {"enum": ["v1", "v2"]}, "idleTimeoutSeconds": COUNT}
+        ),
+    },
+)
+RAY_JOB_SPEC = an_object(
+    {
+        "entrypoint": {"type": "string"},
+        "backoffLimit": COUNT,
+        "submissionMode": {"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode"]},
+        "shutdownAfterJobFinishes": {"const": True},
+        "ttlSecondsAfterFinished": COUNT,
+        "rayClusterSpec": RAY_CLUSTER_SPEC,
+    }
+)
+
+
+def custom_resource(kind, spec):
+    return an_object(
+        {
+            "apiVersion": {"const": "ray.io/v1"},
+            "kind": {"const": kind},
+            "metadata": NAMED,
+            "spec": spec,
+        }
+    )
+
+
+@pytest.mark.parametrize("settings", [[], ["claim=nfs", "elastic=true", "retries=1"]])
+def test_kuberay_files_are_of_its_types(config, settings):
+    overrides = ["storage=/mnt/runs"] if settings else []
+    files = rendered("kuberay", config, *settings, overrides=overrides)
+    job_config, job = yaml.safe_load_all(files["llama.rayjob.yaml"])
+    cluster_config, cluster = yaml.safe_load_all(files["llama.raycluster.yaml"])
+    jsonschema.validate(job, custom_resource("RayJob", RAY_JOB_SPEC))
+    jsonschema.validate(cluster, custom_resource("RayCluster", RAY_CLUSTER_SPEC))
+    assert job["spec"]["rayClusterSpec"] == cluster["spec"]
+    assert job["spec"]["backoffLimit"] == (1 if settings else 3)
+    (workers,) = cluster["spec"]["workerGroupSpecs"]
+    assert (workers["minReplicas"], workers["maxReplicas"]) == ((0 if settings else 4), 4)
+    pod = workers["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 8
+    mounts = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounts == {volume["name"] for volume in pod["volumes"]}
+    assert ("storage" in mounts) == bool(settings)
+    shared = next(v for v in pod["volumes"] if v["name"] == "shared-memory")
+    assert shared["emptyDir"] == {"medium": "Memory", "sizeLimit": "250Gi"}
+    # What the job reads is the configuration that was given, changes and all.
+    assert job_config["data"] == cluster_config["data"]
+    shipped = yaml.safe_load(job_config["data"]["run.yaml"])
+    assert shipped["storage"] == ("/mnt/runs" if settings else "s3://bucket/runs")
+    assert shipped["cluster"] == {"num_workers": 32, "gpus_per_worker": 1}
+
+
+# SkyPilot.
+
+
+def test_skypilot_is_a_task_of_its_fields(config):
+    (text,) = rendered("skypilot", config, "gpu_type=H100").values()
+    values = yaml.safe_load(text)
+    assert set(values) == {
+        "name", "num_nodes", "resources", "workdir", "secrets", "setup", "run"
+    }  # fmt: skip
+    assert values["resources"]["accelerators"] == "H100:8"
+    assert values["num_nodes"] == 4
+    for script in (values["setup"], values["run"]):
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True, timeout=30)
+
+
+# SLURM.
+
+STAND_INS = {
+    # On as many tasks as asked, at once, with what Slurm says to each; options are words with "=".
+    "srun": """#!/bin/bash
+tasks=1
+while [[ $1 == --* ]]; do
+  [[ $1 == --ntasks=* ]] && tasks=${1#--ntasks=}
+  shift
+done
+pids=()
+for ((i = 0; i < tasks; i++)); do SLURM_PROCID=$i "$@" & pids+=($!); done
+trap 'kill "${pids[@]}" 2> /dev/null' TERM
+code=0
+for pid in "${pids[@]}"; do wait "$pid" || code=$?; done
+exit $code
+""",
+    "scontrol": "#!/bin/bash\necho first\necho second\n",
+    "hostname": "#!/bin/bash\necho 127.0.0.1\n",
+}
+
+
+def test_slurm_scripts_are_shell_and_ask_for_what_was_described(config):
+    files = rendered("slurm", config, "partition=gpu", "setup=source env/bin/activate")
+    assert set(files) == {"llama.symmetric.sbatch", "llama.classic.sbatch"}
+    for text in files.values():
+        subprocess.run(["bash", "-n"], input=text, text=True, check=True, timeout=30)
+        lines = text.splitlines()
+        assert lines[0] == "#!/bin/bash"
+        asked = {line for line in lines if line.startswith("#SBATCH")}
+        # sbatch stops looking for them at the first command.
+        first = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
+        assert asked == {line for line in lines[:first] if line.startswith("#SBATCH")}
+        assert {
+            "#SBATCH --nodes=4",
+            "#SBATCH --gpus-per-node=8",
+            "#SBATCH --cpus-per-task=96",
+            "#SBATCH --partition=gpu",
+        } <= asked
+        assert "source env/bin/activate" in lines
+
+
+@pytest.mark.distributed
+@pytest.mark.timeout(600)
+def test_the_slurm_script_runs_a_whole_pipeline_on_two_nodes(project, tmp_path):
+    values = yaml.safe_load((project / "run.yaml").read_text())
+    values |= {"storage": str(tmp_path / "runs"), "dense": {"enabled": False}}
+    values["cluster"] = {"num_workers": 2, "placement": "SPREAD"}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+    made = mgpp(
+        project, "cluster", "render", "slurm", str(tmp_path / "run.yaml"), "train.lr=0.001",
+        "--nodes", "2", "--cpus-per-node", "2", "--output", str(tmp_path), "--json",
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    script = next(file for file in json.loads(made.stdout)["files"] if "classic" in file)
+    binaries = tmp_path / "bin"
+    binaries.mkdir()
+    for name, text in STAND_INS.items():
+        (binaries / name).write_text(text)
+        (binaries / name).chmod((binaries / name).stat().st_mode | stat.S_IXUSR)
+    # The job's number makes the port; two nodes of one machine need an agent's port each.
+    done = run(
+        ["bash", script],
+        timeout=400,
+        env={
+            "PATH": f"{binaries}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "SLURM_JOB_NODELIST": "first,second",
+            "SLURM_JOB_ID": str(free_port()),
+            "HF_HUB_OFFLINE": "1",
+            "RAY_TMPDIR": str(tmp_path / "ray"),
+            "RAY_AUTH_TOKEN": "a-token-of-this-test-0123456789abcdef",
+        },
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
+    assert "2 nodes are there" in done.stdout
+    assert "sparsity" in done.stdout
+    assert list((tmp_path / "runs").glob("report-*/a-*/report.html"))
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("target", "values", "settings", "complaint"),
+    [
+        ("kuberay", {"image": None}, [], "--image: missing"),
+        ("skypilot", {}, [], "--set gpu_type: missing"),
+        ("ray-up", {}, [], "--set instance_type: missing"),
+        ("ray-up", {}, ["provider=local", "head_ip=a"], "--set worker_ips: got 0; 4 nodes are"),
+        ("slurm", {"nodes": 3}, [], "cluster.num_workers: got 32 workers"),
+        ("slurm", {"nodes": 0}, [], "nodes: "),
+        ("slurm", {"name": "Not a name"}, [], "name: "),
+        ("slurm", {}, ["colour=red"], "--set colour=red: must be key=value; keys are name, nodes"),
+        ("slurm", {}, ["shared_memory_gib=2000"], "cluster: shared_memory_gib: got 2000"),
+        ("slurm", {}, ["time_limit=1;rm"], "time_limit: "),
+    ],
+)
+def test_what_cannot_be_is_told(config, target, values, settings, complaint):
+    with pytest.raises(ConfigError) as caught:
+        rendered(target, config, *settings, **values)
+    assert any(p.startswith(complaint) for p in caught.value.problems), caught.value.problems
+
+
+def test_a_storage_that_nodes_do_not_share_is_refused(config):
+    with pytest.raises(ConfigError, match="all nodes share"):
+        rendered("slurm", config, overrides=["storage=runs"])
+
+
+def test_overrides_reach_the_shell_as_they_are(config):
+    files = rendered("slurm", config, overrides=["train.lr=1e-4", "prune.method={name: gmp}"])
+    assert "run.yaml train.lr=1e-4 'prune.method={name: gmp}'" in files["llama.classic.sbatch"]
