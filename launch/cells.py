@@ -7,8 +7,9 @@ from typing import Any
 import ray
 from rich.console import Console
 
+from launch.board import make_board
 from launch.flow import all_done, run_stages
-from launch.progress import describe, make_board
+from launch.progress import describe
 from pipeline.artifacts import ArtifactStore
 from pipeline.config import RunConfig, parse_config, read_config
 from pipeline.errors import ConfigError
@@ -131,7 +132,7 @@ def run_all(
                 end(job, f"{broken.title}: {broken.outcome}")
             elif len(running) < at_once and all(need.outcome == "" for need in job.needs):
                 waiting.remove(job)
-                board = make_board()
+                board = make_board(job.title)
                 running[task.remote(job.stages, job.config, store.url, board)] = (job, board)
         ready, _ = ray.wait(list(running), timeout=_POLL_SECONDS)
         for reference in ready:

@@ -43,14 +43,21 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     # Inside a submitted job the environment is the one it was submitted with.
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    settings = {
+        "address": address or "local",  # None would join whatever Ray runs on this machine
+        "include_dashboard": None if address else False,
+        "log_to_driver": False,
+        "logging_level": "error",
+        "runtime_env": None if in_job else environment,
+    }
     try:
-        ray.init(
-            address=address or "local",  # None would join whatever Ray runs on this machine
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level="error",
-            runtime_env=None if in_job else environment,
-        )
+        try:
+            ray.init(**settings)
+        except Exception as error:
+            if address or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            ray.init(**settings)  # the machine was too busy for Ray's own half minute: once more
     except Exception as error:  # Ray raises plain ones too
         if address:
             raise ConfigError(

@@ -78,3 +78,11 @@ def wait(
 
         there = wait_for_nodes(nodes, timeout, address)
         typer.echo(f"{there} nodes are there")
+
+
+@app.command()
+def dashboard() -> None:
+    """Print the Grafana dashboard of runs (JSON), for Prometheus where Ray's metrics are scraped."""
+    typer.echo(
+        (Path(__file__).parent / "templates" / "grafana-dashboard.json").read_text().rstrip()
+    )

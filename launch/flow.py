@@ -7,9 +7,10 @@ from typing import Any
 import ray
 from rich.console import Console
 
+from launch.board import Posted, make_board
 from launch.gang import run_on_gang
 from launch.leased import leased
-from launch.progress import Posted, StageDisplay, make_board
+from launch.progress import StageDisplay
 from pipeline.artifacts import Artifact, ArtifactStore
 from pipeline.config import RunConfig
 from pipeline.errors import StageError
@@ -88,7 +89,7 @@ def run_stages(
         missing = [stage for stage in group if stage.name not in result.artifacts]
         if missing:
             result.seconds |= _run_missing(
-                missing, config, store, result.artifacts, board or make_board(), console
+                missing, config, store, result.artifacts, board or make_board(config.name), console
             )
         for stage in missing:
             artifact = store.find(stage.name, stage.key)

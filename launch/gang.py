@@ -1,19 +1,25 @@
 """Stages on a gang of workers, which Ray Train places and restarts."""
 
-from dataclasses import asdict
+import os
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from launch.cluster import cluster_capacity
+from launch.network import use_node_interface
 from launch.worker import work
 from pipeline import config as run_config
 from pipeline.artifacts import Artifact, ArtifactStore
 from pipeline.errors import ConfigError, StageError
 from pipeline.stage_keys import Stage
+from pipeline.storage import is_local, open_storage
 
 _RAY_FOLDER = "ray"
+_FINAL = ("ConfigError", "StageError")
+_TorchBackend: type = TorchConfig().backend_cls
 
 
 def run_on_gang(
@@ -38,6 +44,30 @@ def run_on_gang(
         StageError, ConfigError: as the stage raised it.
         TrainingFailedError: if the gang failed more often than `cluster.max_failures`.
     """
+    num_workers = config.cluster.num_workers
+    while True:
+        try:
+            _run_once(stages, config, store, inputs, board, num_workers)
+        except TrainingFailedError as error:
+            fewer = _fewer_workers(config, num_workers)
+            if fewer is None:
+                raise
+            text = f"goes on with {fewer} workers instead of {num_workers}"
+            ray.get(board.restart.remote("node lost", f"{_line(error)}; {text}"))
+            num_workers = fewer
+        else:
+            return
+
+
+def _run_once(
+    stages: list[Stage],
+    config: run_config.RunConfig,
+    store: ArtifactStore,
+    inputs: dict[str, Artifact],
+    board: Any,
+    num_workers: int,
+) -> None:
+    """Run stages on so many workers; those restarted in place are as many."""
     cluster = config.cluster
     # Ray Train's own record of the run. It is not gone on from: the stages' checkpoints say all.
     folder = store.folder_of(stages[0].name, stages[0].key)
@@ -45,6 +75,9 @@ def run_on_gang(
     resources: dict[str, float] = {"CPU": cluster.cpus_per_worker}
     if cluster.gpus_per_worker:
         resources["GPU"] = 1
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.wait_seconds)
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(cluster.timeout_seconds)
+    filesystem, path = open_storage(folder)
     trainer = TorchTrainer(
         work,
         train_loop_config={
@@ -55,21 +88,23 @@ def run_on_gang(
             "board": board,
         },
         scaling_config=ScalingConfig(
-            num_workers=cluster.num_workers,
+            num_workers=num_workers,
             use_gpu=cluster.gpus_per_worker > 0,
             resources_per_worker=resources,
             placement_strategy=cluster.placement,
         ),
-        torch_config=TorchConfig(
+        torch_config=_GangConfig(
             backend="nccl" if cluster.gpus_per_worker else "gloo",
             timeout_s=cluster.timeout_seconds,
         ),
         run_config=RunConfig(
             name=_RAY_FOLDER,
-            storage_path=folder,
+            storage_path=path,
+            storage_filesystem=None if is_local(filesystem) else _arrow(filesystem),
             failure_config=FailureConfig(
-                max_failures=cluster.max_failures, controller_failure_limit=cluster.max_failures
+                max_failures=cluster.max_failures, controller_failure_limit=1
             ),
+            callbacks=[_Restarts(board)],
         ),
     )
     try:
@@ -80,3 +115,60 @@ def run_on_gang(
             kind, detail = failure
             raise ConfigError(detail) if kind == "config" else StageError(detail)
     store.discard(f"{folder}/{_RAY_FOLDER}")
+
+
+def _fewer_workers(config: run_config.RunConfig, num_workers: int) -> int | None:
+    """Return how many workers there is room for now, if fewer will do; None if the room is not it."""
+    cluster = config.cluster
+    if cluster.min_workers is None:
+        return None
+    room = cluster_capacity().num_workers(cluster.cpus_per_worker, cluster.gpus_per_worker)
+    if room >= num_workers:
+        return None
+    sizes = range(room, cluster.min_workers - 1, -1)
+    return next((size for size in sizes if config.train.goes_with(size)), None)
+
+
+class _Backend(_TorchBackend):  # type: ignore[misc]
+    """Ray Train's, with the node's own network interface."""
+
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        worker_group.execute(use_node_interface)
+        super().on_start(worker_group, backend_config)
+
+
+@dataclass
+class _GangConfig(TorchConfig):  # type: ignore[misc]
+    """How the workers' process group is made."""
+
+    @property
+    def backend_cls(self) -> type:
+        return _Backend
+
+
+class _Restarts(UserCallback):  # type: ignore[misc]
+    """Tells the board of workers that were lost; Ray Train calls it where it restarts them."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Post the first worker's end and how many there were."""
+        rank, error = next(iter(worker_exceptions.items()))
+        cause = type(getattr(error, "cause", None) or error).__name__
+        if cause in _FINAL:
+            return  # no restart: it is told as the run's failure
+        text = f"rank {rank} of {len(worker_exceptions)} that ended: {_line(error)}"
+        self._board.restart.remote(cause, text)
+
+
+def _line(error: BaseException) -> str:
+    """Return an error's last line: Ray puts tracebacks before it."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip()[:300] if lines else type(error).__name__
+
+
+def _arrow(filesystem: Any) -> Any:
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    return PyFileSystem(FSSpecHandler(filesystem))

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from typing import Any, Self
 
-import ray
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -16,45 +15,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from launch.board import Posted
+
 _POLL_SECONDS = 0.5
 _PLAIN_SECONDS = 10.0
-
-
-Posted = tuple[dict[str, dict[str, Any] | None], list[str]]
-"""The newest record of every stage begun, in order, and all notes."""
-
-
-class _Board:
-    """Holds what workers posted, and a failure that trying again cannot mend."""
-
-    def __init__(self) -> None:
-        self._records: dict[str, dict[str, Any] | None] = {}
-        self._stage = ""
-        self._notes: list[str] = []
-        self._failure: tuple[str, Any] | None = None
-
-    def post(self, record: dict[str, Any]) -> None:
-        if record["event"] == "begin":
-            self._stage = record["stage"]
-            self._records[self._stage] = None
-        elif record["event"] == "note":
-            self._notes.append(record["text"])
-        else:
-            self._records[self._stage] = record
-
-    def fail(self, kind: str, detail: Any) -> None:
-        self._failure = self._failure or (kind, detail)
-
-    def failure(self) -> tuple[str, Any] | None:
-        return self._failure
-
-    def latest(self) -> Posted:
-        return dict(self._records), list(self._notes)
-
-
-def make_board() -> Any:
-    """Start the actor that workers post records to."""
-    return ray.remote(num_cpus=0)(_Board).remote()
 
 
 class StageDisplay:

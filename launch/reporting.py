@@ -51,6 +51,8 @@ def reported_errors(as_json: bool) -> Iterator[Any]:
 
     try:
         yield emit
+    except typer.Exit:
+        raise
     except ConfigError as error:
         for problem in error.problems:
             typer.echo(f"error: {problem}", err=True)

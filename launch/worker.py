@@ -5,10 +5,13 @@ as plain values.
 """
 
 import gc
+import sys
+from pathlib import Path
 from typing import Any
 
 import ray
 
+_LOG_BYTES = 1 << 20
 # What follows from the settings or the code, not from a machine; a lost peer is a RuntimeError.
 _NOT_WORTH_TRYING_AGAIN = (ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
@@ -53,7 +56,9 @@ def work(settings: dict[str, Any]) -> None:
             if artifact is None:
                 inputs = {name: artifacts[name] for name in stage.inputs}
                 post({"event": "begin", "stage": stage.name})
-                made = run_stage(stage, config, store, inputs, gang=gang, progress=post)
+                made = run_stage(
+                    stage, config, store, inputs, gang=gang, progress=post, log=printed
+                )
                 artifact = gang.broadcast(made)
                 gc.collect()  # the engine is full of cycles, and the next stage needs the memory
             artifacts[stage.name] = artifact
@@ -63,3 +68,17 @@ def work(settings: dict[str, Any]) -> None:
     except (StageError, *_NOT_WORTH_TRYING_AGAIN) as error:
         ray.get(board.fail.remote("stage", f"{stage.name}: {type(error).__name__}: {error}"))
         raise
+
+
+def printed() -> str:
+    """Return the end of what this process printed: Ray sends it to files of its session."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    texts = []
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.is_file():
+            with path.open("rb") as file:
+                file.seek(max(path.stat().st_size - _LOG_BYTES, 0))
+                texts.append(f"--- {name} ---\n{file.read().decode(errors='replace')}")
+    return "\n".join(texts)

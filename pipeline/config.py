@@ -56,6 +56,10 @@ class ClusterConfig(Section):
     """Workers on as few nodes as possible, or over many."""
     max_failures: NotNegative = 3
     """How often a gang is restarted from its last checkpoint."""
+    min_workers: Positive | None = None
+    """Fewest workers to go on with, from the last checkpoint, if some are lost for good; null for all."""
+    wait_seconds: Positive = 300
+    """How long workers are waited for: at the start, and after some were lost."""
     timeout_seconds: Positive = 1800
     """How long a collective may hang before the gang is taken for dead."""
 
@@ -64,6 +68,10 @@ class ClusterConfig(Section):
         if self.gpus_per_worker > 1:
             raise ValueError(
                 f"gpus_per_worker is {self.gpus_per_worker}; a worker drives one GPU, use more workers"
+            )
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(
+                f"min_workers is {self.min_workers}; there are {self.num_workers} workers at most"
             )
         return self
 

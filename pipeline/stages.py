@@ -52,8 +52,18 @@ def run_stage(
     *,
     gang: Gang | None,
     progress: Progress,
+    log: Callable[[], str] | None = None,
 ) -> Artifact | None:
     """Run one stage in this process.
+
+    Args:
+        stage: what to run.
+        config: of the run.
+        store: where its output goes.
+        inputs: the artifacts of the stages before it.
+        gang: the workers, for a stage that has them.
+        progress: called with records for people to watch.
+        log: gives what this process has printed; every worker's is kept in `logs/`.
 
     Returns:
         Its committed output, where this process is the main one.
@@ -78,6 +88,8 @@ def run_stage(
             progress=progress,
         )
         metrics = _RUN[stage.name](config, context)
+        if gang is not None and log is not None:
+            _keep_logs(gang, log(), context.output)
         if attempt is None:
             return None
         artifact = attempt.commit(metrics, time.monotonic() - started)
@@ -91,6 +103,16 @@ def run_stage(
     if checkpoints is not None:
         checkpoints.discard()
     return artifact
+
+
+def _keep_logs(gang: Gang, text: str, output: Path) -> None:
+    """Write what each worker printed to the main worker's folder; its own machine may soon be gone."""
+    texts = gang.gather(text)
+    if texts is None:
+        return
+    (output / "logs").mkdir()
+    for rank, log in enumerate(texts):
+        (output / "logs" / f"rank-{rank}.log").write_text(log, encoding="utf-8")
 
 
 def _run_data(config: RunConfig, context: Context) -> dict[str, Any]:

@@ -65,6 +65,11 @@ class TrainConfig(OptimizerConfig):
     checkpoints_kept: Positive = 2
     """How many checkpoints are kept; the oldest go first."""
 
+    def goes_with(self, num_workers: int) -> bool:
+        """Tell whether batches can be dealt out to so many workers."""
+        rows = self.micro_batch_size or max(self.batch_size // num_workers, 1)
+        return self.batch_size % (rows * num_workers) == 0
+
     def batch_plan(self, *, num_rows: int, world_size: int) -> BatchPlan:
         """Return how rows are dealt out."""
         return BatchPlan(

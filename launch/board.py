@@ -1,0 +1,80 @@
+"""The actor that workers of a run post to: its progress, its restarts, and a failure that is final.
+
+What it is told goes to Ray's metrics too, so that Prometheus scrapes it from the actor's node.
+"""
+
+from typing import Any
+
+import ray
+
+PREFIX = "ray_"  # Ray's own, before every name of a metric
+GAUGES = {
+    "mgpp_step": "Optimizer steps done by the stage under way.",
+    "mgpp_num_steps": "Optimizer steps of the stage under way.",
+    "mgpp_loss": "Training loss, nats.",
+    "mgpp_sparsity": "Share of zeros among the prunable weights.",
+    "mgpp_threshold": "Magnitude below which weights went at the last pruning.",
+    "mgpp_tokens_per_second": "Tokens trained on a second, all workers together.",
+    "mgpp_lr": "Learning rate.",
+    "mgpp_grad_norm": "L2 norm of the gradient.",
+}
+RESTARTS = "mgpp_restarts"
+RESTARTS_TEXT = "Restarts of a run's workers, by cause."
+_TAGS = ("run", "stage")
+
+Posted = tuple[dict[str, dict[str, Any] | None], list[str]]
+"""The newest record of every stage begun, in order, and all notes."""
+
+
+class _Board:
+    """Holds what workers posted, and a failure that trying again cannot mend.
+
+    Args:
+        run: name of the run, in metrics.
+    """
+
+    def __init__(self, run: str) -> None:
+        from ray.util.metrics import Counter, Gauge
+
+        self._run = run
+        self._records: dict[str, dict[str, Any] | None] = {}
+        self._stage = ""
+        self._notes: list[str] = []
+        self._failure: tuple[str, Any] | None = None
+        self._gauges = {n: Gauge(n, text, tag_keys=_TAGS) for n, text in GAUGES.items()}
+        self._restarts = Counter(RESTARTS, RESTARTS_TEXT, tag_keys=("run", "cause"))
+
+    def post(self, record: dict[str, Any]) -> None:
+        if record["event"] == "begin":
+            self._stage = record["stage"]
+            self._records[self._stage] = None
+        elif record["event"] == "note":
+            self._notes.append(record["text"])
+        else:
+            self._records[self._stage] = record
+            self._measure(record)
+
+    def restart(self, cause: str, text: str) -> None:
+        self._notes.append(f"workers lost ({cause}): {text}")
+        self._restarts.inc(1, tags={"run": self._run, "cause": cause})
+
+    def fail(self, kind: str, detail: Any) -> None:
+        self._failure = self._failure or (kind, detail)
+
+    def failure(self) -> tuple[str, Any] | None:
+        return self._failure
+
+    def latest(self) -> Posted:
+        return dict(self._records), list(self._notes)
+
+    def _measure(self, record: dict[str, Any]) -> None:
+        tags = {"run": self._run, "stage": self._stage}
+        for name, gauge in self._gauges.items():
+            value = record.get(name.removeprefix("mgpp_"))
+            if isinstance(value, int | float):
+                gauge.set(value + 1 if name == "mgpp_step" else value, tags=tags)
+
+
+def make_board(run: str) -> Any:
+    """Start the actor that workers of a run post to."""
+    return ray.remote(num_cpus=0)(_Board).remote(run)
