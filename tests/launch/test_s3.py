@@ -1,0 +1,99 @@
+"""A run whose storage is S3 (a server on loopback): killed, gone on with, cleared, verified."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.artifacts import ArtifactStore
+from pipeline.checkpoint_store import newest_step
+from pipeline.storage import open_storage
+from pipeline.storekeeping import entries
+from tests.launch.conftest import mgpp
+from tests.pipeline.object_storage import ACCESS, s3_server
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
+
+QUICK = ["cluster.num_workers=1", "zero.stage=0", "dense.enabled=false", "train.checkpoint_every=2"]
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    with pytest.MonkeyPatch.context() as monkeypatch, s3_server(monkeypatch) as url:
+        yield url
+
+
+def of_stage(storage, stage):
+    return [entry for entry in entries(ArtifactStore(storage)) if entry.stage == stage]
+
+
+def test_a_run_on_s3_is_killed_and_goes_on(project, bucket, tmp_path):
+    storage = f"{bucket}/runs"
+    arguments = ["run", str(project / "run.yaml"), *QUICK, f"storage={storage}"]
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        driver = subprocess.Popen(
+            [str(Path(sys.executable).with_name("mgpp")), *arguments],
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + 300
+        while not any(newest_step(f"{e.url}/checkpoints") for e in of_stage(storage, "prune")):
+            assert driver.poll() is None, log.read_text()[-4000:]
+            assert time.monotonic() < deadline, log.read_text()[-4000:]
+            time.sleep(0.1)
+    finally:
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait(timeout=30)
+    (begun,) = of_stage(storage, "prune")
+    assert begun.artifact is None
+
+    resumed = mgpp(project, *arguments, "--json")
+    assert resumed.returncode == 0, resumed.stderr[-6000:]
+    assert "goes on from the checkpoint of step" in resumed.stderr
+    summary = json.loads(resumed.stdout)
+    assert summary["model"].startswith(f"{storage}/export-")
+    local = mgpp(project, *arguments, f"storage={tmp_path / 'local'}", "--json")
+    assert json.loads(local.stdout)["metrics"] == summary["metrics"]
+
+    listed = json.loads(mgpp(project, "store", "ls", storage, "--json").stdout)["entries"]
+    assert {entry["stage"]: entry["state"] for entry in listed} == dict.fromkeys(
+        ["data", "prune", "evaluate", "export", "report"], "done"
+    )
+    freed = json.loads(mgpp(project, "store", "gc", storage, "--json").stdout)
+    assert any("/prune-" in url for url in freed["urls"])  # leases and attempts of the killed run
+    verified = mgpp(project, "store", "verify", storage, "--json")
+    assert json.loads(verified.stdout) == {"status": "verified", "num_artifacts": 5}
+
+    filesystem, root = open_storage(summary["model"])
+    path = f"{root}/model.safetensors"
+    whole = filesystem.cat_file(path)
+    filesystem.pipe_file(path, whole[:-1])
+    damaged = mgpp(project, "store", "verify", storage)
+    assert damaged.returncode == 1
+    assert "model.safetensors has" in damaged.stderr
+    assert mgpp(project, "store", "verify", storage, "--discard").returncode == 1
+    again = mgpp(project, *arguments, "--json")
+    assert again.returncode == 0, again.stderr[-4000:]
+    assert json.loads(again.stdout)["cached"] == ["data", "prune", "evaluate"]
+    assert (
+        filesystem.cat_file(
+            open_storage(json.loads(again.stdout)["model"])[1] + "/model.safetensors"
+        )
+        == whole
+    )
+
+    # What opens the bucket is nowhere in it, nor in what was printed.
+    secret = ACCESS["AWS_SECRET_ACCESS_KEY"].encode()
+    everything = open_storage(bucket)[0].find(bucket.removeprefix("s3://"))
+    assert len(everything) > 20
+    assert not any(secret in filesystem.cat_file(name) for name in everything)
+    assert secret not in log.read_bytes() + resumed.stderr.encode() + resumed.stdout.encode()
