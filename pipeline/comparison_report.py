@@ -1,6 +1,7 @@
 """What a comparison leaves: its table as JSON, CSV and Markdown, and a plot."""
 
 import csv
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -104,6 +105,15 @@ def _plot(path: Path, config: ComparisonConfig, rows: Sequence[TableRow], metric
             axes.plot([place] * len(row.values), row.values, "o", alpha=0.5, color=line.get_color())
     dense = next(row for row in rows if row.method == DENSE)
     axes.axhline(dense.mean, color="grey", linestyle="--", label=DENSE)
+    floor = _floor([row.mean for row in rows])
+    below = [
+        f"{row.method} {row.mean:.3f} at {row.sparsity:.0%}" for row in rows if row.mean < floor
+    ]
+    if below:
+        shown = [value for row in rows if row.mean >= floor for value in row.values]
+        margin = 0.1 * (max(shown) - min(shown))
+        axes.set_ylim(min(shown) - margin, max(shown) + margin)
+        axes.annotate("below: " + ", ".join(below), (0.01, 0.02), xycoords="axes fraction")
     axes.set_xticks(range(len(labels)), labels)
     axes.set_xlabel("zeros among the prunable weights")
     axes.set_ylabel(metric)
@@ -111,3 +121,12 @@ def _plot(path: Path, config: ComparisonConfig, rows: Sequence[TableRow], metric
     axes.grid(axis="y", alpha=0.3)
     axes.legend(loc="best", fontsize="small")
     figure.savefig(path, dpi=150)
+
+
+def _floor(means: Sequence[float]) -> float:
+    """Return the least mean to draw: without what is so far below that the rest would be one line."""
+    ordered = sorted(means)
+    for lower, upper in itertools.pairwise(ordered):
+        if upper - lower > 3 * (ordered[-1] - upper) > 0:
+            return upper
+    return ordered[0]

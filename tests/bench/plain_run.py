@@ -1,0 +1,40 @@
+"""Run by torchrun: all stages of a run, one after the other, without Ray."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch.distributed as dist
+
+from pipeline.artifacts import Artifact, ArtifactStore
+from pipeline.gang import Gang
+from pipeline.stage_keys import plan_stages
+from pipeline.stages import run_stage
+from pipeline.validate import validate
+from tests.processes import leave
+
+
+def main(config: str, *overrides: str) -> None:
+    """Run the stages; those that need no gang on the first rank."""
+    dist.init_process_group("gloo")
+    gang = Gang.current()
+    settings = validate(config, overrides, None)
+    store = ArtifactStore(str(Path(settings.storage).resolve()))
+    artifacts: dict[str, Artifact] = {}
+    for stage in plan_stages(settings):
+        made = None
+        if stage.gang or gang.is_main:
+            inputs = {name: artifacts[name] for name in stage.inputs}
+            whole = gang if stage.gang else None
+            made = run_stage(
+                stage, settings, store, inputs, gang=whole, progress=lambda record: None
+            )
+        artifacts[stage.name] = gang.broadcast(made)
+    leave()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

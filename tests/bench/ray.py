@@ -1,0 +1,60 @@
+"""Ray's share: a whole run on a cluster that is up, over the same stages in a plain loop under torchrun.
+
+python -m tests.bench.ray OUT
+"""
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from tests.launch.ray_head import ray_head
+from tests.processes import ROOT, run, torchrun
+
+ROUNDS = 2
+# MiniLM on the lexicon, as in the demo, cut short.
+OVERRIDES = ("train.length=160", "dense.length=40", "prune.warmup=10", "prune.interval=10")
+
+
+def main(out: str) -> None:
+    """Measure both, in turn."""
+    config = str(ROOT / "configs" / "demo.yaml")
+    command = str(Path(sys.executable).with_name("mgpp"))
+    walls: dict[str, list[float]] = {"ray": [], "plain": []}
+    access = {"RAY_AUTH_MODE": "disabled"}
+    with tempfile.TemporaryDirectory() as folder, ray_head(num_cpus=3, env=access) as head:
+        for i in range(ROUNDS):
+            since = time.monotonic()
+            torchrun(
+                "tests.bench.plain_run",
+                config,
+                f"storage={folder}/plain-{i}",
+                *OVERRIDES,
+                num_processes=2,
+                timeout=900,
+            )
+            walls["plain"].append(time.monotonic() - since)
+            since = time.monotonic()
+            done = run(
+                [
+                    command,
+                    "run",
+                    config,
+                    f"storage={folder}/ray-{i}",
+                    f"cluster.address={head.address}",
+                    *OVERRIDES,
+                ],
+                timeout=900,
+                env={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **access},
+            )
+            walls["ray"].append(time.monotonic() - since)
+            if done.returncode:
+                raise SystemExit(done.stderr)
+    ratio = median(walls["ray"]) / median(walls["plain"])
+    Path(out).write_text(json.dumps({"ray_share": ratio, "ray_walls": walls}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
