@@ -25,18 +25,16 @@ class MGPPSaliency(MGPP):
     title = "MGPP, pruned by saliency"
     state_names = ("mean_square",)
 
-    decay: float = setting(0.98, "Decay of the mean squared gradient.", ge=0, lt=1)
+    decay: float = setting(0.995, "Decay of the mean squared gradient.", ge=0, lt=1)
+    decoupled: bool = setting(
+        True,
+        "As of mgpp; a prior through the optimizer's moments costs short runs more than it gives.",
+    )
     spare_pruned: bool = setting(
-        False,
+        True,
         "Let the decoupled prior shrink only what the current mask keeps: a weight at zero has no "
         "saliency, and held there between prunings it could not come back.",
     )
-
-    def __post_init__(self) -> None:
-        """Check the settings, also with each other."""
-        super().__post_init__()
-        if self.spare_pruned and not self.decoupled:
-            raise ValueError("spare_pruned needs decoupled: true")
 
     def adjust_grad(self, shard: Shard, step: int, schedule: PruningSchedule) -> None:
         """Take the data's gradient into the mean, then add the prior's."""
@@ -47,7 +45,7 @@ class MGPPSaliency(MGPP):
 
     def observe(self, shard: Shard, step: int, schedule: PruningSchedule) -> None:
         """Shrink the weights after their update, if decoupled; the pruned ones too, unless spared."""
-        if not self.spare_pruned:
+        if not (self.decoupled and self.spare_pruned):
             super().observe(shard, step, schedule)
             return
         assert self.kept is not None, "the pruner gives it"

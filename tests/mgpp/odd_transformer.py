@@ -185,7 +185,7 @@ def parameter_groups(model: nn.Module) -> list[dict[str, object]]:
 
 def make_method(name: str = "mgpp") -> Method:
     prior = {"spike_var": PRIOR.spike_var, "slab_var": PRIOR.slab_var}
-    saliency = {"name": "mgpp-saliency", **prior, "decoupled": True}
+    saliency = {"name": "mgpp-saliency", **prior, "decay": 0.98, "spare_pruned": False}
     settings = {
         "mgpp": prior,
         "mgpp-saliency": saliency,
