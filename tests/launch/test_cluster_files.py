@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jsonschema
@@ -257,19 +258,20 @@ def test_the_slurm_script_runs_a_whole_pipeline_on_two_nodes(project, tmp_path):
     for name, text in STAND_INS.items():
         (binaries / name).write_text(text)
         (binaries / name).chmod((binaries / name).stat().st_mode | stat.S_IXUSR)
-    # The job's number makes the port; two nodes of one machine need an agent's port each.
-    done = run(
-        ["bash", script],
-        timeout=400,
-        env={
-            "PATH": f"{binaries}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "SLURM_JOB_NODELIST": "first,second",
-            "SLURM_JOB_ID": str(free_port()),
-            "HF_HUB_OFFLINE": "1",
-            "RAY_TMPDIR": str(tmp_path / "ray"),
-            "RAY_AUTH_TOKEN": "a-token-of-this-test-0123456789abcdef",
-        },
-    )
+    # Sockets have short paths. The job's number makes the port.
+    with tempfile.TemporaryDirectory(prefix="ray-") as sessions:
+        done = run(
+            ["bash", script],
+            timeout=400,
+            env={
+                "PATH": f"{binaries}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "SLURM_JOB_NODELIST": "first,second",
+                "SLURM_JOB_ID": str(free_port()),
+                "HF_HUB_OFFLINE": "1",
+                "RAY_TMPDIR": sessions,
+                "RAY_AUTH_TOKEN": "a-token-of-this-test-0123456789abcdef",
+            },
+        )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
     assert "2 nodes are there" in done.stdout
     assert "sparsity" in done.stdout
