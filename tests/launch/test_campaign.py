@@ -85,6 +85,7 @@ def attempts(folder, stage):
     return list(folder.glob(f"runs/{stage}-*/a-*"))
 
 
+@pytest.mark.torture
 @pytest.mark.timeout(900)
 def test_two_campaigns_on_one_store_share_the_work_and_a_failure_stops_neither(project, tmp_path):
     broken = {"BROKEN": {"prune.method": {"name": "gmp"}, "train.lr": 1e30}}

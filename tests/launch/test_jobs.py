@@ -121,10 +121,15 @@ def test_a_running_job_is_attached_to_stopped_and_gone_on_with(head, shipped):
 
 
 @distributed
+@pytest.mark.torture
 def test_plain_ray_job_submit(head, shipped):
     ray = str(Path(sys.executable).with_name("ray"))
     command = [ray, "job", "submit", "--address", head.dashboard, "--working-dir", str(shipped)]
-    done = run([*command, "--", "mgpp", "validate", "run.yaml", *QUICK], timeout=200)
+    done = run(
+        [*command, "--", "mgpp", "validate", "run.yaml", *QUICK],
+        timeout=200,
+        env={"RAY_AUTH_MODE": "token"},
+    )
     assert done.returncode == 0, done.stdout[-4000:]
     assert "run.yaml is valid" in done.stdout
 

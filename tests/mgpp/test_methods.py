@@ -243,7 +243,13 @@ def test_a_state_goes_on_in_any_other_cut(name, stop, cut_into):
 def test_shards_on_a_gpu_are_not_mixed_with_anything_on_the_cpu(name):
     """Tensors without data, of devices that need not be there; torch refuses to mix them."""
     # Coupled, the prior is a kernel of Triton there, which needs a real device.
-    settings = {"decoupled": True} if name.startswith("mgpp") else {}
+    settings = (
+        {"decoupled": True}
+        if name == "mgpp"
+        else {"spare_pruned": False}
+        if name == "mgpp-saliency"
+        else {}
+    )
     method = make_method({"name": name, **settings}, num_examples=1)
     with FakeTensorMode():
         flat = nn.Parameter(torch.empty(300_000, device="cuda"))
