@@ -17,9 +17,15 @@ from pipeline.storekeeping import entries
 from tests.launch.conftest import mgpp
 from tests.pipeline.object_storage import ACCESS, s3_server
 
-pytestmark = [pytest.mark.distributed, pytest.mark.torture, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
-QUICK = ["cluster.num_workers=1", "zero.stage=0", "dense.enabled=false", "train.checkpoint_every=2"]
+QUICK = [
+    "cluster.num_workers=1",
+    "zero.stage=0",
+    "dense.enabled=false",
+    "train.length=400",  # long enough to be killed in the middle
+    "train.checkpoint_every=20",
+]
 
 
 @pytest.fixture(scope="module")
