@@ -55,6 +55,8 @@ class _Board:
             self._measure(record)
 
     def restart(self, cause: str, text: str) -> None:
+        if self._failure is not None:
+            return  # nothing starts again: it is told as the run's failure
         self._notes.append(f"workers lost ({cause}): {text}")
         self._restarts.inc(1, tags={"run": self._run, "cause": cause})
 

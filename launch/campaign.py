@@ -104,7 +104,7 @@ def _state(planned: PlannedCell, store: ArtifactStore) -> CellState:
         if store.find(stage.name, stage.key) is not None:
             continue
         lease = LeaseFolder(store.folder_of(stage.name, stage.key)).newest()
-        if lease is not None and not (lease.holder and lease.holder.is_gone()):
+        if lease is not None and lease.is_held:
             return CellState(
                 title=title,
                 state="running",

@@ -23,27 +23,26 @@ def run(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = Fal
     """Run every cell that is not done, then write tables and a report page."""
     with reported_errors(as_json) as emit:
         from launch.campaign import plan_campaign, run_campaign
-        from launch.cluster import cluster_capacity, connected, joins, local_capacity
-        from pipeline.artifacts import ArtifactStore
+        from launch.cluster import address_of, cluster_capacity, connected, local_capacity
         from pipeline.campaign import read_campaign
         from pipeline.campaign_report import MARKDOWN_FILE, PAGE_FILE
         from pipeline.errors import StageError
-        from pipeline.storage import absolute_url, storage_problems
+        from pipeline.storekeeping import usable_store
         from pipeline.validate import cluster_problems, validate
 
         campaign = read_campaign(config, list(overrides or []))
-        raise_for(storage_problems(campaign.storage))
+        store = usable_store(campaign.storage)
         planned = plan_campaign(campaign)
         first = planned[0].run.config.cluster
-        capacity = None if joins(first) else local_capacity()
+        joins = address_of(first) is not None
+        capacity = None if joins else local_capacity()
         seen = set()
         for cell in (p.cell for p in planned):  # seeds and sparsities change nothing of it
             if (place := (cell.task, cell.model, cell.method)) not in seen:
                 seen.add(place)
                 validate(cell.recipe, cell.overrides, capacity)
-        store = ArtifactStore(absolute_url(campaign.storage))
         with connected(first):
-            if joins(first):
+            if joins:
                 there = cluster_capacity()
                 raise_for(
                     [x for p in planned for x in cluster_problems(p.run.config.cluster, there)]
@@ -66,13 +65,11 @@ def status(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = 
     with reported_errors(as_json) as emit:
         from launch.campaign import campaign_states, plan_campaign
         from launch.progress import describe
-        from pipeline.artifacts import ArtifactStore
         from pipeline.campaign import read_campaign
-        from pipeline.storage import absolute_url, storage_problems
+        from pipeline.storekeeping import usable_store
 
         campaign = read_campaign(config, list(overrides or []))
-        raise_for(storage_problems(campaign.storage))
-        store = ArtifactStore(absolute_url(campaign.storage))
+        store = usable_store(campaign.storage)
         states = campaign_states(plan_campaign(campaign), store)
         counts: dict[str, Any] = dict(Counter(state.state for state in states))
         if not as_json:

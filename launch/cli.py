@@ -131,14 +131,13 @@ def compare(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = F
     with reported_errors(as_json) as emit:
         from launch.cluster import cluster_capacity, connected, local_capacity
         from launch.compare import plan_cells, run_comparison
-        from pipeline.artifacts import ArtifactStore
         from pipeline.comparison import final_cells, first_candidates, read_comparison
         from pipeline.comparison_report import MARKDOWN_FILE
-        from pipeline.storage import absolute_url, storage_problems
+        from pipeline.storekeeping import usable_store
         from pipeline.validate import cluster_problems, validate
 
         comparison = read_comparison(config, list(overrides or []))
-        raise_for(storage_problems(comparison.storage))
+        store = usable_store(comparison.storage)
         joins = _joins_a_cluster(comparison.recipe, [])
         fewest = {"seeds": comparison.seeds[:1], "sparsities": comparison.sparsities[:1]}
         once = comparison.model_copy(update=fewest)
@@ -146,7 +145,6 @@ def compare(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = F
         for cell in cells:  # one of each method; seeds and sparsities change nothing of it
             validate(comparison.recipe, cell.overrides, None if joins else local_capacity())
         settings = plan_cells(once, cells[:1])[0].run.config
-        store = ArtifactStore(absolute_url(comparison.storage))
         with connected(settings.cluster):
             if joins:
                 raise_for(cluster_problems(settings.cluster, cluster_capacity()))

@@ -21,9 +21,9 @@ def local_capacity() -> Capacity:
     return Capacity(nodes=((float(cpus), float(torch.cuda.device_count())),))
 
 
-def joins(cluster: ClusterConfig) -> bool:
-    """Tell whether a run joins a cluster, rather than starting one."""
-    return bool(cluster.address or os.environ.get("RAY_ADDRESS"))
+def address_of(cluster: ClusterConfig) -> str | None:
+    """Return the address of the cluster that a run joins; None where it starts one."""
+    return cluster.address or os.environ.get("RAY_ADDRESS")
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     # Functions that a configuration names may lie in the folder the command was given in.
     path = os.pathsep.join([str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {"env_vars": {"PYTHONPATH": path, **passed_on()}}
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    address = address_of(cluster)
     # Inside a submitted job the environment is the one it was submitted with.
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     settings = {

@@ -18,7 +18,6 @@ from pipeline.stage_keys import Stage
 from pipeline.storage import is_local, open_storage
 
 _RAY_FOLDER = "ray"
-_FINAL = ("ConfigError", "StageError")
 _TorchBackend: type = TorchConfig().backend_cls
 
 
@@ -156,8 +155,6 @@ class _Restarts(UserCallback):  # type: ignore[misc]
         """Post the first worker's end and how many there were."""
         rank, error = next(iter(worker_exceptions.items()))
         cause = type(getattr(error, "cause", None) or error).__name__
-        if cause in _FINAL:
-            return  # no restart: it is told as the run's failure
         text = f"rank {rank} of {len(worker_exceptions)} that ended: {_line(error)}"
         self._board.restart.remote(cause, text)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.artifacts import ArtifactStore
 from pipeline.errors import StageError
-from pipeline.leases import HeldLease, LeaseLostError, LeaseWatch
+from pipeline.leases import HeldLease, LeaseFolder, LeaseLostError, LeaseWatch
 from pipeline.stage_keys import Stage
 
 _POLL_SECONDS = 2.0
@@ -54,7 +54,7 @@ def leased(
             missing.append(stage)
             held.append(
                 HeldLease(
-                    LeaseWatch(store.folder_of(stage.name, stage.key)).folder,
+                    LeaseFolder(store.folder_of(stage.name, stage.key)),
                     number,
                     on_lost=stop,
                     progress=lambda name=stage.name: progress(name),  # type: ignore[misc]

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from launch.reporting import AsJson, raise_for, reported_errors, size_text
+from launch.reporting import AsJson, reported_errors, size_text
 
 app = typer.Typer(no_args_is_help=True, help="What runs left in their storage.")
 
@@ -20,12 +20,9 @@ Storage = Annotated[
 def list_store(storage: Storage = "runs", as_json: AsJson = False) -> None:
     """List what is done, running, or was begun."""
     with reported_errors(as_json) as emit:
-        from pipeline.artifacts import ArtifactStore
-        from pipeline.storage import absolute_url, storage_problems
-        from pipeline.storekeeping import entries
+        from pipeline.storekeeping import entries, usable_store
 
-        raise_for(storage_problems(storage))
-        found = list(entries(ArtifactStore(absolute_url(storage))))
+        found = list(entries(usable_store(storage)))
         if not as_json:
             table = Table()
             for name in ("stage", "key", "state", "changed, UTC"):
@@ -71,12 +68,9 @@ def gc(
     What is done stays, and so does whatever a run works on.
     """
     with reported_errors(as_json) as emit:
-        from pipeline.artifacts import ArtifactStore
-        from pipeline.storage import absolute_url, storage_problems
-        from pipeline.storekeeping import entries, rubbish
+        from pipeline.storekeeping import entries, rubbish, usable_store
 
-        raise_for(storage_problems(storage))
-        store = ArtifactStore(absolute_url(storage))
+        store = usable_store(storage)
         found = [
             piece
             for entry in entries(store)
@@ -104,13 +98,10 @@ def verify(
 ) -> None:
     """Read every finished artifact through and compare it with its checksums."""
     with reported_errors(as_json) as emit:
-        from pipeline.artifacts import ArtifactStore
         from pipeline.errors import StageError
-        from pipeline.storage import absolute_url, storage_problems
-        from pipeline.storekeeping import entries, problems_of
+        from pipeline.storekeeping import entries, problems_of, usable_store
 
-        raise_for(storage_problems(storage))
-        store = ArtifactStore(absolute_url(storage))
+        store = usable_store(storage)
         found = [entry for entry in entries(store) if entry.artifact is not None]
         problems = []
         for entry in track(found, "artifacts", console=Console(stderr=True), transient=True):

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipeline.storage import is_local, open_storage, put_json, read_json
 
@@ -207,11 +207,17 @@ def open_artifact(path: str) -> Artifact:
 
 def file_sha256(path: Path) -> str:
     """Return the sha256 of a file's bytes."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return stream_sha256(file)[0]
+
+
+def stream_sha256(file: BinaryIO) -> tuple[str, int]:
+    """Return the sha256 and the number of bytes of what is left of a file."""
+    digest, size = hashlib.sha256(), 0
+    while block := file.read(_BLOCK):
+        digest.update(block)
+        size += len(block)
+    return digest.hexdigest(), size
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from pipeline.changes import Changes, overrides_of
-from pipeline.config import read_config
+from pipeline.config import read_as
 from pipeline.errors import ConfigError
 from pipeline.section import NotNegative, Positive, Section, Share
 
@@ -160,18 +160,8 @@ def read_campaign(path: str, overrides: Sequence[str] = ()) -> CampaignConfig:
     Raises:
         ConfigError: with every problem found.
     """
-    values, problems = read_config(path, overrides)
-    if problems:
-        raise ConfigError(problems)
-    try:
-        config = CampaignConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(
-            f"{'.'.join(str(part) for part in item['loc']) or path}: "
-            f"{item['msg'].removeprefix('Value error, ')}"
-            for item in error.errors()
-        ) from None
-    tasks = {}
+    config = read_as(CampaignConfig, path, overrides)
+    tasks, problems = {}, []
     for name, task in config.tasks.items():
         recipe = Path(path).parent / task.recipe
         if not recipe.is_file():

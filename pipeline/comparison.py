@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from pipeline.changes import Changes, overrides_of
-from pipeline.config import read_config
+from pipeline.config import read_as
 from pipeline.errors import ConfigError
 from pipeline.section import NotNegative, Positive, Section, Share
 
@@ -120,17 +120,7 @@ def read_comparison(path: str, overrides: Sequence[str] = ()) -> ComparisonConfi
     Raises:
         ConfigError: with every problem found.
     """
-    values, problems = read_config(path, overrides)
-    if problems:
-        raise ConfigError(problems)
-    try:
-        config = ComparisonConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(
-            f"{'.'.join(str(part) for part in item['loc']) or path}: "
-            f"{item['msg'].removeprefix('Value error, ')}"
-            for item in error.errors()
-        ) from None
+    config = read_as(ComparisonConfig, path, overrides)
     recipe = Path(path).parent / config.recipe
     if not recipe.is_file():
         raise ConfigError([f"recipe: {recipe} is not a file"])

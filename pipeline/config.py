@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -21,6 +21,7 @@ from pipeline.tasks import AnyTaskConfig
 from pipeline.train import TrainConfig
 from pipeline.zero import ZeroConfig
 
+_Kind = TypeVar("_Kind", bound=Section)
 # Keys that say which kind of section theirs is.
 _TAGS = ("data.source", "task.type", "prune.method.name")
 
@@ -129,6 +130,25 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any
         return {}, [f"{path}: not valid YAML: {' '.join(str(error).split())}"]
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}, []
+
+
+def read_as(kind: type[_Kind], path: str, overrides: Sequence[str] = ()) -> _Kind:
+    """Read a YAML file that is one section from top to bottom, with `key=value` overrides.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    values, problems = read_config(path, overrides)
+    if problems:
+        raise ConfigError(problems)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(
+            f"{'.'.join(str(part) for part in item['loc']) or path}: "
+            f"{item['msg'].removeprefix('Value error, ')}"
+            for item in error.errors()
+        ) from None
 
 
 def _load(path: Path, below: tuple[Path, ...] = ()) -> DictConfig:

@@ -72,6 +72,11 @@ class Lease:
     renewed: int
     progress: dict[str, Any] | None
 
+    @property
+    def is_held(self) -> bool:
+        """Whether someone works on the key, as far as can be told from here."""
+        return not (self.holder is not None and self.holder.is_gone())
+
     def __str__(self) -> str:
         return f"process {self.holder.pid} on {self.holder.host}" if self.holder else "another run"
 

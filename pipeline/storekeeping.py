@@ -1,6 +1,5 @@
 """What lies in an artifact store: listed, cleared of what nobody needs, checked against its checksums."""
 
-import hashlib
 import re
 import time
 from collections.abc import Iterator
@@ -10,13 +9,13 @@ from typing import Any
 
 import fsspec
 
-from pipeline.artifacts import DONE_FILE, FAILED_FILE, Artifact, ArtifactStore
+from pipeline.artifacts import DONE_FILE, FAILED_FILE, Artifact, ArtifactStore, stream_sha256
+from pipeline.errors import ConfigError
 from pipeline.leases import Lease, LeaseFolder
-from pipeline.storage import open_storage
+from pipeline.storage import absolute_url, open_storage, storage_problems
 
 _KEY_FOLDER = re.compile(r"(?P<stage>[a-z][a-z_]*)-(?P<key>[0-9a-f]{16})")
 _CHECKPOINTS = "checkpoints"
-_BLOCK = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +48,7 @@ class Entry:
     @property
     def is_held(self) -> bool:
         """Whether someone works on it, as far as can be told from here."""
-        if self.lease is None:
-            return False
-        return not (self.lease.holder is not None and self.lease.holder.is_gone())
+        return self.lease is not None and self.lease.is_held
 
     @property
     def size(self) -> int:
@@ -77,6 +74,18 @@ class Rubbish:
     url: str
     size: int
     why: str
+
+
+def usable_store(storage: str) -> ArtifactStore:
+    """Return the store of a run's `storage`.
+
+    Raises:
+        ConfigError: if it cannot be used.
+    """
+    problems = storage_problems(storage)
+    if problems:
+        raise ConfigError(problems)
+    return ArtifactStore(absolute_url(storage))
 
 
 def entries(store: ArtifactStore) -> Iterator[Entry]:
@@ -139,7 +148,8 @@ def problems_of(entry: Entry) -> list[str]:
     for name, expected in entry.artifact.files.items():
         path = f"{root}/{name}"
         try:
-            digest, size = _read_through(filesystem, path)
+            with filesystem.open(path, "rb") as file:
+                digest, size = stream_sha256(file)
         except FileNotFoundError:
             problems.append(f"{entry.artifact.url}/{name} is missing")
             continue
@@ -150,15 +160,6 @@ def problems_of(entry: Entry) -> list[str]:
         elif digest != expected["sha256"]:
             problems.append(f"{entry.artifact.url}/{name} has another checksum")
     return problems
-
-
-def _read_through(filesystem: fsspec.AbstractFileSystem, path: str) -> tuple[str, int]:
-    digest, size = hashlib.sha256(), 0
-    with filesystem.open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            size += len(block)
-    return digest.hexdigest(), size
 
 
 def _files(filesystem: fsspec.AbstractFileSystem, folder: str) -> dict[str, tuple[int, datetime]]:

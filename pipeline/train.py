@@ -65,17 +65,19 @@ class TrainConfig(OptimizerConfig):
     checkpoints_kept: Positive = 2
     """How many checkpoints are kept; the oldest go first."""
 
+    def _rows_of_a_pass(self, num_workers: int) -> int:
+        return self.micro_batch_size or max(self.batch_size // num_workers, 1)
+
     def goes_with(self, num_workers: int) -> bool:
         """Tell whether batches can be dealt out to so many workers."""
-        rows = self.micro_batch_size or max(self.batch_size // num_workers, 1)
-        return self.batch_size % (rows * num_workers) == 0
+        return self.batch_size % (self._rows_of_a_pass(num_workers) * num_workers) == 0
 
     def batch_plan(self, *, num_rows: int, world_size: int) -> BatchPlan:
         """Return how rows are dealt out."""
         return BatchPlan(
             num_rows=num_rows,
             batch_size=self.batch_size,
-            micro_batch_size=self.micro_batch_size or max(self.batch_size // world_size, 1),
+            micro_batch_size=self._rows_of_a_pass(world_size),
             world_size=world_size,
             seed=self.seed,
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
+MGPP = str(Path(sys.executable).with_name("mgpp"))
 
 
 def run(

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from tests.launch.ray_head import ray_head
-from tests.processes import ROOT, run, torchrun
+from tests.processes import MGPP, ROOT, run, torchrun
 
 ROUNDS = 2
 # MiniLM on the lexicon, as in the demo, cut short.
@@ -21,7 +21,6 @@ OVERRIDES = ("train.length=160", "dense.length=40", "prune.warmup=10", "prune.in
 def main(out: str) -> None:
     """Measure both, in turn."""
     config = str(ROOT / "configs" / "demo.yaml")
-    command = str(Path(sys.executable).with_name("mgpp"))
     walls: dict[str, list[float]] = {"ray": [], "plain": []}
     access = {"RAY_AUTH_MODE": "disabled"}
     with tempfile.TemporaryDirectory() as folder, ray_head(num_cpus=3, env=access) as head:
@@ -39,7 +38,7 @@ def main(out: str) -> None:
             since = time.monotonic()
             done = run(
                 [
-                    command,
+                    MGPP,
                     "run",
                     config,
                     f"storage={folder}/ray-{i}",

@@ -1,7 +1,6 @@
 """A project folder as a user would have it: a tiny random BERT, rows and a configuration."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 import yaml
 from transformers import AutoModelForSequenceClassification, BertConfig, BertTokenizerFast
 
-from tests.processes import run
+from tests.processes import MGPP, run
 
 SYLLABLES = ["ba", "do", "ke", "lu", "mi", "no", "pa", "ri", "so", "tu"]
 
@@ -66,7 +65,7 @@ def project(tmp_path_factory):
 
 
 def mgpp(project: Path, *arguments: str, timeout: float = 420):
-    command = [str(Path(sys.executable).with_name("mgpp")), *arguments]
+    command = [MGPP, *arguments]
     return run(
         command, timeout=timeout, env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(project / "hf")}
     )

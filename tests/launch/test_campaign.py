@@ -1,18 +1,15 @@
 """Campaigns end to end: real Ray, real DeepSpeed, a tiny random BERT, two campaigns on one store."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pandas
 import pytest
 import yaml
 
 from tests.launch.conftest import mgpp
+from tests.launch.driver import Driver
+from tests.processes import MGPP
 
 pytestmark = pytest.mark.distributed
 
@@ -45,34 +42,8 @@ def write(project, folder, **changes):
     return str(path)
 
 
-class Campaign:
-    """`mgpp campaign` in the background."""
-
-    def __init__(self, path, log):
-        self.log = Path(log)
-        command = [str(Path(sys.executable).with_name("mgpp")), "campaign", path]
-        with self.log.open("ab") as file:
-            self.process = subprocess.Popen(
-                command,
-                env={**os.environ, "HF_HUB_OFFLINE": "1"},
-                stdout=file,
-                stderr=file,
-                start_new_session=True,
-            )
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.kill()
-
-    def kill(self):
-        """The driver dies first; Ray then ends what it started."""
-        if self.process.poll() is None:
-            os.kill(self.process.pid, signal.SIGKILL)
-            self.process.wait(timeout=30)
-        with_it = ["pkill", "-KILL", "--session", str(self.process.pid)]
-        subprocess.run(with_it, check=False, timeout=30)
+def campaign_in_background(path, folder):
+    return Driver([MGPP, "campaign", path], folder / "runs")
 
 
 def artifacts(folder, stage):
@@ -97,7 +68,7 @@ def test_two_campaigns_on_one_store_share_the_work_and_a_failure_stops_neither(p
     path = write(project, tmp_path, methods=methods)
     waiting = json.loads(mgpp(project, "campaign", "status", path, "--json").stdout)
     assert waiting["counts"] == {"waiting": 4}
-    with Campaign(path, tmp_path / "other.log") as other:
+    with campaign_in_background(path, tmp_path) as other:
         done = mgpp(project, "campaign", path, "--json", timeout=600)
         assert done.returncode == 1, done.stderr[-6000:]
         (error,) = json.loads(done.stdout)["errors"]
@@ -141,7 +112,7 @@ def test_a_campaign_whose_driver_is_killed_goes_on_with_what_is_missing(project,
     assert undisturbed.returncode == 0, undisturbed.stderr[-4000:]
     path = write(project, torn, **grid)
     for count in (2, 5):
-        with Campaign(path, torn / "log") as campaign:
+        with campaign_in_background(path, torn) as campaign:
             deadline = time.monotonic() + 400
             while len(artifacts(torn, "evaluate")) < count:
                 assert campaign.process.poll() is None, campaign.log.read_text()[-4000:]

@@ -12,7 +12,7 @@ from launch.jobs import make_submission
 from pipeline.artifacts import open_artifact
 from pipeline.errors import ConfigError
 from tests.launch.ray_head import free_port, ray_head
-from tests.processes import run
+from tests.processes import MGPP, run
 
 distributed = pytest.mark.distributed
 QUICK = ["cluster.num_workers=1", "zero.stage=0"]
@@ -48,8 +48,7 @@ def shipped(project, tmp_path_factory):
 
 
 def cli(shipped, *arguments, timeout=300, env=None):
-    command = [str(Path(sys.executable).with_name("mgpp")), *arguments]
-    return run(command, timeout=timeout, env={"HF_HUB_OFFLINE": "1", **(env or {})})
+    return run([MGPP, *arguments], timeout=timeout, env={"HF_HUB_OFFLINE": "1", **(env or {})})
 
 
 def submit(head, shipped, *overrides, **kwargs):

@@ -1,6 +1,5 @@
 """Nodes of a cluster that are lost, hang, or are cut off in the middle of a run."""
 
-import contextlib
 import json
 import os
 import signal
@@ -14,48 +13,9 @@ from ray.cluster_utils import Cluster
 
 from pipeline.artifacts import open_artifact
 from tests.launch.conftest import mgpp
-from tests.launch.test_kill import OVERRIDES, last_step, outcome
+from tests.launch.driver import OVERRIDES, outcome, run_in_background
 
 pytestmark = [pytest.mark.distributed, pytest.mark.torture, pytest.mark.timeout(1500)]
-
-MGPP = str(Path(sys.executable).with_name("mgpp"))
-
-
-class Run:
-    """`mgpp run` in the background."""
-
-    def __init__(self, command, storage, env=None):
-        self.storage, self.log = storage, storage.parent / "run.log"
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command,
-                env={**os.environ, "HF_HUB_OFFLINE": "1", **(env or {})},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(timeout=30)
-
-    def wait_for(self, step, timeout=300):
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.log.read_text()[-6000:]
-            files = self.storage.glob("prune-*/a-*/metrics.jsonl")
-            newest = max(files, key=lambda path: path.stat().st_mtime, default=None)
-            if newest and newest.stat().st_size and last_step(newest) >= step:
-                return
-            time.sleep(0.05)
-        raise AssertionError(f"step {step} was not reached:\n{self.log.read_text()[-6000:]}")
-
-    def end(self, timeout=600):
-        return self.process.wait(timeout=timeout), self.log.read_text()
 
 
 @pytest.fixture
@@ -67,18 +27,7 @@ def cluster(monkeypatch):
 
 
 def start(project, storage, cluster, *overrides):
-    return Run(
-        [
-            MGPP,
-            "run",
-            str(project / "run.yaml"),
-            *OVERRIDES,
-            f"storage={storage}",
-            f"cluster.address={cluster.address}",
-            *overrides,
-        ],
-        storage,
-    )
+    return run_in_background(project, storage, f"cluster.address={cluster.address}", *overrides)
 
 
 def test_a_node_that_comes_back_takes_the_gang_on(project, summary, tmp_path, cluster):
@@ -235,12 +184,9 @@ def two_machines(tmp_path, monkeypatch):
 
 
 def on_two_machines(project, storage, name, *overrides):
-    return Run(
-        ["ip", "netns", "exec", name, MGPP, "run", str(project / "run.yaml"), *OVERRIDES,
-         f"storage={storage}", f"cluster.address={HEAD_IP}:6399", "cluster.placement=SPREAD",
-         *overrides],
-        storage,
-    )  # fmt: skip
+    inside = ["ip", "netns", "exec", name]
+    where = [f"cluster.address={HEAD_IP}:6399", "cluster.placement=SPREAD"]
+    return run_in_background(project, storage, *where, *overrides, inside=inside)
 
 
 def test_a_run_across_two_machines(project, summary, tmp_path, two_machines):

@@ -1,12 +1,7 @@
 """A run whose storage is S3 (a server on loopback): killed, gone on with, cleared, verified."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +10,9 @@ from pipeline.checkpoint_store import newest_step
 from pipeline.storage import open_storage
 from pipeline.storekeeping import entries
 from tests.launch.conftest import mgpp
-from tests.pipeline.object_storage import ACCESS, s3_server
+from tests.launch.driver import Driver
+from tests.object_storage import ACCESS
+from tests.processes import MGPP
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
@@ -28,12 +25,6 @@ QUICK = [
 ]
 
 
-@pytest.fixture(scope="module")
-def bucket():
-    with pytest.MonkeyPatch.context() as monkeypatch, s3_server(monkeypatch) as url:
-        yield url
-
-
 def of_stage(storage, stage):
     return [entry for entry in entries(ArtifactStore(storage)) if entry.stage == stage]
 
@@ -41,26 +32,16 @@ def of_stage(storage, stage):
 def test_a_run_on_s3_is_killed_and_goes_on(project, bucket, tmp_path):
     storage = f"{bucket}/runs"
     arguments = ["run", str(project / "run.yaml"), *QUICK, f"storage={storage}"]
-    log = tmp_path / "log"
-    with log.open("wb") as file:
-        driver = subprocess.Popen(
-            [str(Path(sys.executable).with_name("mgpp")), *arguments],
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
-    try:
+    with Driver([MGPP, *arguments], tmp_path / "beside") as driver:
         deadline = time.monotonic() + 300
         while not any(newest_step(f"{e.url}/checkpoints") for e in of_stage(storage, "prune")):
-            assert driver.poll() is None, log.read_text()[-4000:]
-            assert time.monotonic() < deadline, log.read_text()[-4000:]
+            assert driver.process.poll() is None, driver.log.read_text()[-4000:]
+            assert time.monotonic() < deadline, driver.log.read_text()[-4000:]
             time.sleep(0.1)
-    finally:
-        os.kill(driver.pid, signal.SIGKILL)
-        driver.wait(timeout=30)
     (begun,) = of_stage(storage, "prune")
     assert begun.artifact is None
+    freed = json.loads(mgpp(project, "store", "gc", storage, "--json").stdout)
+    assert any("/prune-" in url for url in freed["urls"])  # its lease; not its checkpoints
 
     resumed = mgpp(project, *arguments, "--json")
     assert resumed.returncode == 0, resumed.stderr[-6000:]
@@ -74,8 +55,6 @@ def test_a_run_on_s3_is_killed_and_goes_on(project, bucket, tmp_path):
     assert {entry["stage"]: entry["state"] for entry in listed} == dict.fromkeys(
         ["data", "prune", "evaluate", "export", "report"], "done"
     )
-    freed = json.loads(mgpp(project, "store", "gc", storage, "--json").stdout)
-    assert any("/prune-" in url for url in freed["urls"])  # leases and attempts of the killed run
     verified = mgpp(project, "store", "verify", storage, "--json")
     assert json.loads(verified.stdout) == {"status": "verified", "num_artifacts": 5}
 
@@ -89,7 +68,7 @@ def test_a_run_on_s3_is_killed_and_goes_on(project, bucket, tmp_path):
     assert mgpp(project, "store", "verify", storage, "--discard").returncode == 1
     again = mgpp(project, *arguments, "--json")
     assert again.returncode == 0, again.stderr[-4000:]
-    assert json.loads(again.stdout)["cached"] == ["data", "prune", "evaluate"]
+    assert json.loads(again.stdout)["cached"] == ["data", "prune", "evaluate", "report"]
     assert (
         filesystem.cat_file(
             open_storage(json.loads(again.stdout)["model"])[1] + "/model.safetensors"
@@ -102,4 +81,4 @@ def test_a_run_on_s3_is_killed_and_goes_on(project, bucket, tmp_path):
     everything = open_storage(bucket)[0].find(bucket.removeprefix("s3://"))
     assert len(everything) > 20
     assert not any(secret in filesystem.cat_file(name) for name in everything)
-    assert secret not in log.read_bytes() + resumed.stderr.encode() + resumed.stdout.encode()
+    assert secret not in driver.log.read_bytes() + resumed.stderr.encode() + resumed.stdout.encode()

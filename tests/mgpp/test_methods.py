@@ -243,13 +243,7 @@ def test_a_state_goes_on_in_any_other_cut(name, stop, cut_into):
 def test_shards_on_a_gpu_are_not_mixed_with_anything_on_the_cpu(name):
     """Tensors without data, of devices that need not be there; torch refuses to mix them."""
     # Coupled, the prior is a kernel of Triton there, which needs a real device.
-    settings = (
-        {"decoupled": True}
-        if name == "mgpp"
-        else {"spare_pruned": False}
-        if name == "mgpp-saliency"
-        else {}
-    )
+    settings = {"decoupled": True} if name.startswith("mgpp") else {}
     method = make_method({"name": name, **settings}, num_examples=1)
     with FakeTensorMode():
         flat = nn.Parameter(torch.empty(300_000, device="cuda"))
@@ -257,6 +251,7 @@ def test_shards_on_a_gpu_are_not_mixed_with_anything_on_the_cpu(name):
         shard = Shard(
             name="w", index=0, full_shape=(7, 3), offset=0, numel=290_000, flat=flat, start=10
         )
+        method.kept = lambda shard: torch.ones(shard.numel, dtype=torch.bool, device="cuda")
         for step in (0, 1, SCHEDULE.prune_start):
             method.adjust_grad(shard, step, SCHEDULE)
             method.observe(shard, step, SCHEDULE)

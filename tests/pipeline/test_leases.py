@@ -12,20 +12,6 @@ import pytest
 from pipeline import leases
 from pipeline.leases import HeldLease, Holder, Lease, LeaseFolder, LeaseLostError, LeaseWatch
 from pipeline.storage import open_storage, read_json
-from tests.pipeline.object_storage import s3_server
-
-
-@pytest.fixture(scope="module")
-def bucket():
-    with pytest.MonkeyPatch.context() as monkeypatch, s3_server(monkeypatch) as url:
-        yield url
-
-
-@pytest.fixture(params=["local", "s3"])
-def url(request, tmp_path):
-    if request.param == "local":
-        return str(tmp_path / "prune-0123")
-    return f"{request.getfixturevalue('bucket')}/{tmp_path.name}"
 
 
 @pytest.fixture

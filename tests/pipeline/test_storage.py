@@ -3,23 +3,7 @@
 import os
 import threading
 
-import pytest
-
 from pipeline.storage import create_json, open_storage, put_json, read_json, storage_problems
-from tests.pipeline.object_storage import s3_server
-
-
-@pytest.fixture(scope="module")
-def bucket():
-    with pytest.MonkeyPatch.context() as monkeypatch, s3_server(monkeypatch) as url:
-        yield url
-
-
-@pytest.fixture(params=["local", "s3"])
-def url(request, tmp_path):
-    if request.param == "local":
-        return str(tmp_path / "a")
-    return f"{request.getfixturevalue('bucket')}/{tmp_path.name}"
 
 
 def test_json_is_put_and_read(url):

@@ -11,22 +11,13 @@ from pipeline.artifacts import ArtifactStore
 from pipeline.leases import Holder, LeaseFolder
 from pipeline.storage import open_storage, put_json
 from pipeline.storekeeping import entries, problems_of, rubbish
-from tests.pipeline.object_storage import s3_server
 
 KEY = "0123456789abcdef"
 
 
-@pytest.fixture(scope="module")
-def bucket():
-    with pytest.MonkeyPatch.context() as monkeypatch, s3_server(monkeypatch) as url:
-        yield url
-
-
-@pytest.fixture(params=["local", "s3"])
-def store(request, tmp_path):
-    if request.param == "local":
-        return ArtifactStore(str(tmp_path / "runs"))
-    return ArtifactStore(f"{request.getfixturevalue('bucket')}/{tmp_path.name}")
+@pytest.fixture
+def store(url):
+    return ArtifactStore(url)
 
 
 def begin(store, stage="prune", key=KEY):
