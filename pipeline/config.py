@@ -18,7 +18,7 @@ from pipeline.model import ModelConfig
 from pipeline.pruning import PruneConfig
 from pipeline.section import Duration, NotNegative, Positive, Section
 from pipeline.tasks import AnyTaskConfig
-from pipeline.train import TrainConfig
+from pipeline.train_config import TrainConfig
 from pipeline.zero import ZeroConfig
 
 _Kind = TypeVar("_Kind", bound=Section)

@@ -19,6 +19,7 @@ from pipeline.recorder import METRICS_FILE, Progress, read_records
 from pipeline.stage_keys import Stage
 from pipeline.tasks import make_task
 from pipeline.teacher import Lesson
+from pipeline.train_config import TrainConfig
 from pipeline.weights import WEIGHTS_FILE
 from pipeline.zero import DTYPES
 
@@ -171,7 +172,7 @@ def _train(
     config: RunConfig,
     model: ModelConfig,
     context: Context,
-    settings: train.TrainConfig,
+    settings: TrainConfig,
     *,
     pruned: bool,
     lesson: Lesson | None = None,

@@ -11,7 +11,7 @@ from launch.board import GAUGES, PREFIX, RESTARTS
 from launch.cluster import wait_for_nodes
 from launch.network import _VARIABLES, interface_of, use_node_interface
 from pipeline.errors import ConfigError
-from pipeline.train import TrainConfig
+from pipeline.train_config import TrainConfig
 from tests.launch.conftest import mgpp
 
 

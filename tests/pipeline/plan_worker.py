@@ -20,7 +20,8 @@ from pipeline.model import ModelConfig
 from pipeline.pruning import PruneConfig
 from pipeline.tasks import make_task
 from pipeline.tasks.sequence import ClassificationConfig
-from pipeline.train import TrainConfig, attach_pruner
+from pipeline.train import attach_pruner
+from pipeline.train_config import TrainConfig
 from pipeline.zero import ZeroConfig, init_deepspeed
 from tests.memory import held_bytes
 from tests.processes import leave

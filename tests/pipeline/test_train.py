@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoModelForSequenceClassification
 
 from pipeline.recorder import read_records
-from pipeline.train import TrainConfig
+from pipeline.train_config import TrainConfig
 from tests.pipeline.train_worker import (
     CASES,
     DISTILL_STOP,

@@ -23,7 +23,8 @@ from pipeline.pruning import METHOD_CONFIGS, PruneConfig
 from pipeline.tasks import make_task
 from pipeline.tasks.sequence import ClassificationConfig, RegressionConfig
 from pipeline.teacher import Lesson
-from pipeline.train import TrainConfig, train
+from pipeline.train import train
+from pipeline.train_config import TrainConfig
 from pipeline.zero import ZeroConfig
 from tests.processes import leave
 
