@@ -66,104 +66,68 @@ def test_ray_up_is_valid_by_rays_own_schema(config, settings):
         assert len(values["provider"]["worker_ips"]) == 3
 
 
-# KubeRay. The fields of ray.io/v1 as its types name them; one of another name is silently dropped there.
+# KubeRay.
+
+CRDS = Path(__file__).parents[3] / "shared/data/kuberay"
+KUBERAY_SETTINGS = [[], ["claim=nfs", "elastic=true", "retries=1"]]
 
 
-def an_object(required, optional=()):
-    return {
-        "type": "object",
-        "required": list(required),
-        "properties": {**dict(required), **dict(optional)},
-        "additionalProperties": False,
-    }
-
-
-STRINGS = {"type": "object", "additionalProperties": {"type": "string"}}
-NAMED = {"type": "object", "required": ["name"]}
-CONTAINER = an_object(
-    {
-        "name": {"type": "string"},
-        "image": {"type": "string"},
-        "resources": an_object({"limits": {"type": "object"}, "requests": {"type": "object"}}),
-        "env": {"type": "array", "items": NAMED},
-        "volumeMounts": {
-            "type": "array",
-            "items": an_object(
-                {"name": {"type": "string"}, "mountPath": {"type": "string", "pattern": "^/"}},
-                {"readOnly": {"type": "boolean"}},
-            ),
-        },
-    },
-    {"ports": {"type": "array", "items": NAMED}},
-)
-POD = an_object(
-    {
-        "spec": an_object(
-            {
-                "containers": {"type": "array", "items": CONTAINER, "minItems": 1},
-                "volumes": {"type": "array", "items": NAMED},
-            },
-            {"tolerations": {"type": "array"}},
-        )
-    }
-)
-COUNT = {"type": "integer", "minimum": 0}
-RAY_CLUSTER_SPEC = an_object(
-    {
-        "rayVersion": {"type": "string"},
-        "headGroupSpec": an_object({"rayStartParams": STRINGS, "template": POD}),
-        "workerGroupSpecs": {
-            "type": "array",
-            "items": an_object(
-                {
-                    "groupName": {"type": "string"},
-                    "replicas": COUNT,
-                    "minReplicas": COUNT,
-                    "maxReplicas": COUNT,
-                    "rayStartParams": STRINGS,
-                    "template": POD,
-                }
-            ),
-        },
-    },
-    {
-        "enableInTreeAutoscaling": {"type": "boolean"},
-        "autoscalerOptions": an_object(
-            {"version": {"enum": ["v1", "v2"]}, "idleTimeoutSeconds": COUNT}
-        ),
-    },
-)
-RAY_JOB_SPEC = an_object(
-    {
-        "entrypoint": {"type": "string"},
-        "backoffLimit": COUNT,
-        "submissionMode": {"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode"]},
-        "shutdownAfterJobFinishes": {"const": True},
-        "ttlSecondsAfterFinished": COUNT,
-        "rayClusterSpec": RAY_CLUSTER_SPEC,
-    }
-)
-
-
-def custom_resource(kind, spec):
-    return an_object(
-        {
-            "apiVersion": {"const": "ray.io/v1"},
-            "kind": {"const": kind},
-            "metadata": NAMED,
-            "spec": spec,
-        }
-    )
-
-
-@pytest.mark.parametrize("settings", [[], ["claim=nfs", "elastic=true", "retries=1"]])
-def test_kuberay_files_are_of_its_types(config, settings):
+def kuberay_files(config, settings):
     overrides = ["storage=/mnt/runs"] if settings else []
     files = rendered("kuberay", config, *settings, overrides=overrides)
-    job_config, job = yaml.safe_load_all(files["llama.rayjob.yaml"])
-    cluster_config, cluster = yaml.safe_load_all(files["llama.raycluster.yaml"])
-    jsonschema.validate(job, custom_resource("RayJob", RAY_JOB_SPEC))
-    jsonschema.validate(cluster, custom_resource("RayCluster", RAY_CLUSTER_SPEC))
+    return {name: list(yaml.safe_load_all(text)) for name, text in files.items()}
+
+
+def strict(schema):
+    """An openAPIV3Schema that also refuses unknown fields, which the API server silently drops."""
+    schema = dict(schema)
+    if schema.pop("x-kubernetes-int-or-string", False):
+        schema["type"] = ["integer", "string"]
+        schema.pop("anyOf", None)
+    if "properties" in schema:
+        schema["properties"] = {k: strict(v) for k, v in schema["properties"].items()}
+        if not schema.get("x-kubernetes-preserve-unknown-fields"):
+            schema["additionalProperties"] = False
+    elif isinstance(schema.get("additionalProperties"), dict):
+        schema["additionalProperties"] = strict(schema["additionalProperties"])
+    if "items" in schema:
+        schema["items"] = strict(schema["items"])
+    return schema
+
+
+@pytest.fixture(scope="module", params=["rayjob", "raycluster"])
+def custom_resource(request):
+    """One kind of object, and a validator made of KubeRay's own definition of it."""
+    path = CRDS / f"ray.io_{request.param}s.yaml"
+    if not path.exists():
+        pytest.skip(f"needs KubeRay's custom resource definitions in {CRDS}")
+    definition = yaml.load(path.read_text(), yaml.CSafeLoader)
+    (version,) = (v for v in definition["spec"]["versions"] if v["name"] == "v1")
+    schema = strict(version["schema"]["openAPIV3Schema"])
+    schema["properties"]["metadata"] = {"type": "object", "required": ["name"]}
+    return request.param, jsonschema.Draft7Validator(schema)
+
+
+@pytest.mark.parametrize("settings", KUBERAY_SETTINGS)
+def test_kuberay_objects_are_valid_by_kuberays_own_definitions(config, settings, custom_resource):
+    kind, validator = custom_resource
+    _, made = kuberay_files(config, settings)[f"llama.{kind}.yaml"]
+    problems = [f"{error.json_path}: {error.message}" for error in validator.iter_errors(made)]
+    assert not problems
+    assert made["kind"].lower() == kind
+    # A name of our own invention is found at any depth.
+    spec = made["spec"].get("rayClusterSpec", made["spec"])
+    spec["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["volumeMount"] = []
+    assert not validator.is_valid(made)
+
+
+@pytest.mark.parametrize("settings", KUBERAY_SETTINGS)
+def test_kuberay_files_say_what_was_described(config, settings):
+    files = kuberay_files(config, settings)
+    job_config, job = files["llama.rayjob.yaml"]
+    cluster_config, cluster = files["llama.raycluster.yaml"]
+    for made in (job, cluster):
+        assert made["apiVersion"] == "ray.io/v1"
     assert job["spec"]["rayClusterSpec"] == cluster["spec"]
     assert job["spec"]["backoffLimit"] == (1 if settings else 3)
     (workers,) = cluster["spec"]["workerGroupSpecs"]
