@@ -4,10 +4,17 @@ from collections import Counter
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from launch.reporting import AsJson, Overrides, RunByDefault, raise_for, reported_errors
+from launch.reporting import (
+    AsJson,
+    Overrides,
+    RunByDefault,
+    narrator,
+    raise_for,
+    reported_errors,
+    screen,
+)
 
 app = typer.Typer(
     cls=RunByDefault,
@@ -47,7 +54,7 @@ def run(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = Fal
                 raise_for(
                     [x for p in planned for x in cluster_problems(p.run.config.cluster, there)]
                 )
-            made = run_campaign(campaign, planned, store, Console(stderr=True))
+            made = run_campaign(campaign, planned, store, narrator())
         if not as_json:
             typer.echo((made.path / MARKDOWN_FILE).read_text(encoding="utf-8"))
             typer.echo(f"report  {made.url}/{PAGE_FILE}")
@@ -79,6 +86,6 @@ def status(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = 
             for state in states:
                 progress = f": {describe(state.progress)}" if state.progress else ""
                 table.add_row(state.title, state.state, state.note + progress)
-            Console().print(table)
+            screen().print(table)
             typer.echo(", ".join(f"{count} {name}" for name, count in counts.items()))
         emit({"status": "listed", "counts": counts, "cells": [vars(state) for state in states]})

@@ -104,7 +104,7 @@ def run_all(
     """
     missing = [run for run in planned if not all_done(run.stages, store)]
     done = len(planned) - len(missing)
-    console.print(f"{len(planned)} cells, {done} of them done before", highlight=False)
+    console.print(f"{len(planned)} cells, {done} of them done before")
     jobs = _jobs(missing, store)
     runs = {run.title: run for run in missing}
     waiting, running, ended = list(jobs), dict[Any, tuple[_Job, Any]](), 0
@@ -115,14 +115,14 @@ def run_all(
         job.outcome = outcome
         if not job.is_run:
             if outcome:
-                console.print(f"{job.title}: failed: {outcome}", highlight=False)
+                console.print(f"{job.title}: failed: {outcome}")
             return
         ended += 1
         run = runs[job.title]
         for stage in run.stages[-1:]:
             store.note_failure(stage.name, stage.key, outcome)
         told = f"failed: {outcome}" if outcome else score(run)
-        console.print(f"{ended}/{len(missing)} {job.title}: {told}", highlight=False)
+        console.print(f"{ended}/{len(missing)} {job.title}: {told}")
 
     while waiting or running:
         for job in list(waiting):
@@ -183,7 +183,7 @@ def _show(job: _Job, board: Any, console: Console) -> None:
     records, _ = ray.get(board.latest.remote())
     for stage, record in list(records.items())[-1:]:
         if record is not None:
-            console.print(f"  {job.title}: {stage} {describe(record)}", highlight=False)
+            console.print(f"  {job.title}: {stage} {describe(record)}")
 
 
 def _run_job(stages: list[Stage], config: RunConfig, storage: str, board: Any) -> None:

@@ -7,11 +7,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from launch import campaign_commands, cluster_commands, job_commands, store_commands
-from launch.reporting import AsJson, Overrides, raise_for, reported_errors, size_text
+from launch.reporting import (
+    AsJson,
+    Overrides,
+    narrator,
+    raise_for,
+    reported_errors,
+    screen,
+    size_text,
+)
 from mgpp.version import __version__
 
 app = typer.Typer(
@@ -49,7 +56,7 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
         from pipeline.storage import absolute_url, storage_problems
         from pipeline.validate import cluster_problems, validate
 
-        console = Console(stderr=True)
+        console = narrator()
         changes = list(overrides or [])
         joins = _joins_a_cluster(config, changes)
         settings = validate(config, changes, None if joins else local_capacity())
@@ -66,7 +73,7 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
                     result = run_stages(stages, settings, store, console)
         summary = result.summary()
         if not as_json:
-            Console().print(_table(summary, result.artifacts))
+            screen().print(_table(summary, result.artifacts))
             typer.echo(f"model   {summary['model']}\nreport  {summary['report']}")
         emit(summary)
 
@@ -120,7 +127,7 @@ def plan(
         room = None if gpu_memory_gib is None else gpu_memory_gib * 2**30
         fits = None if room is None else found.device_total <= room
         if not as_json:
-            Console().print(_plan_table(settings, found, room))
+            screen().print(_plan_table(settings, found, room))
         totals = {"device_total": found.device_total, "host_total": found.host_total}
         emit({"status": "planned", **asdict(found), **totals, "fits": fits})
 
@@ -148,7 +155,7 @@ def compare(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = F
         with connected(settings.cluster):
             if joins:
                 raise_for(cluster_problems(settings.cluster, cluster_capacity()))
-            made = run_comparison(comparison, store, Console(stderr=True))
+            made = run_comparison(comparison, store, narrator())
         if not as_json:
             typer.echo((made.path / MARKDOWN_FILE).read_text(encoding="utf-8"))
             typer.echo(f"table and plot  {made.url}")

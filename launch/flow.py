@@ -85,7 +85,7 @@ def run_stages(
             result.artifacts[stage.name], result.seconds[stage.name] = artifact, 0.0
             result.cached.append(stage.name)
             if console:
-                console.print(f"{stage.name:<9} done before", highlight=False)
+                console.print(f"{stage.name:<9} done before")
         missing = [stage for stage in group if stage.name not in result.artifacts]
         if missing:
             result.seconds |= _run_missing(
@@ -119,7 +119,7 @@ def _run_missing(
 
     def tell(text: str) -> None:
         if console:
-            console.print(text, highlight=False, soft_wrap=True)
+            console.print(text)
 
     def progress(stage: str) -> dict[str, Any] | None:
         posted: Posted = ray.get(board.latest.remote())

@@ -5,10 +5,14 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from launch.reporting import AsJson, Overrides, reported_errors
+from launch.reporting import (
+    AsJson,
+    Overrides,
+    reported_errors,
+    screen,
+)
 
 Address = Annotated[
     str | None,
@@ -125,7 +129,7 @@ def list_jobs(address: Address = None, as_json: AsJson = False) -> None:
                     _minutes(job),
                     job.entrypoint,
                 )
-            Console().print(table)
+            screen().print(table)
         emit(
             {
                 "status": "listed",

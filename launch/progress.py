@@ -80,7 +80,7 @@ class StageDisplay:
                 view.show(records.get(self._waiting[0]), last=stopped)
 
     def _print(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(text)
 
 
 class _Bar:
@@ -88,9 +88,9 @@ class _Bar:
 
     def __init__(self, console: Console) -> None:
         columns = (
-            TextColumn("{task.description:<9}"),
+            TextColumn("{task.description:<9}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -141,7 +141,7 @@ class _Lines:
     def begin(self, stage: str) -> None:
         """Say that a stage starts."""
         self._stage, self._shown, self._next = stage, None, time.monotonic()
-        self._console.print(f"{stage:<9} starting", highlight=False)
+        self._console.print(f"{stage:<9} starting")
 
     def show(self, record: dict[str, Any] | None, *, last: bool) -> None:
         """Print a new record when it is time to, or when it is the last."""
@@ -149,7 +149,7 @@ class _Lines:
             return
         if last or time.monotonic() >= self._next:
             line = f"{self._stage:<9} {describe(record)}"
-            self._console.print(line, highlight=False, soft_wrap=True)
+            self._console.print(line)
             self._shown, self._next = record, time.monotonic() + _PLAIN_SECONDS
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 from typer.core import TyperGroup
 
 Overrides = Annotated[
@@ -16,6 +17,16 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, such as train.lr=1e-4."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+
+def narrator() -> Console:
+    """Return where a command tells how it goes: standard error, every line as it is, none wrapped."""
+    return Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+
+
+def screen() -> Console:
+    """Return where a command shows what it found: standard output, words in brackets left alone."""
+    return Console(markup=False, highlight=False)
 
 
 class Terminated(KeyboardInterrupt):

@@ -3,11 +3,16 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from launch.reporting import AsJson, reported_errors, size_text
+from launch.reporting import (
+    AsJson,
+    narrator,
+    reported_errors,
+    screen,
+    size_text,
+)
 
 app = typer.Typer(no_args_is_help=True, help="What runs left in their storage.")
 
@@ -34,7 +39,7 @@ def list_store(storage: Storage = "runs", as_json: AsJson = False) -> None:
                 table.add_row(
                     entry.stage, entry.key, entry.state + holder, changed, size_text(entry.size)
                 )
-            Console().print(table)
+            screen().print(table)
         emit(
             {
                 "status": "listed",
@@ -104,7 +109,7 @@ def verify(
         store = usable_store(storage)
         found = [entry for entry in entries(store) if entry.artifact is not None]
         problems = []
-        for entry in track(found, "artifacts", console=Console(stderr=True), transient=True):
+        for entry in track(found, "artifacts", console=narrator(), transient=True):
             damage = problems_of(entry)
             problems += damage
             if damage and discard:
