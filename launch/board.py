@@ -7,6 +7,8 @@ from typing import Any
 
 import ray
 
+from launch.cluster import on_this_node
+
 PREFIX = "ray_"  # Ray's own, before every name of a metric
 GAUGES = {
     "mgpp_step": "Optimizer steps done by the stage under way.",
@@ -78,5 +80,6 @@ class _Board:
 
 
 def make_board(run: str) -> Any:
-    """Start the actor that workers of a run post to."""
-    return ray.remote(num_cpus=0)(_Board).remote(run)
+    """Start the actor that workers of a run post to, on the node of who asks."""
+    actor = ray.remote(num_cpus=0)(_Board)
+    return actor.options(scheduling_strategy=on_this_node()).remote(run)

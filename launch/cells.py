@@ -8,6 +8,7 @@ import ray
 from rich.console import Console
 
 from launch.board import make_board
+from launch.cluster import on_this_node
 from launch.flow import all_done, run_stages
 from launch.progress import describe
 from pipeline.artifacts import ArtifactStore
@@ -109,6 +110,7 @@ def run_all(
     runs = {run.title: run for run in missing}
     waiting, running, ended = list(jobs), dict[Any, tuple[_Job, Any]](), 0
     task = ray.remote(num_cpus=0, max_retries=0)(_run_job)
+    task = task.options(scheduling_strategy=on_this_node())
 
     def end(job: _Job, outcome: str) -> None:
         nonlocal ended
