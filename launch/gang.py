@@ -30,7 +30,8 @@ def run_on_gang(
 ) -> None:
     """Run stages, one after the other, on all workers together; returns when all are committed.
 
-    They share one gang because starting its processes takes longer than many a stage.
+    They share one gang because starting its processes takes longer than many a stage. Where other work
+    holds the cluster's room, they wait for it.
 
     Args:
         stages: what to run, in order.
@@ -46,16 +47,18 @@ def run_on_gang(
     num_workers = config.cluster.num_workers
     while True:
         try:
-            _run_once(stages, config, store, inputs, board, num_workers)
+            return _run_once(stages, config, store, inputs, board, num_workers)
         except TrainingFailedError as error:
             fewer = _fewer_workers(config, num_workers)
-            if fewer is None:
+            if fewer is not None:
+                text = f"goes on with {fewer} workers instead of {num_workers}"
+                ray.get(board.restart.remote("node lost", f"{_line(error)}; {text}"))
+                num_workers = fewer
+            elif _is_kept_waiting(error, config.cluster, num_workers):
+                text = f"other work holds the cluster: waits on for {num_workers} workers"
+                ray.get(board.post.remote({"event": "note", "text": text}))
+            else:
                 raise
-            text = f"goes on with {fewer} workers instead of {num_workers}"
-            ray.get(board.restart.remote("node lost", f"{_line(error)}; {text}"))
-            num_workers = fewer
-        else:
-            return
 
 
 def _run_once(
@@ -126,6 +129,23 @@ def _fewer_workers(config: run_config.RunConfig, num_workers: int) -> int | None
         return None
     sizes = range(room, cluster.min_workers - 1, -1)
     return next((size for size in sizes if config.train.goes_with(size)), None)
+
+
+def _is_kept_waiting(
+    error: TrainingFailedError, cluster: run_config.ClusterConfig, num_workers: int
+) -> bool:
+    """Whether a gang did not start because others, whose end will come, hold what it needs."""
+    failure = getattr(error, "controller_failure", None)
+    if type(failure).__name__ != "WorkerGroupStartupTimeoutError":  # not among Ray's public names
+        return False
+    size = (cluster.cpus_per_worker, cluster.gpus_per_worker)
+    if cluster_capacity().num_workers(*size) < num_workers:
+        return False
+    free = ray.available_resources()
+    return any(
+        free.get(name, 0) < each * num_workers
+        for name, each in zip(("CPU", "GPU"), size, strict=True)
+    )
 
 
 class _Backend(_TorchBackend):  # type: ignore[misc]

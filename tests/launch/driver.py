@@ -71,6 +71,14 @@ class Driver:
             time.sleep(0.02)
         raise AssertionError(f"step {step} was not reached:\n{self.log.read_text()[-4000:]}")
 
+    def wait_until_told(self, text: str, timeout: float = 240) -> None:
+        """Wait until the log holds a text."""
+        deadline = time.monotonic() + timeout
+        while text not in (log := self.log.read_text()):
+            assert self.process.poll() is None, log[-4000:]
+            assert time.monotonic() < deadline, f"never told {text!r}:\n{log[-4000:]}"
+            time.sleep(0.1)
+
     def end(self, timeout: float = 600) -> tuple[int, str]:
         """Wait for the command's end; return its exit code and its log."""
         return self.process.wait(timeout=timeout), self.log.read_text()

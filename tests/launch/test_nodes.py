@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 
 from pipeline.artifacts import open_artifact
@@ -96,6 +98,22 @@ def test_a_gang_that_cannot_be_is_refused_at_once(project, tmp_path, cluster):
     assert "the cluster can hold 1 (nodes: 0 CPUs and 0 GPUs, 1 CPUs and 0 GPUs)" in log
     assert time.monotonic() - since < 90
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_gang_waits_for_others_to_end(project, undisturbed, tmp_path, cluster):
+    cluster.add_node(num_cpus=2)
+    ray.init(address=cluster.address, logging_level="error")
+    try:
+        other_work = ray.remote(num_cpus=1)(Counter).remote()
+        ray.get(other_work.__ray_ready__.remote())
+        with start(project, tmp_path / "runs", cluster, "cluster.wait_seconds=10") as run:
+            run.wait_until_told("other work holds the cluster: waits on for 2 workers")
+            ray.kill(other_work)
+            code, log = run.end()
+    finally:
+        ray.shutdown()
+    assert code == 0, log[-6000:]
+    assert outcome(tmp_path / "runs") == undisturbed
 
 
 def test_a_worker_that_hangs_is_found_within_the_limit(project, undisturbed, tmp_path, cluster):
