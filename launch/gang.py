@@ -42,7 +42,8 @@ def run_on_gang(
 
     Raises:
         StageError, ConfigError: as the stage raised it.
-        TrainingFailedError: if the gang failed more often than `cluster.max_failures`.
+        StageError: if the gang failed more often than `cluster.max_failures`, or found no room in
+            `cluster.wait_seconds`.
     """
     num_workers = config.cluster.num_workers
     while True:
@@ -58,7 +59,7 @@ def run_on_gang(
                 text = f"other work holds the cluster: waits on for {num_workers} workers"
                 ray.get(board.post.remote({"event": "note", "text": text}))
             else:
-                raise
+                raise StageError(_told(error, config.cluster, num_workers)) from error
 
 
 def _run_once(
@@ -135,16 +136,36 @@ def _is_kept_waiting(
     error: TrainingFailedError, cluster: run_config.ClusterConfig, num_workers: int
 ) -> bool:
     """Whether a gang did not start because others, whose end will come, hold what it needs."""
-    failure = getattr(error, "controller_failure", None)
-    if type(failure).__name__ != "WorkerGroupStartupTimeoutError":  # not among Ray's public names
-        return False
     size = (cluster.cpus_per_worker, cluster.gpus_per_worker)
-    if cluster_capacity().num_workers(*size) < num_workers:
+    if not _found_no_room(error) or cluster_capacity().num_workers(*size) < num_workers:
         return False
     free = ray.available_resources()
     return any(
         free.get(name, 0) < each * num_workers
         for name, each in zip(("CPU", "GPU"), size, strict=True)
+    )
+
+
+def _found_no_room(error: TrainingFailedError) -> bool:
+    failure = getattr(error, "controller_failure", None)
+    return type(failure).__name__ == "WorkerGroupStartupTimeoutError"  # no public name of Ray
+
+
+def _told(error: TrainingFailedError, cluster: run_config.ClusterConfig, num_workers: int) -> str:
+    """Return why a gang was given up, in the configuration's terms, and what to do."""
+    again = "the same command goes on from the last checkpoint"
+    if _found_no_room(error):
+        room = cluster_capacity().num_workers(cluster.cpus_per_worker, cluster.gpus_per_worker)
+        return (
+            f"{num_workers} workers did not start within cluster.wait_seconds ({cluster.wait_seconds}); "
+            f"there is room for {room} now. When there is more, {again}; cluster.min_workers lets it go "
+            "on with fewer"
+        )
+    failures = getattr(error, "worker_failures", {})
+    last = "".join(f"; rank {rank}: {_line(e)}" for rank, e in sorted(failures.items())[:1])
+    return (
+        f"workers failed more often than cluster.max_failures ({cluster.max_failures}) allows{last}. "
+        f"Once the cause is mended, {again}\n{error}"
     )
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from ray.cluster_utils import Cluster
 from transformers import AutoModelForSequenceClassification, BertConfig, BertTokenizerFast
 
+from tests.launch.driver import LONGER, outcome, run_in_background
 from tests.processes import MGPP, run
 
 SYLLABLES = ["ba", "do", "ke", "lu", "mi", "no", "pa", "ri", "so", "tu"]
@@ -71,6 +73,15 @@ def mgpp(project: Path, *arguments: str, timeout: float = 420):
     )
 
 
+@pytest.fixture
+def cluster(monkeypatch):
+    """A head of no cores, to which a test adds nodes: processes of this machine."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    yield made
+    made.shutdown()
+
+
 @pytest.fixture(scope="session")
 def first_run(project):
     done = mgpp(project, "run", str(project / "run.yaml"), "--json")
@@ -83,3 +94,13 @@ def summary(first_run):
     lines = first_run.stdout.strip().splitlines()
     assert len(lines) == 1, lines
     return json.loads(lines[0])
+
+
+@pytest.fixture(scope="session")
+def undisturbed(project, tmp_path_factory):
+    """What a longer run leaves where nothing happens to it."""
+    storage = tmp_path_factory.mktemp("undisturbed") / "runs"
+    with run_in_background(project, storage, *LONGER) as run:
+        code, log = run.end()
+    assert code == 0, log[-6000:]
+    return outcome(storage)

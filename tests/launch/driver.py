@@ -16,6 +16,9 @@ from tests.processes import MGPP
 # None of these changes what comes out.
 OVERRIDES = ["train.checkpoint_every=2", "train.log_every=1"]
 
+# Long enough to lose a node in the middle of it.
+LONGER = ["train.length=160", "dense.enabled=false"]
+
 
 class Driver:
     """A command in the background; all processes it starts carry a mark in their environment.
@@ -88,6 +91,12 @@ def run_in_background(project: Path, storage: Path, *overrides: str, inside: Seq
     """Start `mgpp run` on the project, `inside` another command."""
     command = [*inside, MGPP, "run", str(project / "run.yaml"), *OVERRIDES]
     return Driver([*command, f"storage={storage}", *overrides], storage)
+
+
+def run_on(project: Path, storage: Path, cluster, *overrides: str):
+    """Start a longer `mgpp run` on a cluster of this machine."""
+    where = f"cluster.address={cluster.address}"
+    return run_in_background(project, storage, *LONGER, where, *overrides)
 
 
 def last_step(path: Path) -> int:

@@ -3,9 +3,13 @@
 import json
 import re
 import socket
+import time
+import urllib.request
 
 import psutil
 import pytest
+import ray
+from prometheus_client.parser import text_string_to_metric_families
 
 from launch.board import GAUGES, PREFIX, RESTARTS
 from launch.cluster import wait_for_nodes
@@ -13,6 +17,7 @@ from launch.network import _VARIABLES, interface_of, use_node_interface
 from pipeline.errors import ConfigError
 from pipeline.train_config import TrainConfig
 from tests.launch.conftest import mgpp
+from tests.launch.driver import run_on
 
 
 def test_the_interface_of_an_address():
@@ -65,3 +70,58 @@ def test_the_dashboard_asks_for_metrics_that_there_are(project):
 def test_numbers_of_workers_that_a_batch_divides_among(micro, fitting):
     train = TrainConfig(length=10, batch_size=24, micro_batch_size=micro)
     assert [n for n in range(1, 30) if train.goes_with(n)] == fitting
+
+
+# A cluster of several nodes on this machine.
+
+
+@pytest.mark.distributed
+def test_a_gang_that_cannot_be_is_refused_at_once(project, tmp_path, cluster):
+    cluster.add_node(num_cpus=1)
+    since = time.monotonic()
+    with run_on(project, tmp_path / "runs", cluster) as run:
+        code, log = run.end(timeout=120)
+    assert code == 2, log
+    assert "the cluster can hold 1 (nodes: 0 CPUs and 0 GPUs, 1 CPUs and 0 GPUs)" in log
+    assert time.monotonic() - since < 90
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.distributed
+def test_prometheus_finds_a_run_at_its_nodes_port(project, tmp_path, cluster):
+    cluster.add_node(num_cpus=2)
+    with run_on(project, tmp_path / "runs", cluster) as run:
+        run.wait_for(20)
+        ports = _metrics_ports(cluster)
+        deadline = time.monotonic() + 120
+        while not (found := _scraped(ports)).keys() >= set(GAUGES) - {"mgpp_threshold"}:
+            assert time.monotonic() < deadline, found
+            time.sleep(1)
+    for labels, _ in found.values():
+        assert (labels["run"], labels["stage"]) == ("tiny", "prune")
+    assert found["mgpp_num_steps"][1] == 160
+    assert 0 < found["mgpp_step"][1] <= 160
+    assert 0 <= found["mgpp_sparsity"][1] <= 0.8
+    assert found["mgpp_tokens_per_second"][1] > 0
+
+
+def _metrics_ports(cluster):
+    ray.init(address=cluster.address, logging_level="error")
+    try:
+        return [(n["NodeManagerAddress"], n["MetricsExportPort"]) for n in ray.nodes()]
+    finally:
+        ray.shutdown()
+
+
+def _scraped(ports):
+    """Labels and value of each of our gauges, by name, as read by Prometheus's own parser."""
+    found = {}
+    for host, port in ports:
+        with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        for family in text_string_to_metric_families(text):
+            name = family.name.removeprefix(PREFIX)
+            if name in GAUGES:
+                (sample,) = family.samples
+                found[name] = (sample.labels, sample.value)
+    return found
