@@ -137,6 +137,7 @@ def passed_on() -> dict[str, str]:
         "HF_HOME",
         "HF_DATASETS_OFFLINE",
         "MGPP_DEEPSPEED_SHM",
+        "TORCH_EXTENSIONS_DIR",
         "DS_ACCELERATOR",
     )
     return {name: os.environ[name] for name in names if name in os.environ}

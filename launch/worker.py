@@ -35,6 +35,7 @@ def work(settings: dict[str, Any]) -> None:
     from pipeline.gang import Gang
     from pipeline.stage_keys import Stage
     from pipeline.stages import run_stage
+    from pipeline.zero import load_operators
 
     device = get_device()
     if device.type == "cuda":
@@ -48,9 +49,11 @@ def work(settings: dict[str, Any]) -> None:
         if gang.is_main:
             board.post.remote(record)
 
+    stages = [Stage(**values) for values in settings["stages"]]
+    stage = stages[0]
     try:
-        for values in settings["stages"]:
-            stage = Stage(**values)
+        load_operators(config.zero, lambda text: post({"event": "note", "text": text}))
+        for stage in stages:
             # What this gang did before it was restarted is there; the main worker's word holds for all.
             artifact = gang.broadcast(store.find(stage.name, stage.key) if gang.is_main else None)
             if artifact is None:

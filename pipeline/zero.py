@@ -1,6 +1,7 @@
 """DeepSpeed's settings: ours to DeepSpeed's dictionary, in one place."""
 
 import os
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -135,6 +136,39 @@ def check_capabilities(zero: ZeroConfig) -> None:
         )
 
 
+def load_operators(zero: ZeroConfig, notify: Callable[[str], None]) -> None:
+    """Load DeepSpeed's C++ operators that these settings use; the first time, each node compiles them.
+
+    The processes of a node wait for the one that compiles. What is compiled stays in
+    `TORCH_EXTENSIONS_DIR`.
+
+    Args:
+        zero: the settings.
+        notify: told of what is loaded, before it is.
+
+    Raises:
+        StageError: if this node cannot compile what is asked.
+    """
+    check_capabilities(zero)
+    from deepspeed.accelerator import get_accelerator
+
+    names = []
+    if zero.nvme_path:
+        names.append("AsyncIOBuilder")
+    if _shared_memory_asked() and get_accelerator().device_name() == "cpu":
+        names.append("ShareMemCommBuilder")
+    for name in names:
+        builder = get_accelerator().create_op_builder(name)
+        notify(
+            f"DeepSpeed's {builder.NAME} is loaded; each node compiles it once, for a minute or more"
+        )
+        builder.load(verbose=False)
+
+
+def _shared_memory_asked() -> bool:
+    return os.environ.get("MGPP_DEEPSPEED_SHM") == "1"
+
+
 def init_deepspeed(backend: str) -> None:
     """Start DeepSpeed's communication over the process group that is already there.
 
@@ -145,6 +179,6 @@ def init_deepspeed(backend: str) -> None:
     import deepspeed
     from deepspeed.ops import __compatible_ops__
 
-    if os.environ.get("MGPP_DEEPSPEED_SHM") != "1":
+    if not _shared_memory_asked():
         __compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)

@@ -6,7 +6,13 @@ import json
 import pytest
 
 from pipeline.errors import StageError
-from pipeline.zero import ZeroConfig, check_capabilities, deepspeed_config, problems_of
+from pipeline.zero import (
+    ZeroConfig,
+    check_capabilities,
+    deepspeed_config,
+    load_operators,
+    problems_of,
+)
 
 
 def make_config(on_gpu=False, gradient_clipping=None, **settings):
@@ -108,6 +114,26 @@ def test_a_node_without_asynchronous_io_is_told_what_to_install(monkeypatch):
     check_capabilities(zero.model_copy(update={"nvme_path": None}))
     with pytest.raises(StageError, match="install libaio"):
         check_capabilities(zero)
+
+
+def test_what_will_be_compiled_is_told_before_it_is(monkeypatch):
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+    told = []
+    monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda self, verbose: True)
+    for builder in (AsyncIOBuilder, ShareMemCommBuilder):
+        monkeypatch.setattr(builder, "load", lambda self, verbose: told.append(self.NAME))
+    offloaded = ZeroConfig(
+        stage=3, offload_optimizer=True, offload_parameters=True, nvme_path="/nvme"
+    )
+    monkeypatch.delenv("MGPP_DEEPSPEED_SHM", raising=False)
+    load_operators(ZeroConfig(), told.append)
+    assert told == []
+    monkeypatch.setenv("MGPP_DEEPSPEED_SHM", "1")
+    load_operators(offloaded, told.append)
+    assert told[1::2] == ["async_io", "deepspeed_shm_comm"]
+    assert all(name in note for note, name in zip(told[::2], told[1::2], strict=True))
 
 
 def test_gradient_clipping_is_passed_on():
