@@ -1,11 +1,7 @@
 """Files that start clusters: each valid for what reads it, the SLURM scripts run on this machine."""
 
 import json
-import os
-import stat
 import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 import jsonschema
@@ -15,9 +11,8 @@ import yaml
 
 from launch.cluster_files import describe_cluster, render_cluster
 from pipeline.errors import ConfigError
-from tests.launch.conftest import mgpp
 from tests.launch.ray_head import free_port
-from tests.processes import run
+from tests.launch.slurm import render_for_two_nodes, run_script
 
 GPUS = {
     "name": "llama",
@@ -164,25 +159,6 @@ def test_skypilot_is_a_task_of_its_fields(config):
 
 # SLURM.
 
-STAND_INS = {
-    # On as many tasks as asked, at once, with what Slurm says to each; options are words with "=".
-    "srun": """#!/bin/bash
-tasks=1
-while [[ $1 == --* ]]; do
-  [[ $1 == --ntasks=* ]] && tasks=${1#--ntasks=}
-  shift
-done
-pids=()
-for ((i = 0; i < tasks; i++)); do SLURM_PROCID=$i "$@" & pids+=($!); done
-trap 'kill "${pids[@]}" 2> /dev/null' TERM
-code=0
-for pid in "${pids[@]}"; do wait "$pid" || code=$?; done
-exit $code
-""",
-    "scontrol": "#!/bin/bash\necho first\necho second\n",
-    "hostname": "#!/bin/bash\necho 127.0.0.1\n",
-}
-
 
 def test_slurm_scripts_are_shell_and_ask_for_what_was_described(config):
     files = rendered("slurm", config, "partition=gpu", "setup=source env/bin/activate")
@@ -207,36 +183,11 @@ def test_slurm_scripts_are_shell_and_ask_for_what_was_described(config):
 @pytest.mark.distributed
 @pytest.mark.timeout(600)
 def test_the_slurm_script_runs_a_whole_pipeline_on_two_nodes(project, tmp_path):
-    values = yaml.safe_load((project / "run.yaml").read_text())
-    values |= {"storage": str(tmp_path / "runs"), "dense": {"enabled": False}}
-    values["cluster"] = {"num_workers": 2, "placement": "SPREAD"}
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
-    made = mgpp(
-        project, "cluster", "render", "slurm", str(tmp_path / "run.yaml"), "train.lr=0.001",
-        "--nodes", "2", "--cpus-per-node", "2", "--output", str(tmp_path), "--json",
-    )  # fmt: skip
-    assert made.returncode == 0, made.stderr
-    script = next(file for file in json.loads(made.stdout)["files"] if "classic" in file)
-    binaries = tmp_path / "bin"
-    binaries.mkdir()
-    for name, text in STAND_INS.items():
-        (binaries / name).write_text(text)
-        (binaries / name).chmod((binaries / name).stat().st_mode | stat.S_IXUSR)
-    # Sockets have short paths. The job's number makes the port.
-    with tempfile.TemporaryDirectory(prefix="ray-") as sessions:
-        done = run(
-            ["bash", script],
-            timeout=400,
-            env={
-                "PATH": f"{binaries}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-                "SLURM_JOB_NODELIST": "first,second",
-                "SLURM_JOB_ID": str(free_port()),
-                "HF_HUB_OFFLINE": "1",
-                "RAY_TMPDIR": sessions,
-                "RAY_AUTH_TOKEN": "a-token-of-this-test-0123456789abcdef",
-            },
-        )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
+    script = render_for_two_nodes(
+        project, tmp_path, "classic", "train.lr=0.001", cpus_per_node=2, dense={"enabled": False}
+    )
+    # The job's number makes the port.
+    done = run_script(script, tmp_path, job_id=free_port(), head_ip="127.0.0.1")
     assert "2 nodes are there" in done.stdout
     assert "sparsity" in done.stdout
     assert list((tmp_path / "runs").glob("report-*/a-*/report.html"))

@@ -3,20 +3,17 @@
 import json
 import os
 import signal
-import stat
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.launch.conftest import mgpp
 from tests.launch.driver import LONGER, OVERRIDES, outcome, run_in_background
-from tests.processes import run
+from tests.launch.slurm import render_for_two_nodes, run_script
 
 pytestmark = [pytest.mark.distributed, pytest.mark.torture, pytest.mark.timeout(1500)]
 
@@ -129,58 +126,14 @@ def test_a_cable_that_is_cut_ends_in_a_clear_error_and_the_next_run_goes_on(
     assert json.loads(alone.stdout)["status"] == "done"
 
 
-# Each task in a namespace of processes too: at its end symmetric-run stops every Ray that it sees.
-SRUN = """#!/bin/bash
-tasks=1
-while [[ $1 == --* ]]; do
-  [[ $1 == --ntasks=* ]] && tasks=${1#--ntasks=}
-  shift
-done
-machines=(MACHINES)
-pids=()
-for ((i = 0; i < tasks; i++)); do
-  SLURM_PROCID=$i ip netns exec "${machines[$i]}" \\
-    unshare --pid --fork --mount-proc --kill-child "$@" & pids+=($!)
-done
-code=0
-for pid in "${pids[@]}"; do wait "$pid" || code=$?; done
-exit $code
-"""
-
-
 def test_the_symmetric_slurm_script_runs_a_whole_pipeline(project, undisturbed, tmp_path, machines):
     names, _ = machines
-    values = yaml.safe_load((project / "run.yaml").read_text())
-    values["storage"] = str(tmp_path / "runs")
-    values["cluster"] = {"num_workers": 2, "placement": "SPREAD"}
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
-    made = mgpp(
-        project, "cluster", "render", "slurm", str(tmp_path / "run.yaml"), *OVERRIDES, *LONGER,
-        "--nodes", "2", "--cpus-per-node", "1", "--output", str(tmp_path), "--json",
-    )  # fmt: skip
-    assert made.returncode == 0, made.stderr
-    script = next(file for file in json.loads(made.stdout)["files"] if "symmetric" in file)
-    binaries = tmp_path / "bin"
-    binaries.mkdir()
-    for name, text in {
-        "srun": SRUN.replace("MACHINES", " ".join(names)),
-        "scontrol": "#!/bin/bash\necho first\necho second\n",
-        "hostname": f"#!/bin/bash\necho {HEAD_IP}\n",
-    }.items():
-        (binaries / name).write_text(text)
-        (binaries / name).chmod((binaries / name).stat().st_mode | stat.S_IXUSR)
-    with tempfile.TemporaryDirectory(prefix="ray-") as sessions:  # sockets have short paths
-        done = run(
-            ["bash", script],
-            timeout=400,
-            env={
-                "PATH": f"{binaries}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-                "SLURM_JOB_NODELIST": "first,second",
-                "SLURM_JOB_ID": "17",
-                "HF_HUB_OFFLINE": "1",
-                "RAY_TMPDIR": sessions,
-                "RAY_AUTH_TOKEN": "a-token-of-this-test-0123456789abcdef",
-            },
-        )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
+    script = render_for_two_nodes(
+        project, tmp_path, "symmetric", *OVERRIDES, *LONGER, cpus_per_node=1
+    )
+    # Each task in a namespace of processes too: at its end symmetric-run stops every Ray that it sees.
+    inside = [
+        f"ip netns exec {name} unshare --pid --fork --mount-proc --kill-child" for name in names
+    ]
+    run_script(script, tmp_path, job_id=17, head_ip=HEAD_IP, inside=inside)
     assert outcome(tmp_path / "runs") == undisturbed
