@@ -41,7 +41,7 @@ def render_for_two_nodes(project, folder, form, *overrides, cpus_per_node, **cha
         "--cpus-per-node", str(cpus_per_node), "--output", str(folder), "--json",
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
-    (script,) = (file for file in json.loads(made.stdout)["files"] if form in file)
+    (script,) = (file for file in json.loads(made.stdout)["files"] if f".{form}." in file)
     return script
 
 
