@@ -161,11 +161,13 @@ def _told(error: TrainingFailedError, cluster: run_config.ClusterConfig, num_wor
             f"there is room for {room} now. When there is more, {again}; cluster.min_workers lets it go "
             "on with fewer"
         )
-    failures = getattr(error, "worker_failures", {})
-    last = "".join(f"; rank {rank}: {_line(e)}" for rank, e in sorted(failures.items())[:1])
+    failures = sorted(getattr(error, "worker_failures", {}).items())
+    if not failures:
+        return f"Ray Train could not run the workers; {again}\n{error}"
+    rank, failure = failures[0]
     return (
-        f"workers failed more often than cluster.max_failures ({cluster.max_failures}) allows{last}. "
-        f"Once the cause is mended, {again}\n{error}"
+        f"workers failed more often than cluster.max_failures ({cluster.max_failures}) allows; "
+        f"rank {rank}: {_line(failure)}. Once the cause is mended, {again}\n{error}"
     )
 
 

@@ -10,10 +10,13 @@ import psutil
 import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
+from ray.train import ControllerError, WorkerGroupError
 
 from launch.board import GAUGES, PREFIX, RESTARTS
 from launch.cluster import wait_for_nodes
+from launch.gang import _told
 from launch.network import _VARIABLES, interface_of, use_node_interface
+from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError
 from pipeline.train_config import TrainConfig
 from tests.launch.conftest import mgpp
@@ -70,6 +73,25 @@ def test_the_dashboard_asks_for_metrics_that_there_are(project):
 def test_numbers_of_workers_that_a_batch_divides_among(micro, fitting):
     train = TrainConfig(length=10, batch_size=24, micro_batch_size=micro)
     assert [n for n in range(1, 30) if train.goes_with(n)] == fitting
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            WorkerGroupError("all of it", {1: RuntimeError("first\nout of memory")}),
+            "workers failed more often than cluster.max_failures (3) allows; rank 1: out of memory. Once",
+        ),
+        (
+            ControllerError(OSError("no disk")),
+            "Ray Train could not run the workers; the same command",
+        ),
+    ],
+)
+def test_why_a_gang_is_given_up_is_told_first_and_whole_after(error, told):
+    first, _, rest = _told(error, ClusterConfig(num_workers=2), 2).partition("\n")
+    assert first.startswith(told)
+    assert rest == str(error)
 
 
 # A cluster of several nodes on this machine.
