@@ -125,25 +125,27 @@ def _fewer_workers(config: run_config.RunConfig, num_workers: int) -> int | None
     cluster = config.cluster
     if cluster.min_workers is None:
         return None
-    room = cluster_capacity().num_workers(cluster.cpus_per_worker, cluster.gpus_per_worker)
+    room = _room(cluster)
     if room >= num_workers:
         return None
     sizes = range(room, cluster.min_workers - 1, -1)
     return next((size for size in sizes if config.train.goes_with(size)), None)
 
 
+def _room(cluster: run_config.ClusterConfig) -> int:
+    """Return how many workers the cluster can hold as it is now, all of it theirs."""
+    return cluster_capacity().num_workers(cluster.cpus_per_worker, cluster.gpus_per_worker)
+
+
 def _is_kept_waiting(
     error: TrainingFailedError, cluster: run_config.ClusterConfig, num_workers: int
 ) -> bool:
     """Whether a gang did not start because others, whose end will come, hold what it needs."""
-    size = (cluster.cpus_per_worker, cluster.gpus_per_worker)
-    if not _found_no_room(error) or cluster_capacity().num_workers(*size) < num_workers:
+    if not _found_no_room(error) or _room(cluster) < num_workers:
         return False
     free = ray.available_resources()
-    return any(
-        free.get(name, 0) < each * num_workers
-        for name, each in zip(("CPU", "GPU"), size, strict=True)
-    )
+    each = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
+    return any(free.get(name, 0) < each[name] * num_workers for name in each)
 
 
 def _found_no_room(error: TrainingFailedError) -> bool:
@@ -155,11 +157,10 @@ def _told(error: TrainingFailedError, cluster: run_config.ClusterConfig, num_wor
     """Return why a gang was given up, in the configuration's terms, and what to do."""
     again = "the same command goes on from the last checkpoint"
     if _found_no_room(error):
-        room = cluster_capacity().num_workers(cluster.cpus_per_worker, cluster.gpus_per_worker)
         return (
             f"{num_workers} workers did not start within cluster.wait_seconds ({cluster.wait_seconds}); "
-            f"there is room for {room} now. When there is more, {again}; cluster.min_workers lets it go "
-            "on with fewer"
+            f"there is room for {_room(cluster)} now. When there is more, {again}; cluster.min_workers "
+            "lets it go on with fewer"
         )
     failures = sorted(getattr(error, "worker_failures", {}).items())
     if not failures:
