@@ -7,11 +7,13 @@ from typing import Any
 from rich.console import Console
 
 from launch.cells import PlannedRun, plan_run, run_all
+from launch.leased import made_once
 from pipeline.artifacts import Artifact, ArtifactStore, make_key
 from pipeline.campaign import VERSION, CampaignCell, CampaignConfig, campaign_cells
 from pipeline.campaign_report import CellResult, write_campaign
 from pipeline.errors import ConfigError
 from pipeline.leases import LeaseFolder
+from pipeline.stage_keys import Stage
 from pipeline.tasks import make_task
 
 _LAST_STAGES = ("export", "report")
@@ -84,11 +86,10 @@ def run_campaign(
     params = config.model_dump(mode="json", exclude={"storage", "runs_at_once"})
     inputs = {p.run.title: p.run.stages[-1].key for p in planned}
     key = make_key("campaign", VERSION, {**params, "failures": failures}, inputs)
-    found = store.find("campaign", key)
-    if found is not None:
-        return found
-    attempt = store.begin("campaign", key, params, {})
-    return attempt.commit(write_campaign(attempt.folder, config, results), 0.0)
+    stage = Stage(name="campaign", key=key, params=params, inputs=(), gang=False)
+    return made_once(
+        stage, store, lambda folder: write_campaign(folder, config, results), tell=console.print
+    )
 
 
 def campaign_states(planned: Sequence[PlannedCell], store: ArtifactStore) -> list[CellState]:

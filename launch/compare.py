@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from launch.cells import PlannedRun, plan_run, run_all
+from launch.leased import made_once
 from pipeline.artifacts import Artifact, ArtifactStore, make_key
 from pipeline.comparison import (
     VERSION,
@@ -19,6 +20,7 @@ from pipeline.comparison import (
 )
 from pipeline.comparison_report import write_comparison
 from pipeline.errors import StageError
+from pipeline.stage_keys import Stage
 from pipeline.tasks import make_task
 
 
@@ -79,12 +81,13 @@ def run_comparison(config: ComparisonConfig, store: ArtifactStore, console: Cons
     params = config.model_dump(mode="json", exclude={"storage", "cells_at_once"})
     inputs = {p.cell.title: p.score_key[1] for p in [*selecting, *finals]}
     key = make_key("compare", VERSION, params, inputs)
-    found = store.find("compare", key)
-    if found is not None:
-        return found
-    attempt = store.begin("compare", key, params, {})
-    metrics = write_comparison(attempt.folder, config, rows, selection, metric=task.headline)
-    return attempt.commit(metrics, 0.0)
+    stage = Stage(name="compare", key=key, params=params, inputs=(), gang=False)
+    return made_once(
+        stage,
+        store,
+        lambda folder: write_comparison(folder, config, rows, selection, metric=task.headline),
+        tell=console.print,
+    )
 
 
 def _run_cells(

@@ -4,9 +4,10 @@ import _thread
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import ArtifactStore
+from pipeline.artifacts import Artifact, ArtifactStore
 from pipeline.errors import StageError
 from pipeline.leases import HeldLease, LeaseFolder, LeaseLostError, LeaseWatch
 from pipeline.stage_keys import Stage
@@ -71,6 +72,34 @@ def leased(
     finally:
         for lease in held:
             lease.give_back()
+
+
+def made_once(
+    stage: Stage,
+    store: ArtifactStore,
+    make: Callable[[Path], dict[str, Any]],
+    *,
+    tell: Callable[[str], None],
+) -> Artifact:
+    """Return a stage's artifact, made here and now unless another run has made it or is making it.
+
+    Args:
+        stage: which one.
+        store: where its artifact goes.
+        make: writes into a folder and returns the metrics.
+        tell: told whom this run waits for.
+
+    Raises:
+        StageError: if another run took over, having taken this one for dead.
+    """
+    with leased([stage], store, progress=lambda _: None, tell=tell) as missing:
+        if missing:
+            started = time.monotonic()
+            attempt = store.begin(stage.name, stage.key, stage.params, {})
+            return attempt.commit(make(attempt.folder), time.monotonic() - started)
+    found = store.find(stage.name, stage.key)
+    assert found is not None
+    return found
 
 
 def _take(stage: Stage, store: ArtifactStore, tell: Callable[[str], None]) -> int | None:
