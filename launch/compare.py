@@ -18,8 +18,10 @@ from pipeline.comparison import (
     selection_cells,
     table,
 )
+from pipeline.comparison_curves import LossCurve, loss_curve
 from pipeline.comparison_report import write_comparison
 from pipeline.errors import StageError
+from pipeline.recorder import METRICS_FILE, parse_records
 from pipeline.stage_keys import Stage
 from pipeline.tasks import make_task
 
@@ -85,7 +87,9 @@ def run_comparison(config: ComparisonConfig, store: ArtifactStore, console: Cons
     return made_once(
         stage,
         store,
-        lambda folder: write_comparison(folder, config, rows, selection, metric=task.headline),
+        lambda folder: write_comparison(
+            folder, config, rows, selection, _curves(finals, store), metric=task.headline
+        ),
         tell=console.print,
     )
 
@@ -110,6 +114,18 @@ def _run_cells(
             + "\n".join(f"{title}: {reason}" for title, reason in failed.items())
         )
     return {p.cell: _score(p, store, metric) for p in planned}
+
+
+def _curves(planned: Sequence[_Planned], store: ArtifactStore) -> dict[Cell, LossCurve]:
+    """Return the training of each cell that pruned while it trained."""
+    curves = {}
+    for p in planned:
+        for stage in p.run.stages:
+            artifact = store.find(stage.name, stage.key)
+            if stage.name == "prune" and artifact and METRICS_FILE in artifact.files:
+                records = parse_records(artifact.read_text(METRICS_FILE))
+                curves[p.cell] = loss_curve(records["step"])
+    return curves
 
 
 def _score(planned: _Planned, store: ArtifactStore, metric: str) -> float:

@@ -64,6 +64,11 @@ class Artifact:
                 shutil.rmtree(fetched)
         return cache
 
+    def read_text(self, name: str) -> str:
+        """Return what one of its files holds, without fetching the others."""
+        filesystem, root = open_storage(self.url)
+        return bytes(filesystem.cat_file(f"{root.rstrip('/')}/{name}")).decode()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:

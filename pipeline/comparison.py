@@ -17,7 +17,7 @@ from pipeline.config import read_as
 from pipeline.errors import ConfigError
 from pipeline.section import NotNegative, Positive, Section, Share
 
-VERSION = 1
+VERSION = 2
 DENSE = "dense"
 
 

@@ -1,4 +1,4 @@
-"""What a comparison leaves: its table as JSON, CSV and Markdown, and a plot."""
+"""What a comparison leaves: its table as JSON, CSV and Markdown, a plot, and how the training went."""
 
 import csv
 import itertools
@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.comparison import DENSE, Cell, ComparisonConfig, TableRow
+from pipeline.comparison_curves import Curves, markdown_losses, plot_curves, write_points
 
 JSON_FILE, CSV_FILE, MARKDOWN_FILE, PLOT_FILE = (
     f"comparison.{suffix}" for suffix in ("json", "csv", "md", "png")
 )
+POINTS_FILE, CURVES_FILE = "curves.csv", "curves.png"
 
 
 def write_comparison(
@@ -19,17 +21,19 @@ def write_comparison(
     config: ComparisonConfig,
     rows: Sequence[TableRow],
     selection: Mapping[Cell, float],
+    curves: Curves,
     *,
     metric: str,
 ) -> dict[str, Any]:
-    """Write table and plot to `folder`.
+    """Write tables and plots to `folder`.
 
     Args:
         folder: is there.
         config: the comparison.
         rows: of the table.
         selection: the metric of each selection cell.
-        metric: its name.
+        curves: the training of each pruned cell of the table.
+        metric: name of the cells' metric.
 
     Returns:
         What the JSON file holds.
@@ -65,8 +69,13 @@ def write_comparison(
         for row in rows:
             for seed, value in zip(config.seeds, row.values, strict=True):
                 writer.writerow([row.method, row.sparsity, seed, value])
-    (folder / MARKDOWN_FILE).write_text(markdown_table(config, rows), encoding="utf-8")
+    tables = [markdown_table(config, rows)]
     _plot(folder / PLOT_FILE, config, rows, metric)
+    if curves:  # none where all methods prune in one shot
+        tables.append(markdown_losses(curves))
+        write_points(folder / POINTS_FILE, curves)
+        plot_curves(folder / CURVES_FILE, config.name, curves)
+    (folder / MARKDOWN_FILE).write_text("\n".join(tables), encoding="utf-8")
     return found
 
 

@@ -50,12 +50,16 @@ class Recorder:
 
 
 def read_records(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Read `metrics.jsonl` back: records by event, each step once (a resumed run repeats some)."""
+    """Read `metrics.jsonl` back."""
+    return parse_records(path.read_text(encoding="utf-8"))
+
+
+def parse_records(text: str) -> dict[str, list[dict[str, Any]]]:
+    """Return the records of `metrics.jsonl` by event, each step once (a resumed run repeats some)."""
     by_event: dict[str, dict[int, dict[str, Any]]] = {}
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            record = json.loads(line)
-            by_event.setdefault(record.pop("event"), {})[record["step"]] = record
+    for line in text.splitlines():
+        record = json.loads(line)
+        by_event.setdefault(record.pop("event"), {})[record["step"]] = record
     return {
         event: [records[step] for step in sorted(records)] for event, records in by_event.items()
     }

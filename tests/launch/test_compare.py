@@ -1,11 +1,13 @@
 """A comparison end to end: real Ray, real DeepSpeed, two methods on a tiny random BERT."""
 
+import csv
 import json
 from pathlib import Path
 
 import pytest
 import yaml
 
+from pipeline.recorder import read_records
 from tests.launch.conftest import mgpp
 
 pytestmark = pytest.mark.distributed
@@ -70,7 +72,19 @@ def test_the_candidate_that_scored_best_was_chosen(compared):
 def test_table_and_plot_are_written_and_progress_is_told(compared):
     result, stderr = compared
     folder = Path(result["url"])
-    assert {path.suffix for path in folder.iterdir()} == {".json", ".csv", ".md", ".png"}
+    assert {path.name for path in folder.iterdir()} == {
+        *(f"comparison.{suffix}" for suffix in ("json", "csv", "md", "png")),
+        "curves.csv",
+        "curves.png",
+    }
+    with (folder / "curves.csv").open() as file:
+        points = list(csv.DictReader(file))
+    trained = [
+        [r["loss"] for r in read_records(path)["step"]]
+        for path in folder.parent.parent.glob("prune-*/a-*/metrics.jsonl")
+    ]
+    assert len(trained) == 2 + 1
+    assert [float(point["loss"]) for point in points] in trained
     assert "2 cells, 0 of them done before" in stderr
     assert "GMP 50% candidate 1 seed 0: accuracy" in stderr
 

@@ -173,6 +173,13 @@ def test_what_is_missing_is_none(store):
     assert store.read(f"{store.url}/nowhere/_DONE.json") is None
 
 
+def test_one_file_is_read_without_the_others(store, monkeypatch):
+    committed = begin(store).commit({}, 0.0)
+    monkeypatch.setattr(type(committed), "path", None)
+    name = "deep/er/still/note.txt"
+    assert committed.read_text(name) == FILES[name].decode()
+
+
 def test_an_artifact_outlives_its_store_object(store):
     committed = begin(store).commit({}, 0.0)
     assert ArtifactStore(store.url).find("train", "0123abcd") == committed

@@ -14,6 +14,7 @@ from pipeline.comparison import (
     selection_cells,
     table,
 )
+from pipeline.comparison_curves import loss_curve
 from pipeline.comparison_report import write_comparison
 from pipeline.errors import ConfigError
 from tests.processes import ROOT
@@ -36,6 +37,13 @@ VALUES = {
         },
     },
 }
+
+RECORDS = [
+    {"step": step, "loss": loss, "sparsity": sparsity}
+    for step, loss, sparsity in zip(
+        range(2, 12, 2), (0.9, 0.8, 0.6, 0.5, 0.4), (0.0, 0.5, 0.85, 0.9, 0.9), strict=True
+    )
+]
 
 
 def read(folder, **changes):
@@ -141,7 +149,8 @@ def test_table_plot_and_files_say_the_same(comparison, tmp_path):
         ]
         assert row.mean == pytest.approx(np.mean(values))
         assert row.spread == pytest.approx(np.std(values, ddof=1))
-    write_comparison(tmp_path, comparison, rows, {}, metric="accuracy")
+    curves = {cell: loss_curve(RECORDS) for cell in cells if cell.is_pruned}
+    write_comparison(tmp_path, comparison, rows, {}, curves, metric="accuracy")
     found = json.loads((tmp_path / "comparison.json").read_text())
     assert found["rows"][1]["settings"] == {"train.lr": 0.2}
     with (tmp_path / "comparison.csv").open() as file:
@@ -151,7 +160,32 @@ def test_table_plot_and_files_say_the_same(comparison, tmp_path):
     table_text = (tmp_path / "comparison.md").read_text()
     a = rows[1]
     assert f"| A | {100 * a.mean:.2f} ± {100 * a.spread:.2f} |" in table_text
-    assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    with (tmp_path / "curves.csv").open() as file:
+        points = list(csv.DictReader(file))
+    assert len(points) == len(curves) * len(RECORDS)
+    assert [float(p["loss"]) for p in points[: len(RECORDS)]] == [r["loss"] for r in RECORDS]
+    assert "| B | 0.800 | 0.600 | 0.600 | 0.500 | 0.400 |" in table_text
+    for name in ("comparison.png", "curves.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_loss_is_told_where_the_sparsity_first_reaches_a_level():
+    # 0.9 is reached at step 8; half, three quarters, nine tenths of it before or there.
+    curve = loss_curve(RECORDS)
+    assert curve.losses_at_levels() == (0.8, 0.6, 0.6, 0.5, 0.4)
+
+
+def test_what_a_teacher_adds_to_the_loss_is_left_out():
+    records = [{**r, "loss": 7.0, "task_loss": r["loss"]} for r in RECORDS]
+    assert loss_curve(records) == loss_curve(RECORDS)
+
+
+def test_methods_that_do_not_train_have_no_curves(comparison, tmp_path):
+    chosen = {(m, s): 0 for m in ("A", "B") for s in (0.5, 0.9)}
+    rows = table(comparison, chosen, dict.fromkeys(final_cells(comparison, chosen), 0.5))
+    write_comparison(tmp_path, comparison, rows, {}, {}, metric="accuracy")
+    assert not list(tmp_path.glob("curves.*"))
+    assert "Training loss" not in (tmp_path / "comparison.md").read_text()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "compare").glob("*.yaml")), ids=str)
