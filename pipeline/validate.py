@@ -1,5 +1,6 @@
 """All that can be found wrong with a configuration before anything is started or written."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,13 @@ class Capacity:
         return sum(
             int(min(node_cpus // cpus, node_gpus // gpus if gpus else node_cpus // cpus))
             for node_cpus, node_gpus in self.nodes
+        )
+
+    def __str__(self) -> str:
+        """The nodes for people: the largest first, equal ones counted."""
+        return ", ".join(
+            f"{count} of {cpus:g} CPUs and {gpus:g} GPUs"
+            for (cpus, gpus), count in sorted(Counter(self.nodes).items(), reverse=True)
         )
 
 
@@ -265,8 +273,7 @@ def cluster_problems(cluster: Any, capacity: Capacity) -> list[str]:
     fitting = capacity.num_workers(cluster.cpus_per_worker, cluster.gpus_per_worker)
     if fitting >= cluster.num_workers:
         return []
-    nodes = ", ".join(f"{cpus:g} CPUs and {gpus:g} GPUs" for cpus, gpus in capacity.nodes)
     return [
         f"cluster.num_workers: got {cluster.num_workers} workers of {cluster.cpus_per_worker} CPUs "
-        f"and {cluster.gpus_per_worker} GPUs; the cluster can hold {fitting} (nodes: {nodes})"
+        f"and {cluster.gpus_per_worker} GPUs; the cluster can hold {fitting} (nodes: {capacity})"
     ]

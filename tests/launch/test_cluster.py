@@ -104,7 +104,7 @@ def test_a_gang_that_cannot_be_is_refused_at_once(project, tmp_path, cluster):
     with run_on(project, tmp_path / "runs", cluster) as run:
         code, log = run.end(timeout=120)
     assert code == 2, log
-    assert "the cluster can hold 1 (nodes: 0 CPUs and 0 GPUs, 1 CPUs and 0 GPUs)" in log
+    assert "the cluster can hold 1 (nodes: 1 of 1 CPUs and 0 GPUs, 1 of 0 CPUs and 0 GPUs)" in log
     assert time.monotonic() - since < 90
     assert not (tmp_path / "runs").exists()
 

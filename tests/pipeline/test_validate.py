@@ -1,5 +1,6 @@
 """What is found wrong with a configuration before anything is started or written."""
 
+import itertools
 import re
 import shutil
 
@@ -277,9 +278,15 @@ def test_more_workers_than_the_cluster_holds(config_file):
     problem = only_problem(config_file, *overrides, capacity=TWO_NODES)
     assert problem == (
         "cluster.num_workers: got 4 workers of 2 CPUs and 0 GPUs; the cluster can hold 3 "
-        "(nodes: 4 CPUs and 0 GPUs, 3 CPUs and 0 GPUs)"
+        "(nodes: 1 of 4 CPUs and 0 GPUs, 1 of 3 CPUs and 0 GPUs)"
     )
     assert validate(str(config_file), overrides, None).cluster.num_workers == 4
+
+
+def test_the_nodes_are_told_in_one_order_and_equal_ones_once():
+    nodes = [(8.0, 0.0), (96.0, 8.0), (8.0, 0.0), (96.0, 8.0), (96.0, 8.0)]
+    told = {str(Capacity(nodes=tuple(order))) for order in itertools.permutations(nodes)}
+    assert told == {"3 of 96 CPUs and 8 GPUs, 2 of 8 CPUs and 0 GPUs"}
 
 
 def test_workers_with_gpus_on_a_cluster_without(config_file):
