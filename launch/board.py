@@ -1,13 +1,13 @@
 """The actor that workers of a run post to: its progress, its restarts, and a failure that is final.
 
 What it is told goes to Ray's metrics too, so that Prometheus scrapes it from the actor's node.
+The actor's process imports this file: so nothing heavy is imported here.
 """
 
 from typing import Any
 
 import ray
-
-from launch.cluster import on_this_node
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 PREFIX = "ray_"  # Ray's own, before every name of a metric
 GAUGES = {
@@ -77,6 +77,15 @@ class _Board:
             value = record.get(name.removeprefix("mgpp_"))
             if isinstance(value, int | float):
                 gauge.set(value + 1 if name == "mgpp_step" else value, tags=tags)
+
+
+def on_this_node() -> NodeAffinitySchedulingStrategy:
+    """Return the placement of what must live exactly as long as who starts it.
+
+    Ray may put a task or an actor on any node, and the loss of that node would end the run.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    return NodeAffinitySchedulingStrategy(node_id=here, soft=False)
 
 
 def make_board(run: str) -> Any:

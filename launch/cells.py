@@ -7,8 +7,7 @@ from typing import Any
 import ray
 from rich.console import Console
 
-from launch.board import make_board
-from launch.cluster import on_this_node
+from launch.board import make_board, on_this_node
 from launch.flow import all_done, run_stages
 from launch.progress import describe
 from pipeline.artifacts import ArtifactStore

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError, StageError
@@ -72,15 +71,6 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def on_this_node() -> NodeAffinitySchedulingStrategy:
-    """Return the placement of what must live exactly as long as who starts it.
-
-    Ray may put a task or an actor on any node, and the loss of that node would end the run.
-    """
-    here = ray.get_runtime_context().get_node_id()
-    return NodeAffinitySchedulingStrategy(node_id=here, soft=False)
 
 
 def wait_for_nodes(count: int, timeout: float, address: str | None = None) -> int:

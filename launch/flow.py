@@ -67,7 +67,7 @@ def run_stages(
         config: of the run.
         store: where artifacts go.
         console: where to show the stages as they run; None shows nothing.
-        board: the actor that is told of progress; one of its own for each group of stages unless given.
+        board: the actor that is told of progress; one is made unless given.
 
     Raises:
         ConfigError: if the data shows that the configuration cannot run.
@@ -88,9 +88,8 @@ def run_stages(
                 console.print(f"{stage.name:<9} done before")
         missing = [stage for stage in group if stage.name not in result.artifacts]
         if missing:
-            result.seconds |= _run_missing(
-                missing, config, store, result.artifacts, board or make_board(config.name), console
-            )
+            board = board or make_board(config.name)
+            result.seconds |= _run_missing(missing, config, store, result.artifacts, board, console)
         for stage in missing:
             artifact = store.find(stage.name, stage.key)
             if artifact is None:
@@ -149,7 +148,13 @@ def _run_shown(
 ) -> dict[str, float]:
     """Run stages together; return the wall seconds of each, a gang's start counted to its first."""
     names = [stage.name for stage in stages]
-    with StageDisplay(names, console, lambda: ray.get(board.latest.remote())) as display:
+    _, earlier = ray.get(board.latest.remote())
+
+    def latest() -> Posted:
+        records, notes = ray.get(board.latest.remote())
+        return records, notes[len(earlier) :]
+
+    with StageDisplay(names, console, latest) as display:
         _run_group(stages, config, store, artifacts, board)
     return display.seconds
 

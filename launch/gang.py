@@ -1,15 +1,15 @@
 """Stages on a gang of workers, which Ray Train places and restarts."""
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchTrainer
 
 from launch.cluster import cluster_capacity
-from launch.network import use_node_interface
+from launch.gang_controller import GangConfig, Restarts, last_line
 from launch.worker import work
 from pipeline import config as run_config
 from pipeline.artifacts import Artifact, ArtifactStore
@@ -18,7 +18,6 @@ from pipeline.stage_keys import Stage
 from pipeline.storage import is_local, open_storage
 
 _RAY_FOLDER = "ray"
-_TorchBackend: type = TorchConfig().backend_cls
 
 
 def run_on_gang(
@@ -53,7 +52,7 @@ def run_on_gang(
             fewer = _fewer_workers(config, num_workers)
             if fewer is not None:
                 text = f"goes on with {fewer} workers instead of {num_workers}"
-                ray.get(board.restart.remote("node lost", f"{_line(error)}; {text}"))
+                ray.get(board.restart.remote("node lost", f"{last_line(error)}; {text}"))
                 num_workers = fewer
             elif _is_kept_waiting(error, config.cluster, num_workers):
                 text = f"other work holds the cluster: waits on for {num_workers} workers"
@@ -96,7 +95,7 @@ def _run_once(
             resources_per_worker=resources,
             placement_strategy=cluster.placement,
         ),
-        torch_config=_GangConfig(
+        torch_config=GangConfig(
             backend="nccl" if cluster.gpus_per_worker else "gloo",
             timeout_s=cluster.timeout_seconds,
         ),
@@ -107,7 +106,7 @@ def _run_once(
             failure_config=FailureConfig(
                 max_failures=cluster.max_failures, controller_failure_limit=1
             ),
-            callbacks=[_Restarts(board)],
+            callbacks=[Restarts(board)],
         ),
     )
     try:
@@ -168,45 +167,8 @@ def _told(error: TrainingFailedError, cluster: run_config.ClusterConfig, num_wor
     rank, failure = failures[0]
     return (
         f"workers failed more often than cluster.max_failures ({cluster.max_failures}) allows; "
-        f"rank {rank}: {_line(failure)}. Once the cause is mended, {again}\n{error}"
+        f"rank {rank}: {last_line(failure)}. Once the cause is mended, {again}\n{error}"
     )
-
-
-class _Backend(_TorchBackend):  # type: ignore[misc]
-    """Ray Train's, with the node's own network interface."""
-
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        worker_group.execute(use_node_interface)
-        super().on_start(worker_group, backend_config)
-
-
-@dataclass
-class _GangConfig(TorchConfig):  # type: ignore[misc]
-    """How the workers' process group is made."""
-
-    @property
-    def backend_cls(self) -> type:
-        return _Backend
-
-
-class _Restarts(UserCallback):  # type: ignore[misc]
-    """Tells the board of workers that were lost; Ray Train calls it where it restarts them."""
-
-    def __init__(self, board: Any) -> None:
-        self._board = board
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Post the first worker's end and how many there were."""
-        rank, error = next(iter(worker_exceptions.items()))
-        cause = type(getattr(error, "cause", None) or error).__name__
-        text = f"rank {rank} of {len(worker_exceptions)} that ended: {_line(error)}"
-        self._board.restart.remote(cause, text)
-
-
-def _line(error: BaseException) -> str:
-    """Return an error's last line: Ray puts tracebacks before it."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip()[:300] if lines else type(error).__name__
 
 
 def _arrow(filesystem: Any) -> Any:

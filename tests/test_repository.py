@@ -3,11 +3,12 @@
 import ast
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.processes import ROOT
+from tests.processes import ROOT, run
 
 LAYERS = {"mgpp": 0, "pipeline": 1, "launch": 2}
 FOREIGN_TO_MGPP = {"ray", "transformers", "datasets", "pydantic", "numpy"}
@@ -35,6 +36,22 @@ def test_the_method_needs_torch_alone_and_deepspeed_in_one_file():
         assert not imports_of(path) & FOREIGN_TO_MGPP, path
         if path.name != "deepspeed.py":
             assert "deepspeed" not in imports_of(path), path
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("launch.board", {"torch"}),
+        ("launch.worker", {"torch"}),
+        ("launch.gang_controller", set()),  # Ray Train itself imports torch there
+    ],
+)
+def test_processes_beside_the_workers_import_nothing_heavy(module, heavy):
+    heavy = heavy | {"transformers", "datasets", "deepspeed", "pipeline", "mgpp"}
+    done = run([sys.executable, "-c", f"import sys, {module}; print(*sys.modules)"], timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert module in done.stdout.split()
+    assert not heavy & set(done.stdout.split())
 
 
 def test_the_schema_in_the_repository_is_the_code_s_own():

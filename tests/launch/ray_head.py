@@ -67,12 +67,8 @@ def ray_head(num_cpus: int = 4, env: Mapping[str, str] | None = None) -> Iterato
             _wait_for(head, process, log)
             yield head
         finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait(timeout=10)
+            os.killpg(process.pid, signal.SIGKILL)  # SIGTERM waits long for what is still in use
+            process.wait(timeout=10)
             _kill_all_that_name(folder)
 
 
