@@ -1,10 +1,12 @@
 """The training loss of a comparison's cells while their sparsity rose: points, table, plot."""
 
 import csv
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from pipeline.comparison import Cell
 from pipeline.report_series import Records, smoothed
@@ -87,16 +89,17 @@ def plot_curves(path: Path, name: str, curves: Curves) -> None:
     figure = Figure(figsize=(1.5 + 5.5 * len(sparsities), 5), layout="constrained")
     grid = figure.subplots(2, len(sparsities), squeeze=False, sharex=True, height_ratios=[3, 1])
     for sparsity, top, bottom in zip(sparsities, *grid, strict=True):
-        for method, mine in _by_method(curves, sparsity).items():
-            colour = None
+        styles = itertools.product(("-", "--", ":", "-."), (f"C{i}" for i in range(10)))
+        for (method, mine), (dashes, colour) in zip(
+            _by_method(curves, sparsity).items(), itertools.cycle(styles), strict=False
+        ):
+            look: dict[str, Any] = {
+                "color": colour, "linestyle": dashes, "linewidth": 1.2, "alpha": 0.8
+            }  # fmt: skip
             for i, curve in enumerate(mine):
                 share = [step / curve.steps[-1] for step in curve.steps]
-                label = method if i == 0 else None
-                (line,) = top.plot(
-                    share, curve.smoothed, color=colour, linewidth=1.2, alpha=0.8, label=label
-                )
-                colour = line.get_color()
-                bottom.plot(share, curve.sparsities, color=colour, linewidth=1.2, alpha=0.8)
+                top.plot(share, curve.smoothed, label=method if i == 0 else None, **look)
+                bottom.plot(share, curve.sparsities, **look)
         top.set_yscale("log")
         top.set_title(f"{name}: on the way to {sparsity:.0%}")
         bottom.set_xlabel("share of the steps")
