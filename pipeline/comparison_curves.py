@@ -97,7 +97,7 @@ def plot_curves(path: Path, name: str, curves: Curves) -> None:
                 "color": colour, "linestyle": dashes, "linewidth": 1.2, "alpha": 0.8
             }  # fmt: skip
             for i, curve in enumerate(mine):
-                share = [step / curve.steps[-1] for step in curve.steps]
+                share = [(step + 1) / (curve.steps[-1] + 1) for step in curve.steps]
                 top.plot(share, curve.smoothed, label=method if i == 0 else None, **look)
                 bottom.plot(share, curve.sparsities, **look)
         top.set_yscale("log")
