@@ -120,11 +120,11 @@ def _curves(planned: Sequence[_Planned], store: ArtifactStore) -> dict[Cell, Los
     """Return the training of each cell that pruned while it trained."""
     curves = {}
     for p in planned:
-        for stage in p.run.stages:
-            artifact = store.find(stage.name, stage.key)
-            if stage.name == "prune" and artifact and METRICS_FILE in artifact.files:
-                records = parse_records(artifact.read_text(METRICS_FILE))
-                curves[p.cell] = loss_curve(records["step"])
+        key = next((stage.key for stage in p.run.stages if stage.name == "prune"), None)
+        artifact = store.find("prune", key) if key else None
+        if artifact and METRICS_FILE in artifact.files:
+            records = parse_records(artifact.read_text(METRICS_FILE))
+            curves[p.cell] = loss_curve(records["step"])
     return curves
 
 

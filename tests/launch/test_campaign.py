@@ -59,30 +59,32 @@ def attempts(folder, stage):
 
 @pytest.mark.timeout(900)
 def test_two_campaigns_on_one_store_share_the_work_and_a_failure_stops_neither(project, tmp_path):
+    broken = {"BROKEN": {"prune.method": {"name": "gmp"}, "train.lr": 1e30}}
     methods = {
         "GMP": {"prune.method": {"name": "gmp"}},
-        "BROKEN": {"prune.method": {"name": "gmp"}, "train.lr": 1e30},
+        "MGPP": {"prune.method": {"name": "mgpp"}},
+        **broken,
     }
     path = write(project, tmp_path, methods=methods)
     waiting = json.loads(mgpp(project, "campaign", "status", path, "--json").stdout)
-    assert waiting["counts"] == {"waiting": 3}
+    assert waiting["counts"] == {"waiting": 4}
     with campaign_in_background(path, tmp_path) as other:
         done = mgpp(project, "campaign", path, "--json", timeout=600)
         assert done.returncode == 1, done.stderr[-6000:]
         (error,) = json.loads(done.stdout)["errors"]
-        assert error.startswith("1 of 3 cells failed")
+        assert error.startswith("1 of 4 cells failed")
         assert other.process.wait(timeout=300) == 1, other.log.read_text()[-4000:]
     told = done.stderr + other.log.read_text()
     assert "works on it; waiting" not in done.stdout
     # What is done was done once; what cannot be, was tried by both.
-    assert len(artifacts(tmp_path, "prune")) == 1
+    assert len(artifacts(tmp_path, "prune")) == 2
     assert len(attempts(tmp_path, "data")) == 1
     assert len(attempts(tmp_path, "dense")) == 1
     for folder in artifacts(tmp_path, "prune"):
         assert len(list((tmp_path / "runs" / folder).glob("a-*"))) == 1, told
 
     status = json.loads(mgpp(project, "campaign", "status", path, "--json").stdout)
-    assert status["counts"] == {"done": 2, "failed": 1}
+    assert status["counts"] == {"done": 3, "failed": 1}
     (failed,) = (cell for cell in status["cells"] if cell["state"] == "failed")
     assert failed["title"] == "words BROKEN 50% seed 0"
     assert failed["note"]
@@ -96,7 +98,7 @@ def test_two_campaigns_on_one_store_share_the_work_and_a_failure_stops_neither(p
 
     again = mgpp(project, "campaign", path, "methods.BROKEN.train.lr=1e-3", timeout=300)
     assert again.returncode == 0, again.stderr[-4000:]
-    assert "3 cells, 2 of them done before" in again.stderr
+    assert "4 cells, 3 of them done before" in again.stderr
 
 
 @pytest.mark.torture

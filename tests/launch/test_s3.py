@@ -48,6 +48,8 @@ def test_a_run_on_s3_is_killed_and_goes_on(project, bucket, tmp_path):
     assert "goes on from the checkpoint of step" in resumed.stderr
     summary = json.loads(resumed.stdout)
     assert summary["model"].startswith(f"{storage}/export-")
+    local = mgpp(project, *arguments, f"storage={tmp_path / 'local'}", "--json")
+    assert json.loads(local.stdout)["metrics"] == summary["metrics"]
 
     listed = json.loads(mgpp(project, "store", "ls", storage, "--json").stdout)["entries"]
     assert {entry["stage"]: entry["state"] for entry in listed} == dict.fromkeys(
