@@ -29,7 +29,7 @@ consistency: $(VENV)/dev
 torture: export MGPP_TORTURE_KILLS ?= 24
 torture: $(VENV)/dev
 	$(BIN)/python -m pytest -m torture
-	$(BIN)/python -m pytest tests/pipeline/test_kill.py
+	$(BIN)/python -m pytest tests/pipeline/training/test_kill.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .

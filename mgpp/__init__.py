@@ -4,9 +4,8 @@ The method alone: torch and the standard library. `attach` prunes in a plain tor
 DeepSpeed ZeRO.
 """
 
-from mgpp.allocation import Allocation, Placement
 from mgpp.attaching import PruningConfig, attach, grouped_parameters, parameter_groups
-from mgpp.collectives import Collectives
+from mgpp.masking.allocation import Allocation, Placement
 from mgpp.methods import (
     GMP,
     METHODS,
@@ -28,10 +27,11 @@ from mgpp.methods import (
     settings_of,
 )
 from mgpp.prior import MixtureGaussianPrior, add_prior_grad_, log_prior
+from mgpp.prunable import select_prunable, transposed_weights
 from mgpp.pruner import Pruner, Pruning
 from mgpp.schedule import PruningSchedule, SlabProbAnnealing
-from mgpp.selection import select_prunable, transposed_weights
-from mgpp.shards import Shard
+from mgpp.sharding.collectives import Collectives
+from mgpp.sharding.shards import Shard
 from mgpp.version import __version__
 
 __all__ = [

@@ -7,12 +7,12 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from mgpp.allocation import Placement
 from mgpp.backends import deepspeed, torch
+from mgpp.masking.allocation import Placement
 from mgpp.methods import Method, make_method
+from mgpp.prunable import select_prunable, transposed_weights
 from mgpp.pruner import Pruner
 from mgpp.schedule import PruningSchedule
-from mgpp.selection import select_prunable, transposed_weights
 
 _SCHEDULE_KEYS = ("sparsity", "initial_sparsity", "warmup", "finetune", "interval")
 

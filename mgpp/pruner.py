@@ -7,20 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgpp import stats
-from mgpp.allocation import Allocation, Placement
-from mgpp.choice import Chooser
-from mgpp.collectives import Collectives
-from mgpp.mask import (
+from mgpp.masking.allocation import Allocation, Placement
+from mgpp.masking.mask_search import Chooser
+from mgpp.methods.base import Method
+from mgpp.schedule import PruningSchedule
+from mgpp.sharding import stats
+from mgpp.sharding.bitmask import (
     all_kept,
     count_bits,
     pack_bits,
     unpack_bits,
     zero_where_not_,
 )
-from mgpp.methods.base import Method
-from mgpp.schedule import PruningSchedule
-from mgpp.shards import CHUNK, Shard, check_coverage
+from mgpp.sharding.collectives import Collectives
+from mgpp.sharding.shards import CHUNK, Shard, check_coverage
 
 # A model with fewer zeros among its prunable weights was not pruned; a few happen to be zero anywhere.
 _LEAST_SPARSITY = 0.001

@@ -20,16 +20,16 @@ import deepspeed  # noqa: F401  (before the process group: it looks for an accel
 import torch.distributed as dist
 from omegaconf import OmegaConf
 
-from pipeline.artifacts import Artifact, ArtifactStore
-from pipeline.config import RunConfig, parse_config, read_config
-from pipeline.gang import Gang
-from pipeline.plan import plan_run
-from pipeline.stage_keys import plan_stages
-from pipeline.stages import run_stage
+from pipeline.runs.config import RunConfig, parse_config, read_config
+from pipeline.runs.plan import plan_run
+from pipeline.runs.stage import plan_stages
+from pipeline.runs.stages import run_stage
+from pipeline.runs.validate import validate
+from pipeline.store.artifacts import Artifact, ArtifactStore
 from pipeline.tasks import make_task
-from pipeline.train import train
-from pipeline.validate import validate
-from tests.pipeline.train_worker import InterruptedRunError, StoppingCheckpoints
+from pipeline.training.loop import train
+from pipeline.worker_group import Gang
+from tests.pipeline.training.train_worker import InterruptedRunError, StoppingCheckpoints
 from tests.processes import leave
 from tests.recipe_models import WORDS, family, make_model
 

@@ -52,7 +52,7 @@ optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 """,
     "`transformers.Trainer`": """
 from transformers import Trainer, TrainingArguments
-from pipeline.trainer_callback import PruningCallback
+from mgpp.integrations.transformers import PruningCallback
 arguments = TrainingArguments(
     path, max_steps=num_steps, per_device_train_batch_size=8, use_cpu=True, report_to=[]
 )

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from pipeline.config import parse_config, read_config
 from pipeline.errors import ConfigError
+from pipeline.runs.config import parse_config, read_config
+from pipeline.runs.validate import check_schedule
 from pipeline.tasks import make_task
-from pipeline.validate import check_schedule
 from tests.processes import ROOT, run
 
 pytestmark = pytest.mark.timeout(1000)  # one process runs them all

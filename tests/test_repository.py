@@ -41,9 +41,9 @@ def test_the_method_needs_torch_alone_and_deepspeed_in_one_file():
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
-        ("launch.board", {"torch"}),
-        ("launch.worker", {"torch"}),
-        ("launch.gang_controller", set()),  # Ray Train itself imports torch there
+        ("launch.workers.status_actor", {"torch"}),
+        ("launch.workers.worker", {"torch"}),
+        ("launch.workers.controller", set()),  # Ray Train itself imports torch there
     ],
 )
 def test_processes_beside_the_workers_import_nothing_heavy(module, heavy):
@@ -55,14 +55,14 @@ def test_processes_beside_the_workers_import_nothing_heavy(module, heavy):
 
 
 def test_the_schema_in_the_repository_is_the_code_s_own():
-    from pipeline.config import json_schema
+    from pipeline.runs.config import json_schema
 
     assert json.loads((ROOT / "configs" / "schema.json").read_text()) == json_schema()
 
 
 def test_the_demo_s_configuration_is_valid_on_two_cores():
     os.environ["HF_HUB_OFFLINE"] = "1"
-    from pipeline.validate import Capacity, validate
+    from pipeline.runs.validate import Capacity, validate
 
     demo = validate(str(ROOT / "configs" / "demo.yaml"), [], Capacity(nodes=((2.0, 0.0),)))
     assert demo.prune.sparsity == 0.9

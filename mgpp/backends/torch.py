@@ -8,12 +8,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
-from mgpp.allocation import Placement
-from mgpp.collectives import Collectives
+from mgpp.masking.allocation import Placement
 from mgpp.methods.base import Method
 from mgpp.pruner import Pruner
 from mgpp.schedule import PruningSchedule
-from mgpp.shards import Shard
+from mgpp.sharding.collectives import Collectives
+from mgpp.sharding.shards import Shard
 
 
 def attach(

@@ -12,13 +12,13 @@ from mgpp.methods.gmp import GMP
 from mgpp.methods.mgpp import MGPP
 from mgpp.methods.mgpp_saliency import MGPPSaliency
 from mgpp.methods.movement import Movement
-from mgpp.methods.one_shot import OneShotMethod, PrunedMatrix
+from mgpp.methods.one_shot.base import OneShotMethod, PrunedMatrix
+from mgpp.methods.one_shot.sparsegpt import SparseGPT
+from mgpp.methods.one_shot.wanda import Wanda
 from mgpp.methods.pins import PINS
 from mgpp.methods.platon import PLATON
 from mgpp.methods.soft_movement import SoftMovement
 from mgpp.methods.sparse_transfer import SparseTransfer
-from mgpp.methods.sparsegpt import SparseGPT
-from mgpp.methods.wanda import Wanda
 
 _Kind = TypeVar("_Kind", Method, OneShotMethod)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mgpp.schedule import PruningSchedule
-from mgpp.shards import Shard
+from mgpp.sharding.shards import Shard
 
 
 def setting(default: Any, description: str, **limits: float) -> Any:

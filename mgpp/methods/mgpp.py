@@ -8,7 +8,7 @@ from torch import Tensor
 from mgpp.methods.base import Method, setting
 from mgpp.prior import MixtureGaussianPrior, add_prior_grad_, shrink_
 from mgpp.schedule import PruningSchedule, SlabProbAnnealing
-from mgpp.shards import Shard
+from mgpp.sharding.shards import Shard
 
 
 @dataclass(kw_only=True, eq=False)

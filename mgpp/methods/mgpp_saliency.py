@@ -8,7 +8,7 @@ from torch import Tensor
 from mgpp.methods.base import setting
 from mgpp.methods.mgpp import MGPP
 from mgpp.schedule import PruningSchedule
-from mgpp.shards import CHUNK, Shard
+from mgpp.sharding.shards import CHUNK, Shard
 
 
 @dataclass(kw_only=True, eq=False)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mgpp.methods.base import Method
 from mgpp.schedule import PruningSchedule
-from mgpp.shards import CHUNK, Shard
+from mgpp.sharding.shards import CHUNK, Shard
 
 
 @dataclass(kw_only=True, eq=False)

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mgpp.methods import smoothing
+from mgpp.methods import moving_average
 from mgpp.methods.base import Method, setting
 from mgpp.schedule import PruningSchedule
-from mgpp.shards import CHUNK, Shard
+from mgpp.sharding.shards import CHUNK, Shard
 
 
 @dataclass(kw_only=True, eq=False)
@@ -26,7 +26,7 @@ class PINS(Method):
 
     name = "pins"
     title = "PINS"
-    state_names = smoothing.STATE_NAMES
+    state_names = moving_average.STATE_NAMES
 
     beta1: float = setting(0.85, "Decay of the smoothed importance.", ge=0, lt=1)
     beta2: float = setting(0.99, "Decay of its smoothed uncertainty.", ge=0, lt=1)
@@ -35,10 +35,10 @@ class PINS(Method):
         """Take in |lr grad^2 - w grad|, w before its update; the gradient is left as it is."""
         pairs = zip(shard.chunks(), shard.grad.split(CHUNK), strict=True)
         values = ((self.lr * grad).sub_(weight).mul_(grad).abs_() for weight, grad in pairs)
-        smoothing.take_in(
+        moving_average.take_in(
             self.state(shard), values, step, schedule, beta1=self.beta1, beta2=self.beta2
         )
 
     def score(self, shard: Shard) -> Tensor:
         """Return smoothed importance times uncertainty."""
-        return smoothing.upper_bound(self.state(shard))
+        return moving_average.upper_bound(self.state(shard))

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mgpp.methods import smoothing
+from mgpp.methods import moving_average
 from mgpp.methods.base import Method, setting
 from mgpp.schedule import PruningSchedule
-from mgpp.shards import CHUNK, Shard
+from mgpp.sharding.shards import CHUNK, Shard
 
 
 @dataclass(kw_only=True, eq=False)
@@ -19,7 +19,7 @@ class PLATON(Method):
 
     name = "platon"
     title = "PLATON"
-    state_names = smoothing.STATE_NAMES
+    state_names = moving_average.STATE_NAMES
 
     beta1: float = setting(0.85, "Decay of the smoothed sensitivity.", ge=0, lt=1)
     beta2: float = setting(0.95, "Decay of its smoothed uncertainty.", ge=0, lt=1)
@@ -28,10 +28,10 @@ class PLATON(Method):
         """Take in |w grad|, w after its update."""
         pairs = zip(shard.chunks(), shard.grad.split(CHUNK), strict=True)
         sensitivities = ((weight * grad).abs_() for weight, grad in pairs)
-        smoothing.take_in(
+        moving_average.take_in(
             self.state(shard), sensitivities, step, schedule, beta1=self.beta1, beta2=self.beta2
         )
 
     def score(self, shard: Shard) -> Tensor:
         """Return smoothed sensitivity times uncertainty (eq. 9)."""
-        return smoothing.upper_bound(self.state(shard))
+        return moving_average.upper_bound(self.state(shard))

@@ -9,7 +9,7 @@ from torch import Tensor
 from mgpp.methods.base import setting
 from mgpp.methods.movement import Movement, signed_float
 from mgpp.schedule import PruningSchedule
-from mgpp.shards import CHUNK, Shard
+from mgpp.sharding.shards import CHUNK, Shard
 
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
 

@@ -11,9 +11,9 @@ from pydantic import model_validator
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.answer_spans import Offsets, answer_tokens, best_span, exact_match_and_f1
 from pipeline.errors import ConfigError
 from pipeline.section import NotNegative, Positive
+from pipeline.tasks.answer_spans import Offsets, answer_tokens, best_span, exact_match_and_f1
 from pipeline.tasks.base import Metrics, Predictions, Task, TaskConfig, TokenizedData
 
 _COLUMNS = ("question", "context", "answers")

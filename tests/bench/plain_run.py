@@ -9,11 +9,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch.distributed as dist
 
-from pipeline.artifacts import Artifact, ArtifactStore
-from pipeline.gang import Gang
-from pipeline.stage_keys import plan_stages
-from pipeline.stages import run_stage
-from pipeline.validate import validate
+from pipeline.runs.stage import plan_stages
+from pipeline.runs.stages import run_stage
+from pipeline.runs.validate import validate
+from pipeline.store.artifacts import Artifact, ArtifactStore
+from pipeline.worker_group import Gang
 from tests.processes import leave
 
 

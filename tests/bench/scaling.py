@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mgpp import MGPP, Collectives, Pruner, PruningSchedule, Shard
-from tests.mgpp.sharding import contiguous_shards, run_ranks
+from tests.mgpp.ranks import contiguous_shards, run_ranks
 
 SHAPES = [(512, 512)] * 8
 SCHEDULE = PruningSchedule(

@@ -21,8 +21,8 @@ from transformers import AutoModelForSequenceClassification
 
 from mgpp import MGPP, PruningSchedule, grouped_parameters, select_prunable
 from mgpp.backends.deepspeed import attach
-from pipeline.sources import resolve_path
-from pipeline.zero import ZeroConfig, deepspeed_config, init_deepspeed
+from pipeline.store.locations import resolve_path
+from pipeline.training.deepspeed import ZeroConfig, deepspeed_config, init_deepspeed
 from tests.bench.threshold import peak_bytes
 from tests.memory import held_bytes
 from tests.processes import leave

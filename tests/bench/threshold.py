@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mgpp import Collectives, Shard
-from mgpp.threshold import find_cut
+from mgpp.masking.threshold import find_cut
 
 NUM_MATRICES, SHAPE, SPARSITY, ROUNDS = 36, (768, 3072), 0.9, 9
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import mgpp
-from pipeline.planted import (
+from tests.consistency.planted import (
     KNOWN,
     NOISE,
     draw_samples,

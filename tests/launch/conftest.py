@@ -9,7 +9,7 @@ import yaml
 from ray.cluster_utils import Cluster
 from transformers import AutoModelForSequenceClassification, BertConfig, BertTokenizerFast
 
-from tests.launch.driver import LONGER, outcome, run_in_background
+from tests.launch.runs import LONGER, outcome, run_in_background
 from tests.processes import MGPP, run
 
 SYLLABLES = ["ba", "do", "ke", "lu", "mi", "no", "pa", "ri", "so", "tu"]

@@ -6,7 +6,7 @@ from torch import nn
 
 from mgpp import GMP, MGPP, Pruner, PruningSchedule
 from mgpp.backends.torch import attach
-from tests.mgpp.sharding import contiguous_shards, per_weight_shards, run_ranks
+from tests.mgpp.ranks import contiguous_shards, per_weight_shards, run_ranks
 
 SCHEDULE = PruningSchedule(
     num_steps=12,

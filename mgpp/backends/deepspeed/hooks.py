@@ -5,7 +5,6 @@ from typing import Any
 
 from torch import nn
 
-from mgpp.allocation import Placement
 from mgpp.backends.deepspeed.layout import (
     Layout,
     collective_device,
@@ -14,10 +13,11 @@ from mgpp.backends.deepspeed.layout import (
     layout_of,
 )
 from mgpp.backends.deepspeed.refusals import refuse_unsupported
-from mgpp.collectives import Collectives
+from mgpp.masking.allocation import Placement
 from mgpp.methods.base import Method
 from mgpp.pruner import Pruner
 from mgpp.schedule import PruningSchedule
+from mgpp.sharding.collectives import Collectives
 
 
 def attach(

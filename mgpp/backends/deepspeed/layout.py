@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mgpp.shards import Shard
+from mgpp.sharding.shards import Shard
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,89 @@
+"""The commands of clusters: `mgpp cluster render`, `mgpp cluster wait`."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launch.cli.output import AsJson, Overrides, raise_for, reported_errors
+
+app = typer.Typer(no_args_is_help=True, help="Files that start a cluster, and waiting for one.")
+
+
+@app.command()
+def render(
+    target: Annotated[str, typer.Argument(help="ray-up, kuberay, slurm or skypilot.")],
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file to run there.")],
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(help="Machines that train.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(help="GPUs of each.")] = 0,
+    cpus_per_node: Annotated[int, typer.Option(help="Cores of each.")] = 16,
+    memory_gib: Annotated[int, typer.Option(help="Memory of each.")] = 64,
+    image: Annotated[str | None, typer.Option(help="Container image with mgpp in it.")] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="More of the cluster, such as partition=gpu."
+        ),
+    ] = None,
+    campaign: Annotated[bool, typer.Option("--campaign", help="CONFIG is a campaign's.")] = False,
+    output: Annotated[str, typer.Option(help="Folder for the files.")] = ".",
+    as_json: AsJson = False,
+) -> None:
+    """Write the files that start a cluster and run a configuration on it.
+
+    --set takes every key of the description: name, shared_memory_gib, install, retries, elastic, claim
+    (kuberay); provider, region, instance_type, head_ip, worker_ips, ssh_user (ray-up); gpu_type
+    (skypilot); partition, time_limit, setup (slurm); port.
+    """
+    with reported_errors(as_json) as emit:
+        from launch.cluster.render import TARGETS, describe_cluster, render_cluster
+        from pipeline.runs.config import read_config
+
+        if target not in TARGETS:
+            raise_for([f"TARGET: got {target!r}; allowed are {', '.join(TARGETS)}"])
+        changes = list(overrides or [])
+        own = str(read_config(config, changes)[0].get("name", "mgpp"))
+        description = describe_cluster(
+            {
+                "name": own.lower().replace("_", "-").replace(".", "-"),
+                "nodes": nodes,
+                "gpus_per_node": gpus_per_node,
+                "cpus_per_node": cpus_per_node,
+                "memory_gib": memory_gib,
+                **({"image": image} if image else {}),
+            },
+            more or [],
+        )
+        command = "campaign" if campaign else "run"
+        files = render_cluster(target, description, config, changes, command=command)  # type: ignore[arg-type]
+        folder = Path(output)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, text in files.items():
+            (folder / file).write_text(text, encoding="utf-8")
+            if not as_json:
+                typer.echo(str(folder / file))
+        emit({"status": "written", "files": [str(folder / file) for file in files]})
+
+
+@app.command()
+def wait(
+    nodes: Annotated[int, typer.Option(min=1, help="How many nodes are waited for.")] = 1,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds.")] = 300.0,
+    address: Annotated[str | None, typer.Option(help="Of the cluster [RAY_ADDRESS].")] = None,
+) -> None:
+    """Wait until so many nodes of a cluster are there."""
+    with reported_errors(as_json=False):
+        from launch.cluster.connect import wait_for_nodes
+
+        there = wait_for_nodes(nodes, timeout, address)
+        typer.echo(f"{there} nodes are there")
+
+
+@app.command()
+def dashboard() -> None:
+    """Print the Grafana dashboard of runs (JSON), for Prometheus where Ray's metrics are scraped."""
+    typer.echo(
+        (files("launch.cluster") / "templates" / "grafana-dashboard.json").read_text().rstrip()
+    )

@@ -1,0 +1,182 @@
+"""The commands of jobs on a cluster: `mgpp submit`, `jobs`, `logs`, `stop`."""
+
+import sys
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from launch.cli.output import (
+    AsJson,
+    Overrides,
+    reported_errors,
+    screen,
+)
+
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="The cluster's dashboard, such as http://127.0.0.1:8265 [RAY_API_SERVER_ADDRESS]."
+    ),
+]
+JobName = Annotated[
+    str, typer.Argument(metavar="JOB", help="Submission id, as `mgpp jobs` shows it.")
+]
+
+
+def submit(
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="YAML file of a run or campaign.")
+    ],
+    overrides: Overrides = None,
+    address: Address = None,
+    campaign: Annotated[bool, typer.Option("--campaign", help="CONFIG is a campaign's.")] = False,
+    working_dir: Annotated[
+        str, typer.Option(help="Folder that is shipped; CONFIG lies in it, the job runs in a copy.")
+    ] = ".",
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(help="What of it is not shipped, as in .gitignore; repeatable."),
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Do not wait for the job's end.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a configuration as a job on a Ray cluster, show its log, and exit as it did.
+
+    A run that is under way there already is followed, not started again.
+    """
+    with reported_errors(as_json) as emit:
+        from launch.cluster import jobs
+
+        submission = jobs.make_submission(
+            config,
+            list(overrides or []),
+            command="campaign" if campaign else "run",
+            working_dir=working_dir,
+            excludes=exclude or [],
+        )
+        client = jobs.connect(address)
+        job, was_there = jobs.submit(client, submission)
+        typer.echo(
+            f"{job} {'runs already; this follows it' if was_there else 'submitted'}", err=True
+        )
+        if detach:
+            if not as_json:
+                typer.echo(job)
+            emit({"status": "submitted", "job": job})
+            return
+        _end(jobs.follow(client, job, _write), job, emit)
+
+
+def logs(
+    job: JobName,
+    address: Address = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
+) -> None:
+    """Show a job's log."""
+    with reported_errors(as_json=False) as emit:
+        from launch.cluster import jobs
+
+        client = jobs.connect(address)
+        jobs.find_job(client, job)
+        if follow:
+            _end(jobs.follow(client, job, _write), job, emit)
+        else:
+            _write(client.get_job_logs(job))
+
+
+def stop(
+    job: JobName,
+    address: Address = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for its end.")] = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """Stop a job; what it saved is kept, and submitting it again goes on from there."""
+    with reported_errors(as_json) as emit:
+        from launch.cluster import jobs
+
+        client = jobs.connect(address)
+        jobs.find_job(client, job)
+        client.stop_job(job)
+        outcome = jobs.wait(client, job, timeout)
+        tail = [
+            line for line in client.get_job_logs(job).splitlines() if line.startswith("stopped:")
+        ]
+        told = tail[-1] if tail else f"it had ended before: {outcome.status}"
+        if not as_json:
+            typer.echo(f"{job}  {told}")
+        emit({"status": outcome.status, "job": job, "message": told})
+
+
+def list_jobs(address: Address = None, as_json: AsJson = False) -> None:
+    """List the jobs that mgpp submitted to a cluster."""
+    with reported_errors(as_json) as emit:
+        from launch.cluster import jobs
+
+        found = jobs.our_jobs(jobs.connect(address))
+        if not as_json:
+            table = Table()
+            for name in ("job", "status", "started, UTC", "minutes", "command"):
+                table.add_column(name, justify="right" if name == "minutes" else "left")
+            for job in found:
+                table.add_row(
+                    job.submission_id,
+                    str(job.status),
+                    _time(job.start_time),
+                    _minutes(job),
+                    job.entrypoint,
+                )
+            screen().print(table)
+        emit(
+            {
+                "status": "listed",
+                "jobs": [
+                    {
+                        "job": job.submission_id,
+                        "status": str(job.status),
+                        "started": job.start_time,
+                        "ended": job.end_time,
+                        "command": job.entrypoint,
+                        "exit_code": job.driver_exit_code,
+                    }
+                    for job in found
+                ],
+            }
+        )
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands to the top level."""
+    app.command()(submit)
+    app.command("jobs")(list_jobs)
+    app.command()(logs)
+    app.command()(stop)
+
+
+def _end(outcome: Any, job: str, emit: Any) -> None:
+    """Exit as the job did."""
+    emit({"status": outcome.status, "job": job, "exit_code": outcome.exit_code})
+    if outcome.exit_code:
+        typer.echo(f"{job} {outcome.status}: {outcome.message}", err=True)
+        raise typer.Exit(outcome.exit_code)
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _time(milliseconds: int | None) -> str:
+    if not milliseconds:
+        return "-"
+    return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M}"
+
+
+def _minutes(job: Any) -> str:
+    if not job.start_time:
+        return "-"
+    end = job.end_time / 1000 if job.end_time else datetime.now(UTC).timestamp()
+    return f"{(end - job.start_time / 1000) / 60:.1f}"

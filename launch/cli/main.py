@@ -1,0 +1,277 @@
+"""The command line: `mgpp run`, `validate`, `plan`, `compare`, `show`, `schema`, and the groups."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from launch.cli import campaign, cluster, jobs, store
+from launch.cli.output import (
+    AsJson,
+    Overrides,
+    narrator,
+    raise_for,
+    reported_errors,
+    screen,
+    size_text,
+)
+from mgpp.version import __version__
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Prune large pretrained transformers under a mixture-Gaussian prior.",
+)
+jobs.add_to(app)
+app.add_typer(campaign.app, name="campaign")
+app.add_typer(cluster.app, name="cluster")
+app.add_typer(store.app, name="store")
+
+ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file of the run.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"mgpp {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Run all stages that are not done: data, dense, prune, evaluate, export, report."""
+    with reported_errors(as_json) as emit:
+        from launch.cli.signals import told_when_stopped
+        from launch.cluster.connect import cluster_capacity, connected, local_capacity
+        from launch.driver.run import all_done, run_stages
+        from pipeline.runs.stage import plan_stages
+        from pipeline.runs.validate import cluster_problems, validate
+        from pipeline.store.artifacts import ArtifactStore
+        from pipeline.store.storage import absolute_url, storage_problems
+
+        console = narrator()
+        changes = list(overrides or [])
+        joins = _joins_a_cluster(config, changes)
+        settings = validate(config, changes, None if joins else local_capacity())
+        store = ArtifactStore(absolute_url(settings.storage))
+        stages = plan_stages(settings)  # once: it reads the model's files through
+        if all_done(stages, store):
+            result = run_stages(stages, settings, store, console)
+        else:
+            raise_for(storage_problems(store.url))
+            with connected(settings.cluster):
+                if joins:
+                    raise_for(cluster_problems(settings.cluster, cluster_capacity()))
+                with told_when_stopped(stages, store):
+                    result = run_stages(stages, settings, store, console)
+        summary = result.summary()
+        if not as_json:
+            screen().print(_table(summary, result.artifacts))
+            typer.echo(f"model   {summary['model']}\nreport  {summary['report']}")
+        emit(summary)
+
+
+@app.command()
+def validate(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Check a configuration, its model, its data and the room for its workers; start nothing."""
+    with reported_errors(as_json) as emit:
+        from launch.cluster.connect import local_capacity
+        from pipeline.runs.stage import plan_stages
+        from pipeline.runs.validate import validate as check
+        from pipeline.store.storage import storage_problems
+
+        changes = list(overrides or [])
+        joins = _joins_a_cluster(config, changes)
+        settings = check(config, changes, None if joins else local_capacity())
+        raise_for(storage_problems(settings.storage))
+        keys = {stage.name: stage.key for stage in plan_stages(settings)}
+        if not as_json:
+            typer.echo(f"{config} is valid")
+            for name, key in keys.items():
+                typer.echo(f"  {name:<9} {key}")
+        emit({"status": "valid", "keys": keys})
+
+
+@app.command()
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    gpu_memory_gib: Annotated[
+        float | None, typer.Option(min=0, help="Memory of a worker's device: does it fit?")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what a run will take of each worker: memory, bytes sent, checkpoints; start nothing."""
+    with reported_errors(as_json) as emit:
+        from dataclasses import asdict
+
+        from pipeline.errors import ConfigError
+        from pipeline.runs.config import parse_config, read_config
+        from pipeline.runs.plan import plan_run
+        from pipeline.runs.upstream import resolve_upstream
+
+        values, problems = read_config(config, list(overrides or []))
+        if not problems:
+            values, problems = resolve_upstream(values)
+        if problems:
+            raise ConfigError(problems)
+        settings = parse_config(values)
+        found = plan_run(settings)
+        room = None if gpu_memory_gib is None else gpu_memory_gib * 2**30
+        fits = None if room is None else found.device_total <= room
+        if not as_json:
+            screen().print(_plan_table(settings, found, room))
+        totals = {"device_total": found.device_total, "host_total": found.host_total}
+        emit({"status": "planned", **asdict(found), **totals, "fits": fits})
+
+
+@app.command()
+def compare(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Compare methods on one budget: choose their settings, run every cell, write table and plot."""
+    with reported_errors(as_json) as emit:
+        from launch.cluster.connect import cluster_capacity, connected, local_capacity
+        from launch.driver.compare import plan_cells, run_comparison
+        from pipeline.campaigns.comparison_report import MARKDOWN_FILE
+        from pipeline.campaigns.selection import final_cells, first_candidates, read_comparison
+        from pipeline.runs.validate import cluster_problems, validate
+        from pipeline.store.maintenance import usable_store
+
+        comparison = read_comparison(config, list(overrides or []))
+        store = usable_store(comparison.storage)
+        joins = _joins_a_cluster(comparison.recipe, [])
+        fewest = {"seeds": comparison.seeds[:1], "sparsities": comparison.sparsities[:1]}
+        once = comparison.model_copy(update=fewest)
+        cells = final_cells(once, first_candidates(once))
+        for cell in cells:  # one of each method; seeds and sparsities change nothing of it
+            validate(comparison.recipe, cell.overrides, None if joins else local_capacity())
+        settings = plan_cells(once, cells[:1])[0].run.config
+        with connected(settings.cluster):
+            if joins:
+                raise_for(cluster_problems(settings.cluster, cluster_capacity()))
+            made = run_comparison(comparison, store, narrator())
+        if not as_json:
+            typer.echo((made.path / MARKDOWN_FILE).read_text(encoding="utf-8"))
+            typer.echo(f"table and plot  {made.url}")
+        emit({"status": "done", "url": made.url, **made.metrics})
+
+
+@app.command()
+def show(
+    artifact: Annotated[str, typer.Argument(help="Folder of an artifact, local or a URL.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show what an artifact holds and what went into it."""
+    with reported_errors(as_json) as emit:
+        from pipeline.errors import ConfigError
+        from pipeline.store.artifacts import open_artifact
+
+        try:
+            found = open_artifact(artifact)
+        except FileNotFoundError as error:
+            raise ConfigError([str(error)]) from error
+        values = dict(vars(found))
+        if not as_json:
+            from omegaconf import OmegaConf
+
+            files = {name: entry["bytes"] for name, entry in found.files.items()}
+            typer.echo(OmegaConf.to_yaml(OmegaConf.create({**values, "files": files})).rstrip())
+        emit(values)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a configuration file, for editors."""
+    from pipeline.runs.config import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def _table(summary: dict[str, Any], artifacts: dict[str, Any]) -> Table:
+    """Return the closing table: metrics, sparsity, sizes, seconds."""
+    metrics, sizes = summary["metrics"], summary["bytes"]
+    table = Table(title=f"{artifacts['export'].params['name']}", title_justify="left")
+    table.add_column("")
+    table.add_column("dense", justify="right")
+    table.add_column("pruned", justify="right")
+    dense = metrics.get("dense", {})
+    for name, value in metrics["pruned"].items():
+        table.add_row(name, f"{dense[name]:.4f}" if name in dense else "-", f"{value:.4f}")
+    figures = artifacts["export"].metrics
+    counts = f"{figures['num_zeros']:,} of {figures['num_prunable']:,}"
+    table.add_row("sparsity", "0.00%", f"{summary['sparsity']:.2%} ({counts})")
+    table.add_row(
+        "size on disk", *(_megabytes(sizes.get(k)) for k in ("dense model", "pruned model"))
+    )
+    table.add_section()
+    for name, seconds in summary["seconds"].items():
+        table.add_row(
+            f"{name}, seconds", "", "done before" if name in summary["cached"] else f"{seconds:.1f}"
+        )
+    table.add_row("all, seconds", "", f"{sum(summary['seconds'].values()):.1f}")
+    return table
+
+
+def _plan_table(settings: Any, found: Any, room: float | None) -> Table:
+    """Return what a run will take, for people."""
+    zero, cluster = settings.zero, settings.cluster
+    table = Table(
+        title=f"{settings.name}: {found.num_parameters:,} parameters, {found.num_prunable:,} prunable; "
+        f"ZeRO {zero.stage}, {zero.precision}, {cluster.num_workers} workers",
+        title_justify="left",
+        min_width=60,
+    )
+    table.add_column("of each worker")
+    table.add_column("", justify="right")
+    for name, size in found.device.items():
+        table.add_row(name, size_text(size))
+    table.add_row("device, all", size_text(found.device_total))
+    if room is not None:
+        fits = "fits" if found.device_total <= room else "DOES NOT FIT"
+        table.add_row("device, there is", f"{size_text(room)}  {fits}")
+    if found.host:
+        table.add_section()
+        for name, size in found.host.items():
+            table.add_row(f"host: {name}", size_text(size))
+        table.add_row("host, all", size_text(found.host_total))
+    table.add_section()
+    table.add_row("sent a step", size_text(found.sent_per_step))
+    table.add_row("sent a pruning, at most", size_text(found.sent_per_pruning))
+    table.add_row("a checkpoint, all workers", size_text(found.checkpoint))
+    return table
+
+
+def _joins_a_cluster(config: str, overrides: list[str]) -> bool:
+    """Tell whether the run joins a cluster, from a file that may yet turn out wrong."""
+    from pipeline.runs.config import read_config
+
+    cluster = read_config(config, overrides)[0].get("cluster")
+    address = cluster.get("address") if isinstance(cluster, dict) else None
+    return bool(address or os.environ.get("RAY_ADDRESS"))
+
+
+def _megabytes(size: int | None) -> str:
+    return "-" if size is None else f"{size / 1e6:,.1f} MB"
+
+
+def _use_token() -> None:
+    """Show the token of this machine if it has one, as Ray's own commands do and its job client does not.
+
+    Before Ray is imported, for it looks once.
+    """
+    kept = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
+    if os.environ.get("RAY_AUTH_TOKEN") or Path(kept).is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def main() -> None:
+    """Run the command line."""
+    _use_token()
+    sys.path.append(str(Path.cwd()))  # functions that a configuration names may lie here
+    app()

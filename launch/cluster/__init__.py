@@ -1,0 +1,1 @@
+"""Ray clusters: connecting to one, jobs on one, the files that start one."""

@@ -1,0 +1,133 @@
+"""The Ray cluster of a run: one started here, or one joined; and what it can hold."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from pipeline.errors import ConfigError, StageError
+from pipeline.runs.config import ClusterConfig
+from pipeline.runs.validate import Capacity
+
+
+def local_capacity() -> Capacity:
+    """Return what a cluster started on this machine would have."""
+    import torch
+
+    cpus = len(os.sched_getaffinity(0))
+    return Capacity(nodes=((float(cpus), float(torch.cuda.device_count())),))
+
+
+def address_of(cluster: ClusterConfig) -> str | None:
+    """Return the address of the cluster that a run joins; None where it starts one."""
+    return cluster.address or os.environ.get("RAY_ADDRESS")
+
+
+@contextmanager
+def connected(cluster: ClusterConfig) -> Iterator[None]:
+    """Join the configured cluster, or start one here, for as long as the block runs.
+
+    Raises:
+        ConfigError: if there is no cluster at the address.
+        StageError: if none can be started here.
+    """
+    quiet = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
+    # Functions that a configuration names may lie in the folder the command was given in.
+    path = os.pathsep.join([str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {"env_vars": {"PYTHONPATH": path, **passed_on()}}
+    address = address_of(cluster)
+    # Inside a submitted job the environment is the one it was submitted with.
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    settings = {
+        "address": address or "local",  # None would join whatever Ray runs on this machine
+        "include_dashboard": None if address else False,
+        "log_to_driver": False,
+        "logging_level": "error",
+        "runtime_env": None if in_job else environment,
+    }
+    try:
+        try:
+            ray.init(**settings)
+        except Exception as error:
+            if address or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            ray.init(**settings)  # the machine was too busy for Ray's own half minute: once more
+    except Exception as error:  # Ray raises plain ones too
+        if address:
+            raise ConfigError(
+                [f"cluster.address: cannot join a Ray cluster at {address!r}: {error}"]
+            ) from error
+        raise StageError(
+            f"Ray did not start on this machine: {error} Give the same command again when the machine is "
+            "less busy, or start Ray yourself (ray start --head) and set cluster.address: auto"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def wait_for_nodes(count: int, timeout: float, address: str | None = None) -> int:
+    """Wait until a cluster has so many nodes; return how many there are.
+
+    Args:
+        count: how many are waited for.
+        timeout: seconds.
+        address: of the cluster; RAY_ADDRESS unless given.
+
+    Raises:
+        ConfigError: if no address is given.
+        StageError: if they are not there in time.
+    """
+    address = address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        raise ConfigError(["--address: missing, and RAY_ADDRESS is not set"])
+    deadline, found = time.monotonic() + timeout, "no cluster"
+    while True:
+        try:
+            ray.init(address, log_to_driver=False, logging_level="error")
+        except Exception as error:  # noqa: BLE001  # Ray raises plain ones too
+            found = f"no cluster: {' '.join(str(error).split())[:300]}"
+        else:
+            while True:
+                there = sum(1 for node in ray.nodes() if node["Alive"])
+                if there >= count or time.monotonic() > deadline:
+                    break
+                time.sleep(1.0)
+            ray.shutdown()
+            if there >= count:
+                return there
+            found = f"{there} nodes"
+        if time.monotonic() > deadline:
+            raise StageError(f"{count} nodes were not at {address} within {timeout:g} s: {found}")
+        time.sleep(1.0)
+
+
+def cluster_capacity() -> Capacity:
+    """Return what the joined cluster has now, node by node."""
+    return Capacity(
+        nodes=tuple(
+            (node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+            for node in ray.nodes()
+            if node["Alive"]
+        )
+    )
+
+
+def passed_on() -> dict[str, str]:
+    """Return settings of this process that workers need too; no secrets among them."""
+    names = (
+        "HF_HUB_OFFLINE",
+        "HF_HOME",
+        "HF_DATASETS_OFFLINE",
+        "MGPP_DEEPSPEED_SHM",
+        "TORCH_EXTENSIONS_DIR",
+        "DS_ACCELERATOR",
+    )
+    return {name: os.environ[name] for name in names if name in os.environ}

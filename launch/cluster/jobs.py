@@ -1,0 +1,252 @@
+"""Runs as Ray jobs: submitted to a cluster, followed to their end, listed, stopped."""
+
+import asyncio
+import hashlib
+import json
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.cluster.connect import passed_on
+from pipeline.errors import ConfigError, StageError
+from pipeline.runs.config import parse_config, read_config
+from pipeline.runs.upstream import RUN
+
+PREFIX = "mgpp-"
+# What a job never needs, whatever .gitignore says; Ray leaves out what .gitignore names.
+EXCLUDES = (".git/", ".venv/", "**/__pycache__/", "*.pyc", ".mypy_cache/", ".ruff_cache/")
+STOP_SECONDS = 30  # Ray's own 3 s are short for leases on remote storage
+_POLL_SECONDS = 1.0
+_AGENT_SECONDS = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """A job to be submitted.
+
+    Attributes:
+        name: of the run, and a hash of its settings: what is the same run has the same name.
+        entrypoint: the shell command of the job.
+        runtime_env: what Ray ships to the cluster.
+    """
+
+    name: str
+    entrypoint: str
+    runtime_env: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a job ended.
+
+    Attributes:
+        status: Ray's word: SUCCEEDED, FAILED, STOPPED.
+        exit_code: of the command; 0 only if it succeeded.
+        message: Ray's, for people.
+    """
+
+    status: str
+    exit_code: int
+    message: str
+
+
+def make_submission(
+    config: str,
+    overrides: Sequence[str],
+    *,
+    command: str = "run",
+    working_dir: str = ".",
+    excludes: Sequence[str] = (),
+) -> Submission:
+    """Check what can be checked from here, and return the job.
+
+    Args:
+        config: YAML file within `working_dir`: of a run, or of a campaign where that is the command.
+        overrides: `key=value` changes to it.
+        command: of mgpp.
+        working_dir: the folder that is shipped; the job runs in a copy of it.
+        excludes: what of it is not needed, as in .gitignore.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    root, file = Path(working_dir).resolve(), Path(config).resolve()
+    if not file.is_relative_to(root):
+        raise ConfigError([f"{config}: must lie in the folder that is shipped, {root}"])
+    values, problems = read_config(config, overrides)
+    if problems:
+        raise ConfigError(problems)
+    if command == "run":
+        storage, name = _check_run(values)
+    else:
+        from pipeline.campaigns.grid import read_campaign
+
+        campaign = read_campaign(config, overrides)
+        storage, name = campaign.storage, campaign.name
+    if "://" not in storage and not Path(storage).is_absolute():
+        raise ConfigError(
+            [
+                f"storage: got {storage!r}, which would lie in the job's temporary folder; give an "
+                "absolute path that all nodes share, or a URL (storage=s3://...)"
+            ]
+        )
+    place = file.relative_to(root).as_posix()
+    settings = json.dumps([command, values], sort_keys=True, default=str)
+    return Submission(
+        name=f"{PREFIX}{name}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}",
+        entrypoint=shlex.join(["mgpp", command, place, *overrides]),
+        runtime_env={
+            "working_dir": str(root),
+            "excludes": [*EXCLUDES, *excludes],
+            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **passed_on()},
+        },
+    )
+
+
+def connect(address: str | None) -> Any:
+    """Return a client of the cluster's job server.
+
+    Args:
+        address: of its dashboard, such as http://127.0.0.1:8265; None takes RAY_API_SERVER_ADDRESS or
+            the cluster of this machine.
+
+    Raises:
+        ConfigError: if there is none, or it does not let this client in.
+    """
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(address)
+    except (AuthenticationError, PermissionError) as error:
+        raise ConfigError([_refused(address, error)]) from None
+    except Exception as error:  # noqa: BLE001  # Ray raises plain ones too
+        if "401" in str(error) or "403" in str(error):
+            raise ConfigError([_refused(address, error)]) from None
+        raise ConfigError(
+            [
+                f"--address: no Ray job server at {address or 'the default address'}: "
+                f"{' '.join(str(error).split())}; give its dashboard's, such as http://127.0.0.1:8265"
+            ]
+        ) from None
+
+
+def submit(client: Any, submission: Submission) -> tuple[str, bool]:
+    """Submit a job, unless the same run is under way there already.
+
+    Returns:
+        The job's submission id, and whether it was there before.
+
+    Raises:
+        StageError: if the cluster does not take it.
+    """
+    attempts = [
+        job for job in client.list_jobs() if (job.submission_id or "").startswith(submission.name)
+    ]
+    for job in attempts:
+        if not job.status.is_terminal():
+            return job.submission_id, True
+    name = f"{submission.name}-{len(attempts) + 1}"
+    deadline = time.monotonic() + _AGENT_SECONDS
+    while True:
+        try:
+            client.submit_job(
+                entrypoint=submission.entrypoint,
+                submission_id=name,
+                runtime_env=submission.runtime_env,
+                metadata={"mgpp": submission.name},
+            )
+        except RuntimeError as error:
+            # A head that was just started answers before it can take jobs.
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise StageError(f"{name} was not taken: {' '.join(str(error).split())}") from error
+            time.sleep(_POLL_SECONDS)
+        else:
+            return name, False
+
+
+def follow(client: Any, job: str, write: Callable[[str], None]) -> Outcome:
+    """Write a job's log as it grows, until the job ends.
+
+    Raises:
+        StageError: if the cluster is no longer there.
+    """
+
+    async def tail() -> None:
+        async for lines in client.tail_job_logs(job):
+            write(lines)
+
+    try:
+        asyncio.run(tail())
+        return wait(client, job)
+    except (RuntimeError, OSError) as error:
+        raise StageError(
+            f"{job}: the cluster is no longer reached: {' '.join(str(error).split())}; "
+            f"the job may go on: mgpp logs {job} --follow"
+        ) from error
+
+
+def wait(client: Any, job: str, timeout: float | None = None) -> Outcome:
+    """Wait for a job's end.
+
+    Raises:
+        StageError: if it has not ended in time.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        info = client.get_job_info(job)
+        if info.status.is_terminal():
+            break
+        if deadline is not None and time.monotonic() > deadline:
+            raise StageError(f"{job} has not ended within {timeout:g} s; it is {info.status}")
+        time.sleep(_POLL_SECONDS)
+    succeeded = str(info.status) == "SUCCEEDED"
+    code = 0 if succeeded else (info.driver_exit_code or 1)
+    return Outcome(status=str(info.status), exit_code=code, message=info.message or "")
+
+
+def find_job(client: Any, job: str) -> Any:
+    """Return what the cluster knows of a job.
+
+    Raises:
+        ConfigError: if it knows none of that name, naming those it knows.
+    """
+    known = {found.submission_id: found for found in our_jobs(client)}
+    if job not in known:
+        raise ConfigError([f"{job}: no such job; there are {', '.join(known) or 'none'}"])
+    return known[job]
+
+
+def our_jobs(client: Any) -> list[Any]:
+    """Return the jobs that mgpp submitted, the oldest first."""
+    jobs = [job for job in client.list_jobs() if (job.metadata or {}).get("mgpp")]
+    return sorted(jobs, key=lambda job: job.start_time or 0)
+
+
+def _check_run(values: dict[str, Any]) -> tuple[str, str]:
+    """Return storage and name of a run's configuration, checked as far as this machine can."""
+    model = values.get("model")
+    path = model.get("path") if isinstance(model, dict) else None
+    if isinstance(path, str) and path.startswith(RUN):
+        config = parse_config({**values, "model": {**model, "path": "made-by-another-run"}})  # type: ignore[dict-item]
+    else:
+        config = parse_config(values)
+    if config.cluster.address not in (None, "auto"):
+        raise ConfigError(
+            [
+                f"cluster.address: got {config.cluster.address!r}; a job runs on the cluster it was "
+                "submitted to: leave it out"
+            ]
+        )
+    return config.storage, config.name
+
+
+def _refused(address: str | None, error: Exception) -> str:
+    return (
+        f"--address: the cluster at {address or 'the default address'} asks for a token and got none or "
+        f"another ({type(error).__name__}): set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a file "
+        "with the cluster's token"
+    )

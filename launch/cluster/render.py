@@ -1,0 +1,214 @@
+"""Files that start a cluster and a run on it, for ray up, KubeRay, SLURM and SkyPilot."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import jinja2
+import yaml
+from omegaconf import OmegaConf
+from pydantic import Field, ValidationError, model_validator
+
+from pipeline.errors import ConfigError
+from pipeline.runs.config import parse_config, read_config
+from pipeline.runs.validate import Capacity, cluster_problems
+from pipeline.section import NotNegative, Positive, Section
+
+Target = Literal["ray-up", "kuberay", "slurm", "skypilot"]
+
+_TEMPLATES: dict[str, dict[str, str]] = {
+    "ray-up": {"ray-up.yaml": "ray-up.yaml.jinja"},
+    "kuberay": {
+        "rayjob.yaml": "kuberay-rayjob.yaml.jinja",
+        "raycluster.yaml": "kuberay-raycluster.yaml.jinja",
+    },
+    "slurm": {
+        "symmetric.sbatch": "slurm-symmetric.sh.jinja",
+        "classic.sbatch": "slurm-classic.sh.jinja",
+    },
+    "skypilot": {"skypilot.yaml": "skypilot.yaml.jinja"},
+}
+TARGETS = tuple(_TEMPLATES)
+
+
+class ClusterDescription(Section):
+    """What a cluster is to be, whatever starts it."""
+
+    name: str = Field(pattern=r"^[a-z]([a-z0-9-]{0,40}[a-z0-9])?$")
+    """Of the cluster: lower case, digits and dashes, as Kubernetes wants it."""
+    nodes: Positive
+    """Machines that train; one of them is the head, but for Kubernetes, where a small head is added."""
+    gpus_per_node: NotNegative = 0
+    """GPUs of each."""
+    cpus_per_node: Positive = 16
+    """Cores of each."""
+    memory_gib: Positive = 64
+    """Memory of each, GiB."""
+    shared_memory_gib: Positive | None = None
+    """Of that for /dev/shm, GiB; a quarter unless given."""
+    image: str | None = None
+    """Container image with mgpp in it; needed for kuberay."""
+    install: str = "pip install mgpp"
+    """Shell command that installs mgpp, where there is no image."""
+    retries: NotNegative = 3
+    """How often a job is tried again."""
+    elastic: bool = False
+    """kuberay: whether workers are started only as a run asks for them."""
+    claim: str | None = None
+    """kuberay: the persistent volume claim that is mounted at the run's `storage`."""
+    provider: Literal["aws", "local"] = "aws"
+    """ray-up: where machines come from."""
+    region: str = "us-west-2"
+    """ray-up on aws."""
+    instance_type: str | None = None
+    """ray-up on aws: such as p5.48xlarge; needed there."""
+    head_ip: str | None = None
+    """ray-up on local machines: of the head; needed there."""
+    worker_ips: list[str] = []
+    """ray-up on local machines: of the others."""
+    ssh_user: str = "ubuntu"
+    """ray-up."""
+    gpu_type: str | None = None
+    """skypilot: such as H100; needed where there are GPUs."""
+    partition: str | None = None
+    """slurm."""
+    time_limit: str = Field(default="24:00:00", pattern=r"^[0-9:-]+$")
+    """slurm."""
+    setup: str | None = None
+    """slurm: shell lines that make mgpp and Ray available, such as `source venv/bin/activate`."""
+    port: Positive = 6379
+    """Of the head's GCS."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ClusterDescription":
+        if (self.shared_memory_gib or 0) > self.memory_gib:
+            raise ValueError(
+                f"shared_memory_gib: got {self.shared_memory_gib}, of memory_gib: {self.memory_gib}"
+            )
+        return self
+
+    def problems_for(self, target: str) -> list[str]:
+        """Return what a target needs and was not given."""
+        problems = []
+        if target == "kuberay" and not self.image:
+            problems.append("--image: missing; kuberay needs a container image with mgpp in it")
+        if target == "skypilot" and self.gpus_per_node and not self.gpu_type:
+            problems.append("--set gpu_type: missing; skypilot needs the kind of GPU, such as H100")
+        if target == "ray-up" and self.provider == "aws" and not self.instance_type:
+            problems.append("--set instance_type: missing; such as p5.48xlarge")
+        if target == "ray-up" and self.provider == "local":
+            if not self.head_ip:
+                problems.append("--set head_ip: missing; the address of the head machine")
+            if len(self.worker_ips) != self.nodes - 1:
+                problems.append(
+                    f"--set worker_ips: got {len(self.worker_ips)}; {self.nodes} nodes are the head and "
+                    f"{self.nodes - 1} others"
+                )
+        return problems
+
+
+def describe_cluster(values: dict[str, object], changes: Sequence[str]) -> ClusterDescription:
+    """Return a description.
+
+    Args:
+        values: by key.
+        changes: `key=value`, the value YAML.
+
+    Raises:
+        ConfigError: with every problem.
+    """
+    more, problems = {}, []
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals or key not in ClusterDescription.model_fields:
+            allowed = ", ".join(ClusterDescription.model_fields)
+            problems.append(f"--set {change}: must be key=value; keys are {allowed}")
+            continue
+        more[key] = yaml.safe_load(value)
+    if problems:
+        raise ConfigError(problems)
+    try:
+        return ClusterDescription.model_validate({**values, **more})
+    except ValidationError as error:
+        raise ConfigError(
+            f"{'.'.join(str(part) for part in item['loc']) or 'cluster'}: "
+            f"{item['msg'].removeprefix('Value error, ')}, got {item['input']!r}"
+            for item in error.errors()
+        ) from None
+
+
+def render_cluster(
+    target: Target,
+    description: ClusterDescription,
+    config: str,
+    overrides: Sequence[str] = (),
+    *,
+    command: str = "run",
+) -> dict[str, str]:
+    """Return the files of a target by name.
+
+    Args:
+        target: what they are for.
+        description: of the cluster.
+        config: the YAML file to run there: a run's, or a campaign's where that is the command.
+        overrides: `key=value` changes to it.
+        command: of mgpp.
+
+    Raises:
+        ConfigError: if something is missing, or the cluster cannot hold the run's workers.
+    """
+    problems = description.problems_for(target)
+    values, wrong = read_config(config, overrides)
+    problems += wrong
+    storage = str(values.get("storage", "runs"))
+    if not wrong and command == "run":
+        settings = parse_config(values)
+        nodes = ((float(description.cpus_per_node), float(description.gpus_per_node)),)
+        problems += cluster_problems(settings.cluster, Capacity(nodes=nodes * description.nodes))
+    if "://" not in storage and not Path(storage).is_absolute():
+        problems.append(
+            f"storage: got {storage!r}; give an absolute path that all nodes share, or a URL "
+            "(storage=s3://...)"
+        )
+    if problems:
+        raise ConfigError(problems)
+    environment = _environment()
+    given = {
+        **description.model_dump(),
+        "shared_memory_gib": description.shared_memory_gib or max(description.memory_gib // 4, 1),
+        "config": config,
+        "config_path": config,
+        "config_text": OmegaConf.to_yaml(OmegaConf.create(values)),
+        "overrides": list(overrides),
+        "command": f"mgpp {command}",
+        "storage": storage,
+        "ray_version": version("ray"),
+    }
+    given["cluster"] = environment.get_template("_ray-cluster.yaml.jinja").render(given)
+    files = {}
+    for suffix, template in _TEMPLATES[target].items():
+        file = f"{description.name}.{suffix}"
+        files[file] = environment.get_template(template).render(given, file=file)
+    return files
+
+
+def _environment() -> jinja2.Environment:
+    # Nothing here is HTML: strings go into YAML by `tojson`, into shell by `sh`.
+    environment = jinja2.Environment(  # noqa: S701
+        loader=jinja2.PackageLoader("launch.cluster"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    # JSON is YAML; Jinja's own filter escapes it for HTML.
+    environment.filters["tojson"] = _as_yaml
+    environment.filters["sh"] = shlex.quote
+    return environment
+
+
+def _as_yaml(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,120 @@
+"""Stages that this run alone works on: what other runs on the same store do already is waited for."""
+
+import _thread
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import StageError
+from pipeline.runs.stage import Stage
+from pipeline.store.artifacts import Artifact, ArtifactStore
+from pipeline.store.leases import HeldLease, LeaseFolder, LeaseLostError, LeaseWatch
+
+_POLL_SECONDS = 2.0
+
+
+@contextmanager
+def leased(
+    stages: Sequence[Stage],
+    store: ArtifactStore,
+    *,
+    progress: Callable[[str], dict[str, Any] | None],
+    tell: Callable[[str], None],
+) -> Iterator[list[Stage]]:
+    """Hold the leases of the stages that are not done, for as long as the block runs.
+
+    Leases are taken in the stages' order, which is one for all runs, so that none wait for each other.
+
+    Args:
+        stages: in order.
+        store: where their artifacts go.
+        progress: gives the newest record of a stage, for those who watch its lease.
+        tell: told whom this run waits for.
+
+    Yields:
+        The stages that are left to do, all leased.
+
+    Raises:
+        StageError: if another run took over, having taken this one for dead.
+    """
+    held: list[HeldLease] = []
+    lost: list[LeaseLostError] = []
+
+    def stop(error: LeaseLostError) -> None:
+        lost.append(error)
+        _thread.interrupt_main()
+
+    try:
+        missing = []
+        for stage in stages:
+            number = _take(stage, store, tell)
+            if number is None:
+                continue
+            missing.append(stage)
+            held.append(
+                HeldLease(
+                    LeaseFolder(store.folder_of(stage.name, stage.key)),
+                    number,
+                    on_lost=stop,
+                    progress=lambda name=stage.name: progress(name),  # type: ignore[misc]
+                )
+            )
+        yield missing
+    except KeyboardInterrupt:
+        if lost:
+            raise StageError(
+                f"{lost[0]}, as this one did not show for a minute that it lives; "
+                "the same command waits for it, or goes on where it stops"
+            ) from None
+        raise
+    finally:
+        for lease in held:
+            lease.give_back()
+
+
+def made_once(
+    stage: Stage,
+    store: ArtifactStore,
+    make: Callable[[Path], dict[str, Any]],
+    *,
+    tell: Callable[[str], None],
+) -> Artifact:
+    """Return a stage's artifact, made here and now unless another run has made it or is making it.
+
+    Args:
+        stage: which one.
+        store: where its artifact goes.
+        make: writes into a folder and returns the metrics.
+        tell: told whom this run waits for.
+
+    Raises:
+        StageError: if another run took over, having taken this one for dead.
+    """
+    with leased([stage], store, progress=lambda _: None, tell=tell) as missing:
+        if missing:
+            started = time.monotonic()
+            attempt = store.begin(stage.name, stage.key, stage.params, {})
+            return attempt.commit(make(attempt.folder), time.monotonic() - started)
+    found = store.find(stage.name, stage.key)
+    assert found is not None
+    return found
+
+
+def _take(stage: Stage, store: ArtifactStore, tell: Callable[[str], None]) -> int | None:
+    """Wait until a stage is done (None) or its lease is this run's (its number)."""
+    watch = LeaseWatch(store.folder_of(stage.name, stage.key))
+    told = None
+    while store.find(stage.name, stage.key) is None:
+        taken = watch.take()
+        if isinstance(taken, int):
+            if store.find(stage.name, stage.key) is None:
+                return taken
+            watch.folder.give_back(taken)  # done in the meantime
+            return None
+        if str(taken) != told:
+            told = str(taken)
+            tell(f"{stage.name:<9} {told} works on it; waiting")
+        time.sleep(_POLL_SECONDS)
+    return None

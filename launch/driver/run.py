@@ -1,0 +1,188 @@
+"""A whole run on Ray: stage after stage, each only if its output is not there already."""
+
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from launch.driver.locking import leased
+from launch.driver.progress import StageDisplay
+from launch.workers.status_actor import Posted, make_board
+from launch.workers.worker_group import run_on_gang
+from pipeline.errors import StageError
+from pipeline.runs.config import RunConfig
+from pipeline.runs.stage import Stage
+from pipeline.runs.stages import model_sizes, run_stage
+from pipeline.runs.validate import check_schedule
+from pipeline.store.artifacts import Artifact, ArtifactStore
+
+
+@dataclass(kw_only=True)
+class RunResult:
+    """What a run made.
+
+    Attributes:
+        artifacts: by stage.
+        seconds: wall seconds of each stage now (0 where it was done already).
+        cached: the stages that were done already.
+    """
+
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    cached: list[str] = field(default_factory=list)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the outcome for other tools."""
+        return {
+            "status": "done",
+            "sparsity": self.artifacts["export"].metrics["sparsity"],
+            "metrics": self.artifacts["evaluate"].metrics,
+            "artifacts": {name: artifact.url for name, artifact in self.artifacts.items()},
+            "model": f"{self.artifacts['export'].url}/model",
+            "report": f"{self.artifacts['report'].url}/report.html",
+            "seconds": {name: round(seconds, 3) for name, seconds in self.seconds.items()},
+            "cached": self.cached,
+            "bytes": model_sizes(self.artifacts),
+        }
+
+
+def all_done(stages: list[Stage], store: ArtifactStore) -> bool:
+    """Tell whether the output of every stage is in the store."""
+    return all(store.find(stage.name, stage.key) is not None for stage in stages)
+
+
+def run_stages(
+    stages: list[Stage],
+    config: RunConfig,
+    store: ArtifactStore,
+    console: Console | None = None,
+    board: Any = None,
+) -> RunResult:
+    """Run all stages that are not done; the cluster must be connected unless none is left.
+
+    Args:
+        stages: in order.
+        config: of the run.
+        store: where artifacts go.
+        console: where to show the stages as they run; None shows nothing.
+        board: the actor that is told of progress; one is made unless given.
+
+    Raises:
+        ConfigError: if the data shows that the configuration cannot run.
+        StageError: if a stage fails for a reason its user can act on.
+    """
+    result = RunResult()
+    waiting = list(stages)
+    while waiting:
+        group = _next_group(waiting)
+        waiting = waiting[len(group) :]
+        for stage in group:
+            artifact = store.find(stage.name, stage.key)
+            if artifact is None:
+                continue
+            result.artifacts[stage.name], result.seconds[stage.name] = artifact, 0.0
+            result.cached.append(stage.name)
+            if console:
+                console.print(f"{stage.name:<9} done before")
+        missing = [stage for stage in group if stage.name not in result.artifacts]
+        if missing:
+            board = board or make_board(config.name)
+            result.seconds |= _run_missing(missing, config, store, result.artifacts, board, console)
+        for stage in missing:
+            artifact = store.find(stage.name, stage.key)
+            if artifact is None:
+                raise StageError(f"stage {stage.name} ended without an artifact")
+            result.artifacts[stage.name] = artifact
+        if group[0].name == "data":
+            check_schedule(config, result.artifacts["data"].metrics["num_rows"]["train"])
+    result.artifacts = {stage.name: result.artifacts[stage.name] for stage in stages}
+    return result
+
+
+def _next_group(stages: list[Stage]) -> list[Stage]:
+    """Return the stages at the front that run together: all in a row that need a gang, or one."""
+    return list(takewhile(lambda stage: stage.gang, stages)) or stages[:1]
+
+
+def _run_missing(
+    stages: list[Stage],
+    config: RunConfig,
+    store: ArtifactStore,
+    artifacts: dict[str, Artifact],
+    board: Any,
+    console: Console | None,
+) -> dict[str, float]:
+    """Run what no other run does meanwhile; return the wall seconds of each stage, if shown."""
+
+    def tell(text: str) -> None:
+        if console:
+            console.print(text)
+
+    def progress(stage: str) -> dict[str, Any] | None:
+        posted: Posted = ray.get(board.latest.remote())
+        return posted[0].get(stage)
+
+    with leased(stages, store, progress=progress, tell=tell) as left:
+        done_elsewhere = [stage for stage in stages if stage not in left]
+        for stage in done_elsewhere:
+            artifact = store.find(stage.name, stage.key)
+            assert artifact is not None
+            artifacts[stage.name] = artifact
+        seconds = {stage.name: 0.0 for stage in done_elsewhere}
+        if left and console:
+            seconds |= _run_shown(left, config, store, artifacts, board, console)
+        elif left:
+            _run_group(left, config, store, artifacts, board)
+        return seconds
+
+
+def _run_shown(
+    stages: list[Stage],
+    config: RunConfig,
+    store: ArtifactStore,
+    artifacts: dict[str, Artifact],
+    board: Any,
+    console: Console,
+) -> dict[str, float]:
+    """Run stages together; return the wall seconds of each, a gang's start counted to its first."""
+    names = [stage.name for stage in stages]
+    _, earlier = ray.get(board.latest.remote())
+
+    def latest() -> Posted:
+        records, notes = ray.get(board.latest.remote())
+        return records, notes[len(earlier) :]
+
+    with StageDisplay(names, console, latest) as display:
+        _run_group(stages, config, store, artifacts, board)
+    return display.seconds
+
+
+def _run_group(
+    stages: list[Stage],
+    config: RunConfig,
+    store: ArtifactStore,
+    artifacts: dict[str, Artifact],
+    board: Any,
+) -> None:
+    """Run stages together: those of a gang on it, another as a task."""
+    if stages[0].gang:
+        run_on_gang(stages, config, store, artifacts, board)
+        return
+    (stage,) = stages
+    inputs = {name: artifacts[name] for name in stage.inputs}
+    task = ray.remote(num_cpus=1, max_retries=1)(_run_alone)
+    ray.get(task.remote(stage, config, store.url, inputs))
+
+
+def _run_alone(stage: Stage, config: RunConfig, storage: str, inputs: dict[str, Artifact]) -> None:
+    """Run a stage that needs no gang, as a Ray task."""
+    run_stage(
+        stage,
+        config,
+        ArtifactStore(storage),
+        inputs,
+        gang=None,
+        progress=lambda record: None,
+    )

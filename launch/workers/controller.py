@@ -1,0 +1,52 @@
+"""What the controller of a gang, a process of Ray Train, needs: the backend, and who is told of restarts.
+
+The controller imports this file and launch/worker.py: so nothing heavy is imported here.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ray.train import UserCallback
+from ray.train.torch import TorchConfig
+
+from launch.workers.network import use_node_interface
+
+_TorchBackend: type = TorchConfig().backend_cls
+
+
+class _Backend(_TorchBackend):  # type: ignore[misc]
+    """Ray Train's, with the node's own network interface."""
+
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        worker_group.execute(use_node_interface)
+        super().on_start(worker_group, backend_config)
+
+
+@dataclass
+class GangConfig(TorchConfig):  # type: ignore[misc]
+    """How the workers' process group is made."""
+
+    @property
+    def backend_cls(self) -> type:
+        """The backend that workers start by."""
+        return _Backend
+
+
+class Restarts(UserCallback):  # type: ignore[misc]
+    """Tells the board of workers that were lost; Ray Train calls it where it restarts them."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Post the first worker's end and how many there were."""
+        rank, error = next(iter(worker_exceptions.items()))
+        cause = type(getattr(error, "cause", None) or error).__name__
+        text = f"rank {rank} of {len(worker_exceptions)} that ended: {last_line(error)}"
+        self._board.restart.remote(cause, text)
+
+
+def last_line(error: BaseException) -> str:
+    """Return an error's last line: Ray puts tracebacks before it."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip()[:300] if lines else type(error).__name__

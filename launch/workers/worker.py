@@ -1,0 +1,87 @@
+"""One worker's part of a gang's stages.
+
+What is imported here at the top, Ray's controller imports too: so nothing heavy is, and settings cross
+as plain values.
+"""
+
+import gc
+import sys
+from pathlib import Path
+from typing import Any
+
+import ray
+
+_LOG_BYTES = 1 << 20
+# What follows from the settings or the code, not from a machine; a lost peer is a RuntimeError.
+_NOT_WORTH_TRYING_AGAIN = (ValueError, TypeError, LookupError, AttributeError, AssertionError)
+
+
+def work(settings: dict[str, Any]) -> None:
+    """Run stages one after the other as one of a gang; those that are done already are passed over.
+
+    Args:
+        settings: `stages`, `config` and `inputs` as plain values, `storage` (URL), `board` (actor).
+    """
+    board = settings["board"]
+    if ray.get(board.failure.remote()) is not None:
+        return  # restarted after a failure that trying again cannot mend
+
+    import torch
+    from ray.train.torch import get_device
+
+    from pipeline.errors import ConfigError, StageError
+    from pipeline.runs.config import RunConfig
+    from pipeline.runs.stage import Stage
+    from pipeline.runs.stages import run_stage
+    from pipeline.store.artifacts import Artifact, ArtifactStore
+    from pipeline.training.deepspeed import load_operators
+    from pipeline.worker_group import Gang
+
+    device = get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # Ray shows every worker of a node all of the node's GPUs
+    gang = Gang.current()
+    config = RunConfig.model_validate(settings["config"])
+    store = ArtifactStore(settings["storage"])
+    artifacts = {name: Artifact(**values) for name, values in settings["inputs"].items()}
+
+    def post(record: dict[str, Any]) -> None:
+        if gang.is_main:
+            board.post.remote(record)
+
+    stages = [Stage(**values) for values in settings["stages"]]
+    stage = stages[0]
+    try:
+        load_operators(config.zero, lambda text: post({"event": "note", "text": text}))
+        for stage in stages:
+            # What this gang did before it was restarted is there; the main worker's word holds for all.
+            artifact = gang.broadcast(store.find(stage.name, stage.key) if gang.is_main else None)
+            if artifact is None:
+                inputs = {name: artifacts[name] for name in stage.inputs}
+                post({"event": "begin", "stage": stage.name})
+                made = run_stage(
+                    stage, config, store, inputs, gang=gang, progress=post, log=printed
+                )
+                artifact = gang.broadcast(made)
+                gc.collect()  # the engine is full of cycles, and the next stage needs the memory
+            artifacts[stage.name] = artifact
+    except ConfigError as error:
+        ray.get(board.fail.remote("config", error.problems))
+        raise
+    except (StageError, *_NOT_WORTH_TRYING_AGAIN) as error:
+        ray.get(board.fail.remote("stage", f"{stage.name}: {type(error).__name__}: {error}"))
+        raise
+
+
+def printed() -> str:
+    """Return the end of what this process printed: Ray sends it to files of its session."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    texts = []
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.is_file():
+            with path.open("rb") as file:
+                file.seek(max(path.stat().st_size - _LOG_BYTES, 0))
+                texts.append(f"--- {name} ---\n{file.read().decode(errors='replace')}")
+    return "\n".join(texts)

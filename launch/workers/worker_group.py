@@ -1,0 +1,177 @@
+"""Stages on a gang of workers, which Ray Train places and restarts."""
+
+import os
+from dataclasses import asdict
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchTrainer
+
+from launch.cluster.connect import cluster_capacity
+from launch.workers.controller import GangConfig, Restarts, last_line
+from launch.workers.worker import work
+from pipeline.errors import ConfigError, StageError
+from pipeline.runs import config as run_config
+from pipeline.runs.stage import Stage
+from pipeline.store.artifacts import Artifact, ArtifactStore
+from pipeline.store.storage import is_local, open_storage
+
+_RAY_FOLDER = "ray"
+
+
+def run_on_gang(
+    stages: list[Stage],
+    config: run_config.RunConfig,
+    store: ArtifactStore,
+    inputs: dict[str, Artifact],
+    board: Any,
+) -> None:
+    """Run stages, one after the other, on all workers together; returns when all are committed.
+
+    They share one gang because starting its processes takes longer than many a stage. Where other work
+    holds the cluster's room, they wait for it.
+
+    Args:
+        stages: what to run, in order.
+        config: of the run.
+        store: where artifacts go.
+        inputs: the artifacts that are there already, by stage.
+        board: the actor that is told of progress and failure.
+
+    Raises:
+        StageError, ConfigError: as the stage raised it.
+        StageError: if the gang failed more often than `cluster.max_failures`, or found no room in
+            `cluster.wait_seconds`.
+    """
+    num_workers = config.cluster.num_workers
+    while True:
+        try:
+            return _run_once(stages, config, store, inputs, board, num_workers)
+        except TrainingFailedError as error:
+            fewer = _fewer_workers(config, num_workers)
+            if fewer is not None:
+                text = f"goes on with {fewer} workers instead of {num_workers}"
+                ray.get(board.restart.remote("node lost", f"{last_line(error)}; {text}"))
+                num_workers = fewer
+            elif _is_kept_waiting(error, config.cluster, num_workers):
+                text = f"other work holds the cluster: waits on for {num_workers} workers"
+                ray.get(board.post.remote({"event": "note", "text": text}))
+            else:
+                raise StageError(_told(error, config.cluster, num_workers)) from error
+
+
+def _run_once(
+    stages: list[Stage],
+    config: run_config.RunConfig,
+    store: ArtifactStore,
+    inputs: dict[str, Artifact],
+    board: Any,
+    num_workers: int,
+) -> None:
+    """Run stages on so many workers; those restarted in place are as many."""
+    cluster = config.cluster
+    # Ray Train's own record of the run. It is not gone on from: the stages' checkpoints say all.
+    folder = store.folder_of(stages[0].name, stages[0].key)
+    store.discard(f"{folder}/{_RAY_FOLDER}")
+    resources: dict[str, float] = {"CPU": cluster.cpus_per_worker}
+    if cluster.gpus_per_worker:
+        resources["GPU"] = 1
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.wait_seconds)
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(cluster.timeout_seconds)
+    filesystem, path = open_storage(folder)
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={
+            "stages": [asdict(stage) for stage in stages],
+            "config": config.model_dump(mode="json"),
+            "storage": store.url,
+            "inputs": {name: asdict(artifact) for name, artifact in inputs.items()},
+            "board": board,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=num_workers,
+            use_gpu=cluster.gpus_per_worker > 0,
+            resources_per_worker=resources,
+            placement_strategy=cluster.placement,
+        ),
+        torch_config=GangConfig(
+            backend="nccl" if cluster.gpus_per_worker else "gloo",
+            timeout_s=cluster.timeout_seconds,
+        ),
+        run_config=RunConfig(
+            name=_RAY_FOLDER,
+            storage_path=path,
+            storage_filesystem=None if is_local(filesystem) else _arrow(filesystem),
+            failure_config=FailureConfig(
+                max_failures=cluster.max_failures, controller_failure_limit=1
+            ),
+            callbacks=[Restarts(board)],
+        ),
+    )
+    try:
+        trainer.fit()
+    finally:
+        failure = ray.get(board.failure.remote())
+        if failure is not None:
+            kind, detail = failure
+            raise ConfigError(detail) if kind == "config" else StageError(detail)
+    store.discard(f"{folder}/{_RAY_FOLDER}")
+
+
+def _fewer_workers(config: run_config.RunConfig, num_workers: int) -> int | None:
+    """Return how many workers there is room for now, if fewer will do; None if the room is not it."""
+    cluster = config.cluster
+    if cluster.min_workers is None:
+        return None
+    room = _room(cluster)
+    if room >= num_workers:
+        return None
+    sizes = range(room, cluster.min_workers - 1, -1)
+    return next((size for size in sizes if config.train.goes_with(size)), None)
+
+
+def _room(cluster: run_config.ClusterConfig) -> int:
+    """Return how many workers the cluster can hold as it is now, all of it theirs."""
+    return cluster_capacity().num_workers(cluster.cpus_per_worker, cluster.gpus_per_worker)
+
+
+def _is_kept_waiting(
+    error: TrainingFailedError, cluster: run_config.ClusterConfig, num_workers: int
+) -> bool:
+    """Whether a gang did not start because others, whose end will come, hold what it needs."""
+    if not _found_no_room(error) or _room(cluster) < num_workers:
+        return False
+    free = ray.available_resources()
+    each = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
+    return any(free.get(name, 0) < each[name] * num_workers for name in each)
+
+
+def _found_no_room(error: TrainingFailedError) -> bool:
+    failure = getattr(error, "controller_failure", None)
+    return type(failure).__name__ == "WorkerGroupStartupTimeoutError"  # no public name of Ray
+
+
+def _told(error: TrainingFailedError, cluster: run_config.ClusterConfig, num_workers: int) -> str:
+    """Return why a gang was given up, in the configuration's terms, and what to do."""
+    again = "the same command goes on from the last checkpoint"
+    if _found_no_room(error):
+        return (
+            f"{num_workers} workers did not start within cluster.wait_seconds ({cluster.wait_seconds}); "
+            f"there is room for {_room(cluster)} now. When there is more, {again}; cluster.min_workers "
+            "lets it go on with fewer"
+        )
+    failures = sorted(getattr(error, "worker_failures", {}).items())
+    if not failures:
+        return f"Ray Train could not run the workers; {again}\n{error}"
+    rank, failure = failures[0]
+    return (
+        f"workers failed more often than cluster.max_failures ({cluster.max_failures}) allows; "
+        f"rank {rank}: {last_line(failure)}. Once the cause is mended, {again}\n{error}"
+    )
+
+
+def _arrow(filesystem: Any) -> Any:
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    return PyFileSystem(FSSpecHandler(filesystem))

@@ -1,0 +1,1 @@
+"""Pruning inside other libraries' training loops."""

@@ -1,0 +1,191 @@
+"""Which weights go at one pruning: the method's scores under pattern, budgets and bounds."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mgpp.masking.allocation import Allocation
+from mgpp.masking.blocks import BlockGrid, block_shards, element_keeps, expanded_chunks
+from mgpp.masking.n_of_m import eligible_shards
+from mgpp.masking.pattern import Blocks, NofM
+from mgpp.masking.threshold import Cut, Group, find_cuts, kept_chunks
+from mgpp.methods.base import Method
+from mgpp.sharding.collectives import Collectives
+from mgpp.sharding.kth_smallest import magnitude_bits
+from mgpp.sharding.shards import Shard
+from mgpp.sharding.spans import Straddling
+from mgpp.sharding.stats import wrap_int64
+
+_Keeps = Callable[[int], Iterator[Tensor]]
+_Cuts = dict[int, Cut]  # by Shard.index
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What one pruning takes.
+
+    Attributes:
+        num_going: weights that go, over all ranks.
+        threshold: the largest score that goes; of blocks, their mean; of several cuts, the largest.
+        digest: of all cuts, the same on all ranks if they found the same.
+        keeps: given the position of a shard, yields for each of its chunks an int32 tensor: 1 where
+            weights stay and 0 where they go.
+    """
+
+    num_going: int
+    threshold: float
+    digest: int
+    keeps: _Keeps
+
+
+class Chooser:
+    """Chooses what goes, the same however the weights are sharded.
+
+    Args:
+        shards: this rank's shards.
+        allocation: how much goes of which weights.
+        collectives: the group over which the weights are sharded.
+    """
+
+    def __init__(
+        self, shards: Sequence[Shard], allocation: Allocation, collectives: Collectives
+    ) -> None:
+        self.shards = tuple(shards)
+        self.allocation = allocation
+        self.collectives = collectives
+        self.pattern = allocation.placement.parsed_pattern()
+        spans = [tiling.span for tiling in allocation.tilings]
+        self._straddling = Straddling(shards, spans, collectives) if spans else None
+
+    def choose(self, method: Method, num_going: int, step: int) -> Choice:
+        """Choose what goes; all ranks must call.
+
+        Args:
+            method: for its scores.
+            num_going: weights to go of all, before rounding to blocks.
+            step: of the schedule.
+        """
+        groups = self.allocation.groups(num_going, step)
+        choose = self._choose_blocks if isinstance(self.pattern, Blocks) else self._choose_weights
+        cuts, keeps = choose(method, groups)
+        distinct = list({id(cut): cut for cut in cuts.values()}.values())
+        digest = sum(cut.bits * (2 * i + 1) for i, cut in enumerate(distinct))
+        largest = max(distinct, key=lambda cut: cut.bits)
+        return Choice(
+            num_going=sum(group.k for group in groups) * self.allocation.unit,
+            threshold=method.threshold(largest.threshold),
+            digest=wrap_int64(digest),
+            keeps=keeps,
+        )
+
+    def _choose_weights(self, method: Method, groups: Sequence[Group]) -> tuple[_Cuts, _Keeps]:
+        scored = self._scored(method)
+        if isinstance(self.pattern, NofM):
+            assert self._straddling is not None
+            tilings = self.allocation.tilings
+            scored = eligible_shards(scored, self.pattern, tilings, self._straddling)
+        cuts = self._cuts(scored, groups)
+
+        def keeps(position: int) -> Iterator[Tensor]:
+            return kept_chunks(scored, position, cuts[scored[position].index])
+
+        return cuts, keeps
+
+    def _choose_blocks(self, method: Method, groups: Sequence[Group]) -> tuple[_Cuts, _Keeps]:
+        assert self._straddling is not None
+        grid = BlockGrid(
+            tilings=self.allocation.tilings, straddling=self._straddling, size=self.allocation.unit
+        )
+        blocks = block_shards(self.shards, grid, method.addable_score, method.ordered)
+        cuts = self._cuts(blocks, groups)
+        decided = [
+            torch.cat(list(kept_chunks(blocks, i, cuts[block.index])))
+            for i, block in enumerate(blocks)
+        ]
+        by_shard = element_keeps(self.shards, grid, decided)
+
+        def keeps(position: int) -> Iterator[Tensor]:
+            return expanded_chunks(self.shards[position], grid, by_shard[position])
+
+        return cuts, keeps
+
+    def _scored(self, method: Method) -> list[Shard]:
+        """Return what is cut by: the method's scores laid out as the shards are, or the shards."""
+        scored = []
+        for shard in self.shards:
+            scores = method.score(shard)
+            scored.append(shard if scores is None else replace(shard, flat=scores, start=0))
+        return scored
+
+    def _cuts(self, scored: Sequence[Shard], groups: Sequence[Group]) -> _Cuts:
+        caps = self.allocation.caps if self.allocation.placement.min_kept else None
+        return bounded_cuts(scored, groups, self.allocation.sizes, caps, self.collectives)
+
+
+def bounded_cuts(
+    shards: Sequence[Shard],
+    groups: Sequence[Group],
+    full_numels: Sequence[int],
+    caps: Sequence[int] | None,
+    collectives: Collectives,
+) -> dict[int, Cut]:
+    """Find the cuts of all groups, with no weight losing more than its cap.
+
+    A weight of which a group's cut takes more loses its cap's number instead, its lowest, and what that
+    leaves goes to the other weights of the group by a cut of theirs, until none takes too much. That is
+    the cut of the group over what may go of each weight, whatever the order; a bound that was reached
+    stays so, for the others' cuts only rise.
+
+    Args:
+        shards: this rank's shards.
+        groups: the same on all ranks; k is at most the sum of the group's caps.
+        full_numels: elements of each whole weight, by `Shard.index`.
+        caps: the most elements of each weight that may go, by `Shard.index`.
+        collectives: the group over which the weights are sharded.
+
+    Returns:
+        The cut of each weight, by `Shard.index`; weights cut together have the same object.
+    """
+    result: dict[int, Cut] = {}
+    open_groups = list(groups)
+    while open_groups:
+        cuts = find_cuts(shards, open_groups, full_numels, collectives)
+        for group, cut in zip(open_groups, cuts, strict=True):
+            result |= dict.fromkeys(group.indices, cut)
+        if caps is None:
+            break
+        shared = [group for group in open_groups if len(group.indices) > 1 and group.k]
+        going = _num_going(shards, shared, result, len(full_numels), collectives)
+        open_groups = []
+        for group in shared:
+            over = [i for i in group.indices if going[i] > caps[i]]
+            if over:
+                held = [Group(indices=(i,), k=caps[i]) for i in over]
+                rest = tuple(i for i in group.indices if i not in set(over))
+                left = Group(indices=rest, k=group.k - sum(h.k for h in held))
+                open_groups += [*held, left]
+    return result
+
+
+def _num_going(
+    shards: Sequence[Shard],
+    groups: Sequence[Group],
+    cuts: dict[int, Cut],
+    num_weights: int,
+    collectives: Collectives,
+) -> list[int]:
+    """Count what goes of each weight of some groups, over all ranks."""
+    if not groups:
+        return [0] * num_weights
+    counted = {index for group in groups for index in group.indices}
+    going = [0] * num_weights
+    for position, shard in enumerate(shards):
+        if shard.index in counted:
+            cut = cuts[shard.index]
+            below = torch.le if cut.tied_quota is None else torch.lt
+            going[shard.index] += (cut.tied_quota or {}).get(position, 0) + sum(
+                int(below(magnitude_bits(chunk), cut.bits).sum()) for chunk in shard.chunks()
+            )
+    return collectives.sum(going)

@@ -1,0 +1,1 @@
+"""Methods that prune once and train nothing."""

@@ -1,0 +1,102 @@
+"""What a rank holds of each prunable weight.
+
+A *shard* is this rank's contiguous piece of one float32 master weight, wherever a backend keeps it:
+the parameter itself in plain torch, a range of DeepSpeed's flat partition under ZeRO. Padding that a
+backend adds is never part of a shard.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mgpp.sharding.collectives import Collectives
+
+# 1 MiB of weights: what is done element by element is done in pieces of this size, so that buffers stay
+# small and in cache. A multiple of 8, so that packed masks can be cut along.
+CHUNK = 1 << 18
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """This rank's piece of one prunable weight.
+
+    The pieces of one weight must lie on the ranks in the order of their offsets; torch, ZeRO 1/2 and
+    ZeRO 3 all do so. It makes the choice among tied magnitudes independent of the number of ranks.
+
+    Attributes:
+        name: the parameter's name in the full model.
+        index: the weight's place among all prunable weights, the same on every rank.
+        full_shape: shape of the whole weight.
+        offset: where the piece begins in the flattened whole weight, in elements.
+        numel: elements in the piece; 0 is allowed.
+        flat: the float32 tensor the optimizer updates; the piece is a range of it.
+        start: where the piece begins in the flattened `flat`.
+    """
+
+    name: str
+    index: int
+    full_shape: tuple[int, ...]
+    offset: int
+    numel: int
+    flat: Tensor
+    start: int
+
+    def __post_init__(self) -> None:
+        if self.flat.dtype != torch.float32:
+            raise ValueError(
+                f"{self.name}: master weights must be float32, got {self.flat.dtype}; below float32 "
+                "a weight near the spike threshold cannot move by one optimizer step"
+            )
+        assert self.start + self.numel <= self.flat.numel(), self.name
+
+    @property
+    def weight(self) -> Tensor:
+        """The piece itself: 1-D float32 view, writing to it writes to the master weight."""
+        return self.flat.detach().view(-1).narrow(0, self.start, self.numel)
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Yield the piece in order, as views of at most CHUNK elements."""
+        yield from self.weight.split(CHUNK)
+
+    @property
+    def grad(self) -> Tensor:
+        """The piece's gradient: 1-D float32 view; valid between reduction and the optimizer step."""
+        grad = self.flat.grad
+        if grad is None:
+            raise RuntimeError(
+                f"{self.name}: no gradient at the optimizer step; was backward run, and does the "
+                "weight take part in the loss?"
+            )
+        return grad.detach().view(-1).narrow(0, self.start, self.numel)
+
+    @property
+    def full_numel(self) -> int:
+        """Elements of the whole weight."""
+        return int(torch.Size(self.full_shape).numel())
+
+
+def check_coverage(
+    shards: Sequence[Shard], full_numels: Sequence[int], collectives: Collectives
+) -> None:
+    """Assert that over all ranks every element of every prunable weight is in exactly one shard.
+
+    Args:
+        shards: this rank's shards.
+        full_numels: elements of each whole weight, by `Shard.index`.
+        collectives: the group over which the weights are sharded.
+
+    Raises:
+        RuntimeError: naming the first weight whose shards do not add up.
+    """
+    held = [0] * len(full_numels)
+    for shard in shards:
+        held[shard.index] += shard.numel
+    names = {shard.index: shard.name for shard in shards}
+    for index, (total, full) in enumerate(zip(collectives.sum(held), full_numels, strict=True)):
+        if total != full:
+            raise RuntimeError(
+                f"the ranks together hold {total} of the {full} elements of prunable weight "
+                f"{names.get(index, index)}: the backend's layout is not the one this version knows"
+            )

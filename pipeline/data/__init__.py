@@ -1,0 +1,1 @@
+"""The data stage and where rows come from."""

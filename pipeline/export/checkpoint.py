@@ -1,0 +1,138 @@
+"""The export stage: a plain Hugging Face checkpoint that loads everywhere, checked by loading it back."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import ModelCard, ModelCardData
+from jinja2 import Environment, PackageLoader
+
+from pipeline.errors import StageError
+from pipeline.models.loading import ModelConfig, load_tokenizer
+from pipeline.models.weights import fingerprints, positive_zeros
+from pipeline.section import Section
+
+VERSION = 1
+
+
+class ExportConfig(Section):
+    """How the pruned model is written."""
+
+    max_shard_size: str = "5GB"
+    """Largest safetensors file; larger models are cut into several."""
+
+
+def export_model(
+    *,
+    trained: Path,
+    weights: dict[str, Any],
+    auto_model: str,
+    pruning: dict[str, Any],
+    card: dict[str, Any],
+    config: ExportConfig,
+    trust_remote_code: bool,
+    output: Path,
+) -> dict[str, Any]:
+    """Write `output/model`: safetensors, config with `pruning_config`, tokenizer and model card.
+
+    The zeros are stored as zeros, so every tool that reads Hugging Face checkpoints loads it. What is
+    written is loaded back and compared, tensor by tensor, with the fingerprints taken of the weights
+    in training.
+
+    Args:
+        trained: the trained model's folder.
+        weights: fingerprints by parameter name, from the training stage.
+        auto_model: the transformers auto class.
+        pruning: what goes to config.json under `pruning_config`; what is there already of a model that
+            was pruned before goes under its `upstream`.
+        card: figures for the model card.
+        config: how it is written.
+        trust_remote_code: run code that comes with the model.
+        output: the stage's folder.
+
+    Returns:
+        Exact sparsity of the exported files and their sizes in bytes.
+
+    Raises:
+        StageError: if what loads back is not what was trained.
+    """
+    auto = getattr(transformers, auto_model)
+    model = auto.from_pretrained(trained, dtype="auto", trust_remote_code=trust_remote_code)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(positive_zeros(parameter))
+    # What it says of the model that this one began from, where that was pruned already.
+    upstream = getattr(model.config, "pruning_config", None)
+    model.config.pruning_config = {**pruning, "upstream": upstream} if upstream else pruning
+    folder = output / "model"
+    model.save_pretrained(folder, max_shard_size=config.max_shard_size)
+    del model
+    load_tokenizer(ModelConfig(path=str(trained))).save_pretrained(folder)
+    found = check_export(folder, weights, auto, trust_remote_code=trust_remote_code)
+    _write_card(folder, {**card, "upstream": upstream})
+    return {
+        **found,
+        "bytes": sum(f.stat().st_size for f in folder.glob("*.safetensors")),
+        "num_files": len(list(folder.glob("*.safetensors"))),
+    }
+
+
+def check_export(
+    folder: Path, weights: dict[str, Any], auto: Any, *, trust_remote_code: bool
+) -> dict[str, Any]:
+    """Load a checkpoint back and compare every parameter with its fingerprint.
+
+    Returns:
+        Zeros and elements over all prunable weights, as found in what was loaded.
+
+    Raises:
+        StageError: naming the first parameter that differs, or weights that were newly initialized.
+    """
+    model, report = auto.from_pretrained(
+        folder, dtype="auto", output_loading_info=True, trust_remote_code=trust_remote_code
+    )
+    wrong = {kind: sorted(names) for kind, names in report.items() if names}
+    if wrong:
+        raise StageError(f"{folder} does not load cleanly: {wrong}")
+    prunable = [name for name, entry in weights.items() if "zeros" in entry]
+    loaded = fingerprints(model.named_parameters(), prunable)
+    different = sorted(
+        name for name in {*weights, *loaded} if weights.get(name) != loaded.get(name)
+    )
+    if different:
+        name = different[0]
+        raise StageError(
+            f"{len(different)} of {len(weights)} parameters of {folder} differ from what was trained; "
+            f"first {name}: trained {weights.get(name)}, loaded {loaded.get(name)}"
+        )
+    parameters = dict(model.named_parameters())
+    if any(torch.signbit(p[p == 0]).any() for p in parameters.values()):
+        raise StageError(f"{folder} holds negative zeros")
+    num_zeros = sum(int((parameters[name] == 0).sum()) for name in prunable)
+    num_prunable = sum(parameters[name].numel() for name in prunable)
+    return {
+        "num_zeros": num_zeros,
+        "num_prunable": num_prunable,
+        "sparsity": num_zeros / num_prunable if num_prunable else 0.0,
+        "num_parameters": sum(p.numel() for p in parameters.values()),
+    }
+
+
+def _write_card(folder: Path, card: dict[str, Any]) -> None:
+    template = Environment(
+        loader=PackageLoader("pipeline.export"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # noqa: S701  # Markdown, not HTML
+    ).get_template("model_card.md.jinja")
+    data = ModelCardData(library_name="transformers", tags=["pruned", "sparse", card["method"]])
+    text = f"---\n{data.to_yaml()}\n---\n\n{template.render(**card)}"
+    ModelCard(text, ignore_metadata_errors=False).save(folder / "README.md")
+
+
+def read_weights(folder: Path, name: str) -> dict[str, Any]:
+    """Read the fingerprints a training stage wrote."""
+    values: dict[str, Any] = json.loads((folder / name).read_text())
+    return values

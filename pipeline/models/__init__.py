@@ -1,0 +1,1 @@
+"""Models: loading and writing them, the layers of a decoder."""

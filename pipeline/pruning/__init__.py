@@ -1,0 +1,1 @@
+"""The `prune` section, and pruning in one shot."""

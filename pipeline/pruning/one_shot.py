@@ -1,0 +1,306 @@
+"""The pruning stage of one-shot methods: a decoder, layer by layer, on what text sends through it.
+
+Each worker holds the model on its CPU and one layer at a time on its device. Rows are dealt out among
+the workers, and so are the matrices of a layer; statistics are summed over all. Each layer is pruned on
+the outputs of the pruned layers before it. A plain function; it runs the same under Ray and torchrun.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import load_from_disk
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mgpp import OneShotMethod, select_prunable
+from mgpp.methods.one_shot.base import portions
+from pipeline.errors import ConfigError, StageError
+from pipeline.models.decoder import (
+    DecoderLayer,
+    LayerCall,
+    find_layers,
+    layer_inputs,
+    run_layer,
+    stored_weight,
+    weight_rows,
+)
+from pipeline.models.loading import ModelConfig, load_model, load_tokenizer
+from pipeline.models.weights import positive_zeros, write_model
+from pipeline.pruning.config import PruneConfig
+from pipeline.pruning.layer import LayerPruner, MatrixFigures
+from pipeline.store.checkpoints import CheckpointStore
+from pipeline.tasks import Task
+from pipeline.tracking.recorder import Progress, Recorder
+from pipeline.worker_group import Gang
+
+VERSION = 1
+_TENSORS_FILE, _FIGURES_FILE = "layer.safetensors", "layer.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """One run at work: what its functions share."""
+
+    gang: Gang
+    model: Any
+    layers: list[DecoderLayer]
+    pruner: LayerPruner
+    checkpoints: CheckpointStore
+
+    @property
+    def names(self) -> list[str]:
+        """The prunable weights, in order."""
+        return list(self.pruner.counts)
+
+    @property
+    def num_prunable(self) -> int:
+        return sum(self.model.get_parameter(name).numel() for name in self.names)
+
+
+def prune_one_shot(
+    *,
+    model_config: ModelConfig,
+    task: Task,
+    prune: PruneConfig,
+    dtype: torch.dtype,
+    seed: int,
+    data: Path,
+    model_kwargs: dict[str, Any],
+    output: Path,
+    gang: Gang,
+    checkpoints: CheckpointStore,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Prune the model once; write it and the records to `output`, as training does.
+
+    What is done is kept layer by layer: a run that was killed takes the layers that were pruned, runs the
+    rows through them again and goes on, on any number of workers.
+
+    Args:
+        model_config: the model.
+        task: causal language modelling.
+        prune: the method, how far, and the number of calibration rows.
+        dtype: of the model; statistics are summed in float64, matrices pruned in float32.
+        seed: draws the rows, and the weights of a model without any.
+        data: the data stage's folder.
+        model_kwargs: what the data asks of the model.
+        output: where the main worker writes.
+        gang: the workers; all call this function.
+        checkpoints: where pruned layers are kept.
+        progress: called with a record a layer.
+
+    Returns:
+        The run's figures, on every worker.
+
+    Raises:
+        ConfigError: if the model, the method and the rows do not go together.
+        StageError: if the inputs of a matrix do not allow its pruning.
+    """
+    rows = calibration_rows(data, prune.calibration_rows, seed)
+    model = load_model(
+        model_config, task.auto_model, model_kwargs=model_kwargs, dtype=dtype, seed=seed
+    ).eval()
+    try:
+        run = _begin(model, task, prune, gang, checkpoints)
+        mine = rows[gang.rank :: gang.world_size]
+        hidden, calls = layer_inputs(model, run.layers, mine or rows[:1])
+    except ValueError as error:
+        raise ConfigError([f"prune.method: {prune.method.name}: {error}"]) from error
+    recorder = Recorder(output, progress) if gang.is_main else None
+    figures = _prune_layers(run, hidden[: len(mine)], calls, recorder, progress)
+    result = _figures(run, figures)
+    if recorder:
+        shares = {n: figures[n].num_pruned / model.get_parameter(n).numel() for n in run.names}
+        recorder.write("layers", len(run.layers) - 1, {"sparsity": shares})
+        recorder.close()
+        _write(run, data, output)
+    return result
+
+
+def calibration_rows(data: Path, num_rows: int, seed: int) -> list[Tensor]:
+    """Return tokens of training blocks drawn by `seed`, each 1-D int64.
+
+    Raises:
+        ConfigError: if there are not as many.
+    """
+    blocks = load_from_disk(str(data / "dataset"))["train"]
+    problems = calibration_problems(num_rows, len(blocks))
+    if problems:
+        raise ConfigError(problems)
+    order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(seed))
+    chosen = blocks.select(order[:num_rows].tolist())
+    return [torch.tensor(ids, dtype=torch.int64) for ids in chosen["input_ids"]]
+
+
+def calibration_problems(num_rows: int, num_blocks: int) -> list[str]:
+    """Return what is wrong with the number of calibration rows, given the blocks there are."""
+    if num_rows <= num_blocks:
+        return []
+    return [
+        f"prune.calibration_rows: got {num_rows}, but there are {num_blocks} training blocks; ask for "
+        "fewer, or give more text or a smaller task.max_length"
+    ]
+
+
+def prunable_layers(
+    model: nn.Module, task: Task, names: Sequence[str], method: OneShotMethod
+) -> list[DecoderLayer]:
+    """Return the decoder's layers and what is pruned of each; the model may be on the meta device.
+
+    Raises:
+        ValueError: if the method does not go with the task, the model or the weights.
+    """
+    if task.auto_model != "AutoModelForCausalLM":
+        raise ValueError(
+            "only causal language models (task.type: causal-lm) are pruned in one shot"
+        )
+    layers = find_layers(model, names)
+    for layer in layers:
+        for name, projection in layer.projections.items():
+            try:
+                method.check_shape(weight_rows(projection).shape[1])
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+    return layers
+
+
+def _begin(
+    model: nn.Module, task: Task, prune: PruneConfig, gang: Gang, checkpoints: CheckpointStore
+) -> _Run:
+    method = prune.one_shot
+    assert method is not None
+    assert prune.sparsity is not None
+    names = select_prunable(model, prune.include, prune.exclude)
+    sizes = [model.get_parameter(name).numel() for name in names]
+    counts = portions(method.count(sum(sizes), prune.sparsity), sizes)
+    return _Run(
+        gang=gang,
+        model=model,
+        layers=prunable_layers(model, task, names, method),
+        pruner=LayerPruner(
+            method=method,
+            gang=gang,
+            counts=dict(zip(names, counts, strict=True)),
+            starts={name: sum(sizes[:i]) for i, name in enumerate(names)},
+        ),
+        checkpoints=checkpoints,
+    )
+
+
+@torch.no_grad()
+def _prune_layers(
+    run: _Run,
+    hidden: list[Tensor],
+    calls: list[LayerCall],
+    recorder: Recorder | None,
+    progress: Progress,
+) -> dict[str, MatrixFigures]:
+    """Prune layer after layer; `hidden` are the inputs of this worker's rows to the first."""
+    figures: dict[str, MatrixFigures] = {}
+    device, last = run.gang.device, len(run.layers) - 1
+    resuming = True
+    for index, layer in enumerate(run.layers):
+        began = time.monotonic()
+        store = run.checkpoints.part(f"layer-{index:05d}")
+        saved = _load_layer(store, layer) if resuming else None
+        resuming = saved is not None
+        call = calls[index].to(device)
+        layer.module.to(device)
+        found = run.pruner.prune(layer, call, hidden) if saved is None else saved
+        figures |= found
+        if index < last:
+            for i, states in enumerate(hidden):
+                hidden[i] = run_layer(layer.module, call, states.to(device)).cpu()
+        layer.module.to("cpu")
+        if saved is None:
+            _save_layer(run.gang, store, layer, found, index)
+        values = _values(run, figures, found)
+        if recorder:
+            recorder.write("prune", index, values)
+        position = {"event": "layer", "step": index, "num_steps": last + 1}
+        progress({**position, **values, "step_seconds": time.monotonic() - began})
+    return figures
+
+
+def _values(
+    run: _Run, figures: dict[str, MatrixFigures], newest: dict[str, MatrixFigures]
+) -> dict[str, Any]:
+    """Return a layer's record: all that was pruned so far, and the layer's own largest score."""
+    num_pruned = sum(one.num_pruned for one in figures.values())
+    mask_hash = sum(one.mask_hash for one in figures.values())
+    return {
+        "num_pruned": num_pruned,
+        "sparsity": num_pruned / run.num_prunable,
+        "threshold": max((one.threshold for one in newest.values()), default=0.0),
+        "mask_hash": f"{mask_hash & 0xFFFFFFFFFFFFFFFF:016x}",
+    }
+
+
+def _figures(run: _Run, figures: dict[str, MatrixFigures]) -> dict[str, Any]:
+    """Return the run's figures, in which a run that trains nothing has no steps."""
+    values = _values(run, figures, figures)
+    num_zeros = sum(int((run.model.get_parameter(name) == 0).sum()) for name in run.names)
+    if num_zeros < values["num_pruned"]:
+        raise StageError(
+            f"{values['num_pruned']} weights were pruned but only {num_zeros} are zero: the masks were "
+            "not kept"
+        )
+    return {
+        **values,
+        "num_prunable": run.num_prunable,
+        "num_zeros": num_zeros,
+        "num_parameters": sum(p.numel() for p in run.model.parameters()),
+        "num_steps": 0,
+        "prune_start": 0,
+        "prune_end": 0,
+    }
+
+
+def _write(run: _Run, data: Path, output: Path) -> None:
+    with torch.no_grad():
+        for parameter in run.model.parameters():  # in place: a large model is held once
+            parameter.copy_(positive_zeros(parameter))
+    tokenizer = load_tokenizer(ModelConfig(path=str(data / "tokenizer")))
+    state = run.model.state_dict()
+    write_model(output, run.model, state, tokenizer=tokenizer, prunable=run.names)
+
+
+def _save_layer(
+    gang: Gang,
+    store: CheckpointStore,
+    layer: DecoderLayer,
+    figures: dict[str, MatrixFigures],
+    index: int,
+) -> None:
+    """Keep a pruned layer; what lay there is of another run that cannot be gone on from."""
+    if gang.is_main:
+        store.discard()
+    store.save(partial(_write_layer, gang, layer, figures), index)
+
+
+def _write_layer(
+    gang: Gang, layer: DecoderLayer, figures: dict[str, MatrixFigures], folder: Path
+) -> None:
+    if gang.is_main:
+        tensors = {name: stored_weight(p) for name, p in layer.projections.items()}
+        save_file(tensors, folder / _TENSORS_FILE)
+        values = {name: asdict(one) for name, one in figures.items()}
+        (folder / _FIGURES_FILE).write_text(json.dumps(values))
+
+
+def _load_layer(store: CheckpointStore, layer: DecoderLayer) -> dict[str, MatrixFigures] | None:
+    """Take up a layer that was pruned before, if it was."""
+    with store.latest(announced=False) as saved:
+        if saved is None:
+            return None
+        tensors = load_file(saved.file(_TENSORS_FILE))
+        for name, projection in layer.projections.items():
+            stored_weight(projection).copy_(tensors[name])
+        values = json.loads(saved.file(_FIGURES_FILE).read_text())
+        return {name: MatrixFigures(**one) for name, one in values.items()}

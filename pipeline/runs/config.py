@@ -1,0 +1,325 @@
+"""The whole configuration of a run: sections composed, read from YAML, overridden, checked at once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from yaml import YAMLError
+
+from pipeline.data.stage import AnyDataConfig
+from pipeline.errors import ConfigError
+from pipeline.evaluation.evaluate import EvaluateConfig
+from pipeline.export.checkpoint import ExportConfig
+from pipeline.models.loading import ModelConfig
+from pipeline.pruning.config import PruneConfig
+from pipeline.section import Duration, NotNegative, Positive, Section
+from pipeline.tasks import AnyTaskConfig
+from pipeline.training.config import TrainConfig
+from pipeline.training.deepspeed import ZeroConfig
+from pipeline.training.distill import DistillConfig
+
+_Kind = TypeVar("_Kind", bound=Section)
+# Keys that say which kind of section theirs is.
+_TAGS = ("data.source", "task.type", "prune.method.name")
+
+
+class DenseConfig(Section):
+    """The dense fine-tune that the pruned model is held against; what is null is as in `train`."""
+
+    enabled: bool = True
+    """Whether to run it."""
+    length: Duration | None = None
+    """Its length."""
+    lr: Annotated[float, Field(gt=0)] | None = None
+    """Its peak learning rate."""
+
+    def train_config(self, train: TrainConfig) -> TrainConfig:
+        """Return the training section with this one's changes."""
+        changes = {"length": self.length, "lr": self.lr}
+        return train.model_copy(update={k: v for k, v in changes.items() if v is not None})
+
+
+class ClusterConfig(Section):
+    """Where the run takes place and how many workers train."""
+
+    address: str | None = None
+    """Ray cluster to join ("auto", "ray://host:10001", "host:6379"); null starts one here."""
+    num_workers: Positive = 1
+    """Workers of a training or evaluation gang; one GPU each where there are GPUs."""
+    cpus_per_worker: Positive = 1
+    """CPU cores of each worker."""
+    gpus_per_worker: NotNegative = 0
+    """GPUs of each worker: 0 or 1."""
+    placement: Literal["PACK", "SPREAD"] = "PACK"
+    """Workers on as few nodes as possible, or over many."""
+    max_failures: NotNegative = 3
+    """How often a gang is restarted from its last checkpoint."""
+    min_workers: Positive | None = None
+    """Fewest workers to go on with, from the last checkpoint, if some are lost for good; null for all."""
+    wait_seconds: Positive = 300
+    """How long workers are waited for: at the start, and after some were lost."""
+    timeout_seconds: Positive = 1800
+    """How long a collective may hang before the gang is taken for dead."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ClusterConfig":
+        if self.gpus_per_worker > 1:
+            raise ValueError(
+                f"gpus_per_worker is {self.gpus_per_worker}; a worker drives one GPU, use more workers"
+            )
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(
+                f"min_workers is {self.min_workers}; there are {self.num_workers} workers at most"
+            )
+        return self
+
+
+class RunConfig(Section):
+    """One run: config -> data -> dense -> prune -> evaluate -> export -> report."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run, in reports and model cards."""
+    storage: str = "runs"
+    """Where artifacts go: a folder, or an fsspec URL (s3://, gs://)."""
+    model: ModelConfig
+    """The pretrained model."""
+    task: AnyTaskConfig
+    """What it is fine-tuned and scored on."""
+    data: AnyDataConfig
+    """Where the rows come from."""
+    train: TrainConfig = TrainConfig()
+    """How it is fine-tuned."""
+    dense: DenseConfig = DenseConfig()
+    """The dense baseline."""
+    prune: PruneConfig
+    """How it is pruned."""
+    distill: DistillConfig | None = None
+    """What it learns from a dense teacher meanwhile; null for nothing."""
+    zero: ZeroConfig = ZeroConfig()
+    """How state is sharded."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """How models are scored."""
+    export: ExportConfig = ExportConfig()
+    """How the pruned model is written."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Workers and where they are."""
+
+    def to_yaml(self) -> str:
+        """Return the configuration as YAML, defaults included."""
+        return str(OmegaConf.to_yaml(OmegaConf.create(self.model_dump(mode="json"))))
+
+
+def read_config(path: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], list[str]]:
+    """Read a YAML file and apply `key=value` overrides; return the values and the problems found.
+
+    A file may give only what differs from another one: `extends: path`, relative to itself.
+    """
+    problems = [problem for override in overrides for problem in _override_problems(override)]
+    if problems and Path(path).is_file():
+        return {}, problems
+    try:
+        loaded = _load(Path(path))
+        merged = _merge(loaded, OmegaConf.from_dotlist(list(overrides)))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except ConfigError as error:
+        return {}, error.problems
+    except OmegaConfBaseException as error:
+        return {}, [f"{path}: not valid YAML: {' '.join(str(error).split())}"]
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}, []
+
+
+def read_as(kind: type[_Kind], path: str, overrides: Sequence[str] = ()) -> _Kind:
+    """Read a YAML file that is one section from top to bottom, with `key=value` overrides.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    values, problems = read_config(path, overrides)
+    if problems:
+        raise ConfigError(problems)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(
+            f"{'.'.join(str(part) for part in item['loc']) or path}: "
+            f"{item['msg'].removeprefix('Value error, ')}"
+            for item in error.errors()
+        ) from None
+
+
+def _load(path: Path, below: tuple[Path, ...] = ()) -> DictConfig:
+    """Return a file's values over those of the file it extends.
+
+    Args:
+        path: the file.
+        below: the files that extend it, the first one first.
+
+    Raises:
+        ConfigError: if a file is not there or not YAML, or the files extend each other in a circle.
+    """
+    named = f"{below[-1]}: extends: {path}" if below else str(path)
+    if not path.is_file():
+        raise ConfigError([f"{named}: no such file"])
+    chain = (*below, path)
+    if path.resolve() in {file.resolve() for file in below}:
+        circle = " -> ".join(str(file) for file in chain)
+        raise ConfigError([f"{named}: extends itself ({circle})"])
+    try:
+        loaded = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise ConfigError([f"{path}: not valid YAML: {' '.join(str(error).split())}"]) from error
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError([f"{path}: must be a mapping of sections, got {_kind(loaded)}"])
+    if "extends" not in loaded:
+        return loaded
+    base = loaded.pop("extends")
+    if not isinstance(base, str):
+        raise ConfigError([f"{path}: extends: must be the path of one file, got {base!r}"])
+    return _merge(_load(path.parent / base, chain), loaded)
+
+
+def _merge(under: DictConfig, over: DictConfig) -> DictConfig:
+    """Return values with others over them."""
+    for tag in _TAGS:
+        chosen = OmegaConf.select(over, tag)
+        if chosen is not None and chosen != OmegaConf.select(under, tag):
+            # Another kind of section: the settings of the one below are none of its own.
+            OmegaConf.update(under, tag.rpartition(".")[0], {}, merge=False)
+    merged = OmegaConf.merge(under, over)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _override_problems(override: str) -> list[str]:
+    key, equals, _ = override.partition("=")
+    if not equals or not all(key.split(".")):
+        return [f"{override!r}: an override is key=value, such as train.lr=1e-4"]
+    try:
+        OmegaConf.from_dotlist([override])
+    except (YAMLError, OmegaConfBaseException) as error:
+        return [f"{override!r}: the value is not valid YAML: {' '.join(str(error).split())}"]
+    return []
+
+
+def _kind(loaded: Any) -> str:
+    return type(OmegaConf.to_container(loaded)).__name__
+
+
+def parse_sections(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Parse each section by itself, so that one section's mistakes do not hide another's.
+
+    Returns:
+        The sections that are right, by name, and a problem for each thing that is wrong.
+    """
+    sections: dict[str, Any] = {}
+    problems = [
+        f"{key}: unknown key; allowed are {', '.join(RunConfig.model_fields)}"
+        for key in sorted(set(values) - set(RunConfig.model_fields))
+    ]
+    for name, spec in RunConfig.model_fields.items():
+        if name not in values:
+            if spec.is_required():
+                problems.append(f"{name}: missing; {spec.description}")
+            else:
+                sections[name] = spec.default
+            continue
+        annotated = (spec.annotation, *spec.metadata)
+        adapter: TypeAdapter[Any] = TypeAdapter(
+            _annotate(*annotated, discriminator=spec.discriminator)
+        )
+        try:
+            sections[name] = adapter.validate_python(values[name])
+        except ValidationError as error:
+            problems += [_describe(name, item) for item in error.errors()]
+    return sections, problems
+
+
+def parse_config(values: dict[str, Any]) -> RunConfig:
+    """Return the configuration, or raise with all that is wrong in its own terms.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    sections, problems = parse_sections(values)
+    if problems:
+        raise ConfigError(problems)
+    return RunConfig(**sections)
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a configuration file, for editors."""
+    schema = RunConfig.model_json_schema()
+    extends = "Path of a file, relative to this one, of which this one gives only what differs."
+    schema["properties"]["extends"] = {"type": "string", "description": extends}
+    # What is required may stand in that other file.
+    schema["anyOf"] = [{"required": schema.pop("required")}, {"required": ["extends"]}]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "mgpp run configuration",
+        **schema,
+    }
+
+
+def _annotate(annotation: Any, *metadata: Any, discriminator: Any) -> Any:
+    marks = [*metadata, *([Field(discriminator=discriminator)] if discriminator else [])]
+    for mark in marks:
+        annotation = Annotated[annotation, mark]
+    return annotation
+
+
+def _describe(section: str, item: Any) -> str:
+    """Return a problem in the file's own terms: the key, what was got, what is allowed."""
+    parts = [str(part) for part in item["loc"]]
+    model: Any = RunConfig
+    path: list[str] = []
+    for part in [section, *parts]:
+        # pydantic puts the tag of a chosen union member into the location; it is no key of the file.
+        member = _member(model, part)
+        if member is not None:
+            model = member
+            continue
+        path.append(part)
+        inner = _sections(model.model_fields[part].annotation) if part in _fields(model) else []
+        model = inner[0] if len(inner) == 1 else inner or model
+    key = ".".join(path)
+    if item["type"] == "extra_forbidden":
+        return f"{key}: unknown key; allowed are {', '.join(_fields(model))}"
+    if item["type"] == "missing":
+        return f"{key}: missing"
+    if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        tag = item["ctx"]["discriminator"].strip("'")
+        got = item["input"].get(tag) if isinstance(item["input"], dict) else item["input"]
+        allowed = item["ctx"].get("expected_tags") or "; ".join(
+            str(get_args(member.model_fields[tag].annotation)[0]) for member in model
+        )
+        return f"{key}.{tag}: got {got!r}; allowed are {allowed}"
+    message = item["msg"].removeprefix("Value error, ")
+    got = item["input"]
+    shown = "" if isinstance(got, dict) else f", got {got!r}"
+    return f"{key}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _member(model: Any, part: str) -> Any:
+    """Return the member of a union that a tag names."""
+    if not isinstance(model, list):
+        return None
+    for member in model:
+        for spec in member.model_fields.values():
+            if get_origin(spec.annotation) is Literal and get_args(spec.annotation) == (part,):
+                return member
+    return None
+
+
+def _fields(model: Any) -> list[str]:
+    return [] if isinstance(model, list) else list(model.model_fields)
+
+
+def _sections(annotation: Any) -> list[Any]:
+    """Return the section classes inside an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for inner in get_args(annotation) for section in _sections(inner)]

@@ -1,0 +1,167 @@
+"""Bytes that training takes of a worker, counted from shapes and from how ZeRO's stages lay state out."""
+
+from typing import Any, cast
+
+from torch import nn
+
+from pipeline.training.deepspeed import DTYPES, ZeroConfig, default_bucket
+from pipeline.training.distill import DistillConfig
+
+_SUB_GROUP = 10**9  # elements of a shard that ZeRO 3 steps at once, by default
+MASTER, _MOMENTS = 4, 8  # bytes a weight: float32, and AdamW's two averages
+
+
+def checkpoint_bytes(trained: int, prunable: int, num_kept: int = 0) -> int:
+    """Return what one checkpoint takes: master weights, Adam's moments, masks, what the method keeps.
+
+    Args:
+        trained: parameters that are trained.
+        prunable: of them, those that are pruned.
+        num_kept: numbers the pruning method keeps of each of these.
+    """
+    return trained * (MASTER + _MOMENTS) + prunable // 8 + prunable * num_kept * MASTER
+
+
+def state_bytes(
+    zero: ZeroConfig,
+    total: int,
+    trained: int,
+    prunable: int,
+    world_size: int,
+    num_kept: int = 0,
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Return what parameters, gradients, optimizer and masks take of one worker, at the optimizer's step.
+
+    Args:
+        zero: how state is sharded.
+        total: parameters of the model.
+        trained: of them, those that are trained.
+        prunable: of them, those that are pruned.
+        world_size: workers.
+        num_kept: numbers the pruning method keeps of each prunable weight.
+
+    Returns:
+        By what it is for: bytes on the device, and bytes in the host's memory.
+    """
+    width = DTYPES[zero.precision].itemsize
+    shard = -(-trained // world_size)
+    optimizer = (zero.stage and shard) or trained
+    parameters = total * width if zero.stage < 3 else -(-total // world_size) * width
+    # Under ZeRO 1-3 the float32 gradient of a shard is made for the step, beside what was reduced.
+    if zero.stage == 0:
+        gradients, stepping = trained * width, 0 if width == MASTER else trained * MASTER
+        master = 0 if width == MASTER else trained * MASTER
+    else:
+        at_once = (
+            min(shard, _SUB_GROUP) if zero.stage == 3 and not zero.offload_optimizer else shard
+        )
+        stepping, master = at_once * MASTER, shard * MASTER
+        # Stage 1 holds whole gradients until the backward pass ends, before those of the step are made.
+        whole = trained * width - stepping if zero.stage == 1 else 0
+        gradients = max(whole, shard * width)
+    held = prunable if zero.stage == 0 else -(-prunable // world_size)
+    states = {
+        "master weights": master,
+        "optimizer": optimizer * _MOMENTS,
+        "gradients of the step": stepping,
+        "masks": -(-held // 8),
+        "kept by the method": held * num_kept * MASTER,
+    }
+    device = {"parameters": parameters, "gradients": gradients}
+    host: dict[str, int] = {}
+    (host if zero.offload_optimizer else device).update(states)
+    if zero.offload_parameters:
+        parameters = device.pop("parameters")
+        host["parameters"] = 0 if zero.nvme_path else parameters
+    return device, host
+
+
+def activation_bytes(
+    model: nn.Module, *, rows: int, length: int, target_length: int, width: int, recomputed: bool
+) -> int:
+    """Estimate what the forward pass keeps for the backward pass, and the logits.
+
+    34 bytes a token, layer and unit of width at 16 bits (Korthikanti et al., arXiv 2205.05198, without
+    the attention matrix, which fused attention does not keep); with recomputation 2, and one layer whole.
+    A decoder's layer that also attends to an encoder keeps, by the same counts, 9 more a target token
+    (normalized input, query, output, dropout's mask) and 4 a source token (its keys and values).
+
+    Args:
+        model: on the meta device.
+        rows: of one micro-batch.
+        length: tokens of one row; of its source, where there is an encoder and a decoder.
+        target_length: tokens of a row's target; used where there is an encoder and a decoder.
+        width: bytes of a number.
+        recomputed: whether layers are recomputed in the backward pass.
+    """
+    settings: Any = model.config
+    hidden = int(settings.hidden_size)
+    source = rows * length * hidden
+    layers = [(int(settings.num_hidden_layers), 17 * source, source)]  # layers, numbers kept, input
+    if settings.is_encoder_decoder:
+        target = rows * target_length * hidden
+        layers.append((_num_decoder_layers(settings), (43 * target + 4 * source) // 2, target))
+    if recomputed:
+        kept = sum(number * given for number, _, given in layers) + max(k for _, k, _ in layers)
+    else:
+        kept = sum(number * inside for number, inside, _ in layers)
+    logits = _num_logits(model, rows, length, target_length)
+    return kept * width + 2 * logits * 4  # logits and their gradient, in float32
+
+
+def distillation_bytes(
+    model: nn.Module,
+    distill: DistillConfig,
+    *,
+    rows: int,
+    length: int,
+    target_length: int,
+    width: int,
+) -> int:
+    """Estimate what a teacher's outputs and the losses on them take before the backward pass.
+
+    Args:
+        model: that learns, on the meta device.
+        distill: whether hidden states are taught too.
+        rows: of one micro-batch.
+        length: tokens of one row; of its source, where there is an encoder and a decoder.
+        target_length: tokens of a row's target; used where there is an encoder and a decoder.
+        width: bytes of a number.
+    """
+    logits = _num_logits(model, rows, length, target_length)
+    # The teacher's logits, those of both that count, and both models' log-probabilities in float32.
+    kept = logits * (3 * width + 2 * 4)
+    if distill.hidden_weight:
+        settings: Any = model.config
+        states = rows * length * int(settings.num_hidden_layers) * int(settings.hidden_size)
+        if settings.is_encoder_decoder:
+            states += (
+                rows * target_length * _num_decoder_layers(settings) * int(settings.hidden_size)
+            )
+        kept += states * (width + 3 * 4)  # the teacher's; both normalized, and their difference
+    return kept
+
+
+def _num_logits(model: nn.Module, rows: int, length: int, target_length: int) -> int:
+    settings: Any = model.config
+    if cast(Any, model).get_output_embeddings() is None:
+        return rows * int(settings.num_labels)
+    predicted = target_length if settings.is_encoder_decoder else length
+    return rows * predicted * int(settings.vocab_size)
+
+
+def _num_decoder_layers(settings: Any) -> int:
+    """Return the layers of a decoder beside an encoder, by the names BART's and T5's families have."""
+    names = ("decoder_layers", "num_decoder_layers")
+    return int(next(getattr(settings, n) for n in names if getattr(settings, n, None) is not None))
+
+
+def bucket_bytes(zero: ZeroConfig, on_gpu: bool, total: int) -> int:
+    """Return the buffers that reductions and gathers are made in."""
+    bucket = zero.bucket_elements or default_bucket(on_gpu)
+    width = DTYPES[zero.precision].itemsize
+    if zero.stage == 0:
+        return 0
+    reducing = bucket * width * (2 if on_gpu else 1)  # two that take turns where they overlap
+    gathered = min(10 * bucket, total) if zero.stage == 3 else min(bucket, total)
+    return reducing + gathered * width

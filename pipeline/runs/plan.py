@@ -1,0 +1,211 @@
+"""What a run will take, before anything is rented: memory of a worker, bytes sent, checkpoints.
+
+Counted from the model's shapes alone (it is built on the meta device) and from how DeepSpeed lays out
+ZeRO's stages; activations are an estimate.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import nn
+
+from mgpp import METHODS, OneShotMethod, select_prunable, transposed_weights
+from mgpp.masking.threshold import sent_bytes
+from pipeline.errors import ConfigError
+from pipeline.models.decoder import weight_rows
+from pipeline.models.loading import build_empty
+from pipeline.pruning.one_shot import prunable_layers
+from pipeline.runs.config import RunConfig
+from pipeline.runs.memory import (
+    MASTER,
+    activation_bytes,
+    bucket_bytes,
+    checkpoint_bytes,
+    distillation_bytes,
+    state_bytes,
+)
+from pipeline.tasks import make_task
+from pipeline.training.deepspeed import DTYPES
+from pipeline.training.engine import freeze
+from pipeline.training.teacher import in_terms_of_teacher
+
+_STATISTIC = 8  # bytes a number: float64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run will take. All sizes are bytes; memory is that of one worker.
+
+    Attributes:
+        num_parameters: of the model.
+        num_prunable: of them, those that are pruned.
+        device: memory on the worker's device, by what it is for.
+        host: memory beside it that offload takes, by what it is for.
+        sent_per_step: sent by a worker for one optimizer step.
+        sent_per_pruning: sent by a worker for one pruning, at most; what lies on several workers of a
+            pattern's groups and blocks comes on top, and with min_kept as often as weights reach it.
+        checkpoint: one checkpoint, all workers together.
+    """
+
+    num_parameters: int
+    num_prunable: int
+    device: dict[str, int]
+    host: dict[str, int]
+    sent_per_step: int
+    sent_per_pruning: int
+    checkpoint: int
+
+    @property
+    def device_total(self) -> int:
+        """All memory on the device."""
+        return sum(self.device.values())
+
+    @property
+    def host_total(self) -> int:
+        """All memory that offload takes."""
+        return sum(self.host.values())
+
+
+def plan_run(config: RunConfig) -> Plan:
+    """Return what a run's pruning stage will take.
+
+    Raises:
+        ConfigError: if the model's configuration cannot be read.
+    """
+    empty = build_empty(
+        config.model.model_copy(update={"random_init": True}), make_task(config.task).auto_model
+    )
+    if config.prune.one_shot is not None:
+        return plan_one_shot(config, empty, config.prune.one_shot)
+    freeze(empty, config.train.freeze)
+    world_size = config.cluster.num_workers
+    micro = config.train.micro_batch_size or max(config.train.batch_size // world_size, 1)
+    names = select_prunable(empty, config.prune.include, config.prune.exclude)
+    weights = dict(empty.named_parameters())
+    shapes = {name: tuple(weights[name].shape) for name in names}
+    allocation = config.prune.allocation(shapes, transposed_weights(empty))
+    num_groups = len(allocation.groups(allocation.num_going(step=1), step=1))
+    total = sum(p.numel() for p in weights.values())
+    trained = sum(p.numel() for p in weights.values() if p.requires_grad)
+    prunable = sum(weights[name].numel() for name in names)
+    on_gpu = config.cluster.gpus_per_worker > 0
+    num_kept = len(METHODS[config.prune.method.name].state_names)
+    device, host = state_bytes(config.zero, total, trained, prunable, world_size, num_kept)
+    device["buckets"] = bucket_bytes(config.zero, on_gpu, total)
+    batch: dict[str, int] = {
+        "rows": micro,
+        "length": config.task.max_length,
+        "target_length": getattr(config.task, "max_target_length", 0),
+        "width": DTYPES[config.zero.precision].itemsize,
+    }
+    device["activations (estimate)"] = activation_bytes(
+        empty, **batch, recomputed=config.train.gradient_checkpointing
+    )
+    taught = 0
+    if config.distill is not None:
+        taught = _num_taught(config, total)
+        sharded = config.zero.stage == 3
+        held = (-(-taught // world_size) if sharded else taught) * batch["width"]
+        # Offloaded as the student's parameters are.
+        if not config.zero.offload_parameters:
+            device["teacher"] = held
+        elif not config.zero.nvme_path:
+            host["teacher"] = held
+        device["distillation (estimate)"] = distillation_bytes(empty, config.distill, **batch)
+    return Plan(
+        num_parameters=total,
+        num_prunable=prunable,
+        device={name: size for name, size in device.items() if size},
+        host={name: size for name, size in host.items() if size},
+        sent_per_step=_sent_per_step(config, total, trained, taught, micro),
+        sent_per_pruning=sent_bytes(world_size, len(names), num_groups)
+        if config.zero.stage
+        else 8 * world_size,
+        checkpoint=checkpoint_bytes(trained, prunable, num_kept),
+    )
+
+
+def plan_one_shot(config: RunConfig, empty: nn.Module, method: OneShotMethod) -> Plan:
+    """Return what pruning in one shot will take: a layer at a time is on the device.
+
+    Args:
+        config: of the run.
+        empty: the model, on the meta device.
+        method: how it is pruned.
+
+    Raises:
+        ConfigError: if the method does not go with the model or the task.
+    """
+    names = select_prunable(empty, config.prune.include, config.prune.exclude)
+    try:
+        layers = prunable_layers(empty, make_task(config.task), names, method)
+    except ValueError as error:
+        raise ConfigError([f"prune.method: {method.name}: {error}"]) from error
+    width, hidden = (
+        DTYPES[config.zero.precision].itemsize,
+        int(cast(Any, empty).config.hidden_size),
+    )
+    world_size, length = config.cluster.num_workers, config.task.max_length
+    matrices = [[weight_rows(p) for p in layer.projections.values()] for layer in layers]
+    statistics = [
+        [math.prod(method.statistic_shape(weight.shape[1])) for weight in layer]
+        for layer in matrices
+    ]
+    largest_statistic = max(max(layer, default=0) for layer in statistics)
+    largest_matrix = max(weight.numel() for layer in matrices for weight in layer)
+    total = sum(p.numel() for p in empty.parameters())
+    prunable = sum(empty.get_parameter(name).numel() for name in names)
+    largest_layer = max(sum(p.numel() for p in layer.module.parameters()) for layer in layers)
+    return Plan(
+        num_parameters=total,
+        num_prunable=prunable,
+        device={
+            "parameters of a layer": largest_layer * width,
+            "statistics of a layer": max(sum(layer) for layer in statistics) * _STATISTIC,
+            "pruning a matrix (estimate)": 4 * MASTER * (largest_statistic + largest_matrix),
+            "activations (estimate)": 17 * width * length * hidden,
+        },
+        host={
+            "parameters": total * width,
+            "calibration": -(-config.prune.calibration_rows // world_size)
+            * length
+            * hidden
+            * width,
+        },
+        sent_per_step=0,
+        # By ring algorithms: statistics are reduced, weights handed on.
+        sent_per_pruning=int(
+            (world_size - 1)
+            / world_size
+            * (2 * _STATISTIC * sum(sum(layer) for layer in statistics) + width * prunable)
+        ),
+        checkpoint=prunable * width,
+    )
+
+
+def _num_taught(config: RunConfig, total: int) -> int:
+    """Return the parameters of the teacher; the dense fine-tune is a model like its student."""
+    assert config.distill is not None
+    model = config.distill.model(config.model)
+    if model is None:
+        return total
+    with in_terms_of_teacher():
+        teacher = build_empty(
+            model.model_copy(update={"random_init": True}), make_task(config.task).auto_model
+        )
+    return sum(p.numel() for p in teacher.parameters())
+
+
+def _sent_per_step(config: RunConfig, total: int, trained: int, taught: int, micro: int) -> int:
+    """Return what a worker sends for one optimizer step, by ring algorithms."""
+    world_size, zero = config.cluster.num_workers, config.zero
+    width = DTYPES[zero.precision].itemsize
+    accumulation = max(config.train.batch_size // (micro * world_size), 1)
+    share = (world_size - 1) / world_size
+    # Gathered for each forward and backward pass, reduced in each; a teacher only runs forward.
+    if zero.stage == 3:
+        return int(share * width * accumulation * (2 * total + trained + taught))
+    # Gradients are reduced (at stage 2 in each micro-batch) and parameters or gradients gathered.
+    reductions = accumulation if zero.stage == 2 else 1
+    return int(share * width * trained * (reductions + 1))

@@ -1,0 +1,75 @@
+"""A model that another recipe makes: `model.path: run:FILE` is what the run of that file exported."""
+
+import shlex
+from typing import Any
+
+from pipeline.errors import ConfigError
+from pipeline.runs.config import parse_config, read_config
+from pipeline.runs.stage import plan_stages
+from pipeline.store.artifacts import ArtifactStore
+from pipeline.store.locations import ARTIFACT
+from pipeline.store.storage import absolute_url
+
+RUN = "run:"
+
+
+def resolve_upstream(
+    values: dict[str, Any], above: tuple[str, ...] = ()
+) -> tuple[dict[str, Any], list[str]]:
+    """Replace a `model.path` that names another recipe by where that recipe's model is.
+
+    Args:
+        values: a configuration as `read_config` returns it. `run:FILE key=value ...` stands for the run
+            of FILE with these changes; as all paths, FILE is relative to the working directory.
+        above: the references that led to these values.
+
+    Returns:
+        The values, with a folder or, on remote storage, with `artifact:URL`, which every machine fetches
+        for itself; and the problem, if there is one: the file is wrong, or was not run yet.
+    """
+    model = values.get("model")
+    reference = model.get("path") if isinstance(model, dict) else None
+    if not isinstance(reference, str) or not reference.startswith(RUN):
+        return values, []
+    assert isinstance(model, dict)
+    try:
+        path = _exported_model(reference, above)
+    except ConfigError as error:
+        return values, [f"model.path: {problem}" for problem in error.problems]
+    return {**values, "model": {**model, "path": path}}, []
+
+
+def _exported_model(reference: str, above: tuple[str, ...]) -> str:
+    """Return where the model lies that the run exported.
+
+    Raises:
+        ConfigError: if the file is wrong, leads back to itself, or was not run.
+    """
+    try:
+        command = shlex.split(reference.removeprefix(RUN))
+    except ValueError as error:
+        raise ConfigError([f"{reference!r}: {error}"]) from error
+    if not command:
+        raise ConfigError([f"{reference!r} names no file"])
+    if reference in above:
+        raise ConfigError([f"{reference!r} leads back to itself"])
+    try:
+        values, problems = read_config(command[0], command[1:])
+        if not problems:
+            values, problems = resolve_upstream(values, (*above, reference))
+        if problems:
+            raise ConfigError(problems)
+        config = parse_config(values)
+        key = next(stage.key for stage in plan_stages(config) if stage.name == "export")
+    except ConfigError as error:
+        raise ConfigError([f"{reference!r}: {problem}" for problem in error.problems]) from error
+    store = ArtifactStore(absolute_url(config.storage))
+    exported = store.find("export", key)
+    if exported is None:
+        raise ConfigError(
+            [
+                f"{reference!r} was not run yet, or what it is made of has changed since: there is no "
+                f"export-{key} in {store.url}; `mgpp run {shlex.join(command)}` first"
+            ]
+        )
+    return f"{exported.url}/model" if store.is_local else f"{ARTIFACT}{exported.url}/model"

@@ -1,0 +1,279 @@
+"""All that can be found wrong with a configuration before anything is started or written."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from mgpp import select_prunable, transposed_weights
+from pipeline.data.stage import is_local, load_splits, missing_columns, num_training_examples
+from pipeline.errors import ConfigError
+from pipeline.models.loading import build_empty, load_model_config, load_tokenizer
+from pipeline.pruning.one_shot import calibration_problems, prunable_layers
+from pipeline.runs.config import RunConfig, parse_sections, read_config
+from pipeline.runs.upstream import resolve_upstream
+from pipeline.tasks import Task, make_task
+from pipeline.training.deepspeed import problems_of
+from pipeline.training.distill import DENSE
+from pipeline.training.engine import freeze
+from pipeline.training.teacher import teacher_problems
+
+_MANY_STEPS = 10**6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capacity:
+    """What a cluster can hold: the cores and GPUs of each node."""
+
+    nodes: tuple[tuple[float, float], ...]
+
+    def num_workers(self, cpus: int, gpus: int) -> int:
+        """Return how many workers of a size fit at once."""
+        return sum(
+            int(min(node_cpus // cpus, node_gpus // gpus if gpus else node_cpus // cpus))
+            for node_cpus, node_gpus in self.nodes
+        )
+
+    def __str__(self) -> str:
+        """The nodes for people: the largest first, equal ones counted."""
+        return ", ".join(
+            f"{count} of {cpus:g} CPUs and {gpus:g} GPUs"
+            for (cpus, gpus), count in sorted(Counter(self.nodes).items(), reverse=True)
+        )
+
+
+def validate(path: str, overrides: Sequence[str], capacity: Capacity | None) -> RunConfig:
+    """Read, parse and check a configuration file.
+
+    Args:
+        path: the YAML file.
+        overrides: `key=value` changes.
+        capacity: what the cluster has, or None if that is not to be checked.
+
+    Raises:
+        ConfigError: with every problem found, in the file's own terms.
+    """
+    values, problems = read_config(path, overrides)
+    if problems:
+        raise ConfigError(problems)
+    values, unresolved = resolve_upstream(values)
+    sections, problems = parse_sections(values)
+    if unresolved:
+        sections.pop("model", None)
+        problems += unresolved
+    of_model, of_data = _model_problems(sections), _data_problems(sections)
+    of_training = _training_problems(sections)
+    problems += [*of_model, *of_data, *of_training]
+    if not (of_model or of_data or of_training):
+        problems += _length_problems(sections)
+    if "cluster" in sections and capacity is not None:
+        problems += cluster_problems(sections["cluster"], capacity)
+    if problems:
+        raise ConfigError(problems)
+    return RunConfig(**sections)
+
+
+def check_schedule(config: RunConfig, num_rows: int) -> None:
+    """Check what depends on the number of training rows, once it is known.
+
+    Raises:
+        ConfigError: if the rows do not fill a batch, or prune_start is not before prune_end.
+    """
+    problems = _schedule_problems(
+        config.train, config.dense, config.prune, config.cluster.num_workers, num_rows
+    )
+    if problems:
+        raise ConfigError(problems)
+
+
+def _model_problems(sections: dict[str, Any]) -> list[str]:
+    if "model" not in sections:
+        return []
+    model, task, prune = sections["model"], sections.get("task"), sections.get("prune")
+    distill = sections.get("distill")
+    problems = []
+    try:
+        load_tokenizer(model)
+        load_model_config(model)
+    except ConfigError as error:
+        return error.problems
+    if task is None:
+        return []
+    try:
+        empty = build_empty(model, make_task(task).auto_model)
+    except (ValueError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        return [f"model.path: {model.path!r} cannot be built for a {task.type} task: {reason}"]
+    if "train" in sections:
+        try:
+            freeze(empty, sections["train"].freeze)
+        except ValueError as error:
+            problems.append(f"train.freeze: {error}")
+    if prune is not None:
+        problems += _selection_problems(prune, make_task(task), empty)
+    if distill is not None and prune is not None and prune.one_shot is not None:
+        problems.append(
+            f"distill: means nothing for {prune.method.name}, which trains nothing; leave it out"
+        )
+    elif distill is not None:
+        problems += teacher_problems(distill, model, make_task(task).auto_model)
+    return problems
+
+
+def _selection_problems(prune: Any, task: Task, empty: nn.Module) -> list[str]:
+    """Check what is pruned, and where sparsity goes, against the model."""
+    try:
+        names = select_prunable(empty, prune.include, prune.exclude)
+    except ValueError as error:
+        key = "prune.exclude" if str(error).startswith("exclude") else "prune.include"
+        return [f"{key}: {error}"]
+    if prune.one_shot is not None:
+        try:
+            prunable_layers(empty, task, names, prune.one_shot)
+        except ValueError as error:
+            return [f"prune.method: {prune.method.name}: {error}"]
+        return []
+    chosen = set(names)
+    shapes = {name: tuple(p.shape) for name, p in empty.named_parameters() if name in chosen}
+    try:
+        prune.allocation(shapes, transposed_weights(empty))
+    except ValueError as error:
+        return [f"prune.{error}"]
+    return []
+
+
+def _data_problems(sections: dict[str, Any]) -> list[str]:
+    if "data" not in sections:
+        return []
+    try:
+        splits = load_splits(sections["data"], streaming=True)
+    except ConfigError as error:
+        return error.problems
+    if "task" not in sections:
+        return []
+    return missing_columns(sections["data"], make_task(sections["task"]), splits)
+
+
+def _training_problems(sections: dict[str, Any]) -> list[str]:
+    problems = problems_of(sections["zero"]) if "zero" in sections else []
+    if "train" not in sections:
+        return problems
+    train, cluster, prune = sections["train"], sections.get("cluster"), sections.get("prune")
+    dense = sections.get("dense")
+    if dense is not None and not dense.enabled:
+        problems += _missing_dense(prune, sections.get("distill"))
+    one_shot = prune.one_shot if prune is not None else None
+    if one_shot is not None and dense is not None and not dense.enabled:
+        return problems  # nothing is trained
+    for key, length in (("train", train.length), ("dense", dense.length if dense else None)):
+        if length is not None and length.unit == "%":
+            problems.append(f"{key}.length: {length.text!r} is a share; give steps or epochs")
+        elif length is not None and not length.value:
+            problems.append(f"{key}.length: got {length.text!r}; must be above 0")
+    if train.length.unit == "%" or not train.length.value:
+        return problems
+    if cluster is not None:
+        try:
+            train.batch_plan(num_rows=train.batch_size, world_size=cluster.num_workers)
+        except ValueError as error:
+            problems.append(f"train.batch_size: {error} (cluster.num_workers)")
+    if prune is not None and one_shot is None:
+        problems += _method_problems(train, prune)
+    return problems
+
+
+def _method_problems(train: Any, prune: Any) -> list[str]:
+    """Check a method's settings and its schedule against the training's."""
+    problems = []
+    try:
+        prune.method.build(num_examples=1).begin(train.lr)
+    except ValueError as error:
+        problems.append(f"prune.method: {error} (train.lr)")
+    # Where all lengths are in one unit, their order does not depend on the number of rows.
+    units = _units(train, prune)
+    if len(units) == 1:
+        per_epoch = 1 if units == {"steps"} else _MANY_STEPS
+        try:
+            prune.schedule(train.num_steps(per_epoch), per_epoch)
+        except ValueError as error:
+            problems.append(f"prune: {error}")
+    return problems
+
+
+def _missing_dense(prune: Any, distill: Any) -> list[str]:
+    """Return what asks for the dense fine-tune that is not run."""
+    problems = []
+    if prune is not None and prune.start == "dense":
+        problems.append(
+            "prune.start: got 'dense', but dense.enabled is false; there is none to start from"
+        )
+    if distill is not None and distill.teacher == DENSE:
+        problems.append(
+            "distill.teacher: got 'dense', but dense.enabled is false; there is none to learn from: "
+            "enable it, or name a model that was fine-tuned for the task"
+        )
+    return problems
+
+
+def _length_problems(sections: dict[str, Any]) -> list[str]:
+    """Check lengths against the number of rows, where counting is cheap or nothing else can tell."""
+    if not {"model", "task", "data", "train", "dense", "prune", "cluster"} <= set(sections):
+        return []
+    data, task, train, prune = (sections[name] for name in ("data", "task", "train", "prune"))
+    task = make_task(task)
+    cheap = is_local(data) and task.row_is_example
+    if not cheap and len(_units(train, prune)) == 1:
+        return []
+    try:
+        num_rows = num_training_examples(data, task, load_tokenizer(sections["model"]))
+    except ConfigError as error:
+        return error.problems
+    num_workers = sections["cluster"].num_workers
+    return _schedule_problems(train, sections["dense"], prune, num_workers, num_rows)
+
+
+def _schedule_problems(
+    train: Any, dense: Any, prune: Any, num_workers: int, num_rows: int
+) -> list[str]:
+    if prune.one_shot is not None:
+        problems = calibration_problems(prune.calibration_rows, num_rows)
+        if problems or not dense.enabled:
+            return problems
+    try:
+        plan = train.batch_plan(num_rows=num_rows, world_size=num_workers)
+    except ValueError as error:
+        return [f"train.batch_size: {error}"]
+    per_epoch, problems = plan.steps_per_epoch, []
+    lengths = {"train": train.length}
+    if dense.enabled and dense.length is not None:
+        lengths["dense"] = dense.length
+    for key, length in lengths.items():
+        if length.steps(steps_per_epoch=per_epoch) < 1:
+            problems.append(
+                f"{key}.length: {length.text!r} of {per_epoch} steps an epoch is no step at all"
+            )
+    if not problems and prune.one_shot is None:
+        try:
+            prune.schedule(train.num_steps(per_epoch), per_epoch)
+        except ValueError as error:
+            problems.append(f"prune: {error}")
+    return problems
+
+
+def _units(train: Any, prune: Any) -> set[str]:
+    """Return the units of a run's lengths; a share goes with any."""
+    lengths = [train.length, prune.warmup, prune.finetune]
+    return {length.unit for length in lengths if length.unit != "%" and length.value}
+
+
+def cluster_problems(cluster: Any, capacity: Capacity) -> list[str]:
+    """Return what is wrong with the workers asked for, given what the cluster has."""
+    fitting = capacity.num_workers(cluster.cpus_per_worker, cluster.gpus_per_worker)
+    if fitting >= cluster.num_workers:
+        return []
+    return [
+        f"cluster.num_workers: got {cluster.num_workers} workers of {cluster.cpus_per_worker} CPUs "
+        f"and {cluster.gpus_per_worker} GPUs; the cluster can hold {fitting} (nodes: {capacity})"
+    ]

@@ -1,0 +1,248 @@
+"""Leases: of all runs on one store, one at a time works on a key, and another takes over when it died.
+
+    <storage>/<stage>-<key>/_LEASE.1.json    who works on it, renewed while it does
+    <storage>/<stage>-<key>/_LEASE.2.json    who took over; the highest number holds
+
+A file is made exclusively, so of several that want a key one gets it. A lease whose holder runs on this
+machine lasts exactly as long as that process; any other one for as long as its file changes, watched by
+the waiting process's own clock, so that clocks need not agree.
+"""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from pipeline.store.storage import create_json, is_local, open_storage, put_json, read_json
+
+RENEW_SECONDS = 10.0
+STALE_SECONDS = 60.0
+
+_PREFIX, _SUFFIX = "_LEASE.", ".json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """A process that works on something.
+
+    Attributes:
+        host: its machine's name, for people.
+        machine: what tells one boot of one machine, and one container on it, from others.
+        pid: its number there.
+        started: clock ticks from the machine's boot to its start: numbers are used again.
+    """
+
+    host: str
+    machine: str
+    pid: int
+    started: int
+
+    @classmethod
+    def current(cls) -> Self:
+        """Return this process."""
+        pid = os.getpid()
+        return cls(
+            host=socket.gethostname(), machine=_machine(), pid=pid, started=_start_of(pid) or 0
+        )
+
+    def is_gone(self) -> bool | None:
+        """Tell whether the process has ended; None if it runs on a machine that cannot be asked."""
+        if self.machine != _machine():
+            return None
+        return _start_of(self.pid) != self.started
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """What a lease file says.
+
+    Attributes:
+        number: of the file; the highest of a key counts.
+        holder: who works on the key; None if the file cannot be read (yet).
+        renewed: how often it was renewed.
+        progress: the newest record of the work.
+    """
+
+    number: int
+    holder: Holder | None
+    renewed: int
+    progress: dict[str, Any] | None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether someone works on the key, as far as can be told from here."""
+        return not (self.holder is not None and self.holder.is_gone())
+
+    def __str__(self) -> str:
+        return f"process {self.holder.pid} on {self.holder.host}" if self.holder else "another run"
+
+
+class LeaseLostError(RuntimeError):
+    """Another process took over, because this one was taken for dead."""
+
+
+class LeaseFolder:
+    """The leases on one key.
+
+    Args:
+        url: the key's folder.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._fs, self._root = open_storage(url)
+
+    def newest(self) -> Lease | None:
+        """Return the lease that counts, or None where there is none."""
+        number = max(self._numbers(), default=0)
+        if number == 0:
+            return None
+        found = read_json(self._fs, self._path(number))
+        if found is None:  # being written, or just given back
+            return Lease(number=number, holder=None, renewed=-1, progress=None)
+        return Lease(
+            number=number,
+            holder=Holder(**found["holder"]),
+            renewed=found["renewed"],
+            progress=found["progress"],
+        )
+
+    def create(self, number: int) -> bool:
+        """Make the lease of a number this process's; False if another was faster."""
+        return create_json(self._fs, self._path(number), self._content(0, None))
+
+    def renew(self, number: int, renewed: int, progress: dict[str, Any] | None) -> None:
+        """Show that this process is still at work.
+
+        Raises:
+            LeaseLostError: if another one took over or the lease is gone.
+        """
+        if max(self._numbers(), default=0) != number:
+            raise LeaseLostError(f"{self.url}: another run took over")
+        put_json(self._fs, self._path(number), self._content(renewed, progress))
+
+    def give_back(self, number: int) -> None:
+        """Delete the leases up to a number."""
+        for old in self._numbers():
+            if old <= number:
+                self._fs.rm(self._path(old))
+
+    def _content(self, renewed: int, progress: dict[str, Any] | None) -> dict[str, Any]:
+        return {"holder": asdict(Holder.current()), "renewed": renewed, "progress": progress}
+
+    def _path(self, number: int) -> str:
+        return f"{self._root}/{_PREFIX}{number}{_SUFFIX}"
+
+    def _numbers(self) -> list[int]:
+        if is_local(self._fs):
+            folder = Path(self._root)
+            names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        else:
+            try:
+                names = [str(p).rpartition("/")[2] for p in self._fs.ls(self._root, detail=False)]
+            except FileNotFoundError:
+                names = []
+        middles = (
+            name.removeprefix(_PREFIX).removesuffix(_SUFFIX)
+            for name in names
+            if name.startswith(_PREFIX) and name.endswith(_SUFFIX)
+        )
+        return [int(middle) for middle in middles if middle.isdecimal()]
+
+
+class HeldLease:
+    """A lease of this process, renewed by a thread of its own until it is given back.
+
+    Args:
+        folder: the key's leases.
+        number: of the one that is held.
+        on_lost: called, from that thread, if another process took over.
+        progress: gives the newest record of the work.
+    """
+
+    def __init__(
+        self,
+        folder: LeaseFolder,
+        number: int,
+        *,
+        on_lost: Callable[[LeaseLostError], None],
+        progress: Callable[[], dict[str, Any] | None] = lambda: None,
+    ) -> None:
+        self._folder, self._number = folder, number
+        self._on_lost, self._progress = on_lost, progress
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew, daemon=True)
+        self._thread.start()
+
+    def give_back(self) -> None:
+        """Let others work on the key."""
+        self._stop.set()
+        self._thread.join(timeout=RENEW_SECONDS)
+        self._folder.give_back(self._number)
+
+    def _renew(self) -> None:
+        renewed = 0
+        while not self._stop.wait(RENEW_SECONDS):
+            renewed += 1
+            try:
+                self._folder.renew(self._number, renewed, self._progress())
+            except LeaseLostError as error:
+                self._on_lost(error)
+                return
+            except OSError:
+                continue  # storage that is away for a moment; the next time tells
+
+
+class LeaseWatch:
+    """Watches a key's lease until it can be had.
+
+    Args:
+        url: the key's folder.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.folder = LeaseFolder(url)
+        self._seen: Lease | None = None
+        self._since = time.monotonic()
+
+    def take(self) -> int | Lease:
+        """Return the number of the lease that is this process's now, or the lease of who has it."""
+        newest = self.folder.newest()
+        if newest is not None and not self._is_stale(newest):
+            return newest
+        number = 1 if newest is None else newest.number + 1
+        if self.folder.create(number):
+            return number
+        return self.folder.newest() or Lease(number=0, holder=None, renewed=-1, progress=None)
+
+    def _is_stale(self, newest: Lease) -> bool:
+        gone = newest.holder.is_gone() if newest.holder else None
+        if gone is not None:
+            return gone
+        now = time.monotonic()
+        if self._seen is None or (self._seen.number, self._seen.renewed) != (
+            newest.number,
+            newest.renewed,
+        ):
+            self._seen, self._since = newest, now
+        return now - self._since > STALE_SECONDS
+
+
+def _machine() -> str:
+    """Name this boot of this machine and, in a container, its own processes."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
+
+
+def _start_of(pid: int) -> int | None:
+    """Return when a process of this machine started, in ticks since boot; None if it has ended."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text.rpartition(")")[2].split()  # the name before may hold anything
+    return None if fields[0] in "ZX" else int(fields[19])

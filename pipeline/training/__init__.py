@@ -1,0 +1,1 @@
+"""Training under DeepSpeed: the loop, the engine, batches, checkpoints, distillation."""

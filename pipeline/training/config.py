@@ -1,0 +1,60 @@
+"""The settings of a fine-tune: how long, in what batches, at what rate."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipeline.section import Duration, NotNegative, Positive
+from pipeline.training.batches import BatchPlan
+from pipeline.training.engine import OptimizerConfig
+
+
+class TrainConfig(OptimizerConfig):
+    """Fine-tuning, with or without pruning."""
+
+    length: Duration = Duration("3ep")
+    """How long to train: steps (500) or epochs ("3ep")."""
+    batch_size: Positive = 32
+    """Rows an optimizer step takes, over all workers and accumulation."""
+    micro_batch_size: Positive | None = None
+    """Rows a worker takes in one forward pass; batch_size over the workers unless given."""
+    lr_warmup: Duration = Duration(0)
+    """Linear warm-up of the rate."""
+    lr_final_factor: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """The rate falls linearly to this share of the peak."""
+    log_every: Positive = 10
+    """Steps between two records."""
+    checkpoint_every: Positive | None = 500
+    """Steps between two checkpoints; null keeps none."""
+    max_skipped_steps: NotNegative = 0
+    """How many steps with a gradient that is not finite are left out before the run stops (ZeRO 1-3)."""
+    checkpoints_kept: Positive = 2
+    """How many checkpoints are kept; the oldest go first."""
+
+    def _rows_of_a_pass(self, num_workers: int) -> int:
+        return self.micro_batch_size or max(self.batch_size // num_workers, 1)
+
+    def goes_with(self, num_workers: int) -> bool:
+        """Tell whether batches can be dealt out to so many workers."""
+        return self.batch_size % (self._rows_of_a_pass(num_workers) * num_workers) == 0
+
+    def batch_plan(self, *, num_rows: int, world_size: int) -> BatchPlan:
+        """Return how rows are dealt out."""
+        return BatchPlan(
+            num_rows=num_rows,
+            batch_size=self.batch_size,
+            micro_batch_size=self._rows_of_a_pass(world_size),
+            world_size=world_size,
+            seed=self.seed,
+        )
+
+    def num_steps(self, steps_per_epoch: int) -> int:
+        """Return the run's optimizer steps."""
+        return self.length.steps(steps_per_epoch=steps_per_epoch)
+
+    def lr_at(self, step: int, num_steps: int, warmup_steps: int) -> float:
+        """Return the learning rate of a step: linear up, then linear down to the final factor."""
+        if step < warmup_steps:
+            return self.lr * (step + 1) / warmup_steps
+        done = (step - warmup_steps) / max(num_steps - warmup_steps, 1)
+        return self.lr * (1 + (self.lr_final_factor - 1) * done)

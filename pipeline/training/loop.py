@@ -1,0 +1,379 @@
+"""The training stage: a fine-tune under DeepSpeed, dense or pruned as it goes.
+
+A plain function over a process group that is already there; it runs the same under Ray and torchrun.
+"""
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import load_from_disk
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mgpp import Pruner, PruningSchedule, select_prunable, transposed_weights
+from mgpp.backends.deepspeed import attach, training_state
+from pipeline.errors import ConfigError, StageError
+from pipeline.models.loading import ModelConfig, load_tokenizer
+from pipeline.models.weights import full_state_dict, write_model
+from pipeline.pruning.config import PruneConfig
+from pipeline.store.checkpoints import CheckpointStore
+from pipeline.tasks import Task
+from pipeline.tracking.recorder import Progress, Recorder
+from pipeline.training import checkpoint
+from pipeline.training.batches import BatchPlan
+from pipeline.training.config import TrainConfig
+from pipeline.training.deepspeed import ZeroConfig, init_deepspeed
+from pipeline.training.engine import make_engine
+from pipeline.training.teacher import Distillation, Lesson
+from pipeline.worker_group import Gang
+
+VERSION = 1
+_NUM_LAYER_RECORDS = 20
+_NOT_FINITE_ADVICE = (
+    "Look for values that are not finite in the data, lower train.lr, set train.gradient_clipping or "
+    "train.lr_warmup, or use bf16 or fp32 instead of fp16; the last checkpoint is good"
+)
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """One run at work: what the loop's functions share.
+
+    Schedules go by the updates that were made (`done.steps`), batches by those that were drawn
+    (`done.batches`). There are more of these where DeepSpeed left updates out: it does so in fp16 as it
+    looks for a loss scale, and in every precision where a gradient is not finite.
+    """
+
+    config: TrainConfig
+    zero: ZeroConfig
+    gang: Gang
+    engine: Any
+    pruner: Pruner | None
+    distillation: Distillation | None
+    recorder: Recorder | None
+    plan: BatchPlan
+    num_steps: int
+    warmup_steps: int
+    done: checkpoint.TrainingState
+    window: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    window_start: float = field(default_factory=time.perf_counter)
+    steps_in_window: int = 0
+
+
+def train(
+    *,
+    model_config: ModelConfig,
+    task: Task,
+    config: TrainConfig,
+    zero: ZeroConfig,
+    prune: PruneConfig | None,
+    lesson: Lesson | None = None,
+    data: Path,
+    model_kwargs: dict[str, Any],
+    output: Path,
+    gang: Gang,
+    checkpoints: CheckpointStore,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Fine-tune and, with `prune`, prune; write the model and its records to `output`.
+
+    Args:
+        model_config: the pretrained model.
+        task: what it is fine-tuned on.
+        config: how.
+        zero: how state is sharded.
+        prune: the method and its schedule; None fine-tunes the dense model.
+        lesson: what a teacher teaches, and which; None has none.
+        data: the data stage's folder.
+        model_kwargs: what the data asks of the model.
+        output: where the main worker writes.
+        gang: the workers; all call this function.
+        checkpoints: where checkpoints are kept.
+        progress: called with each record.
+
+    Returns:
+        The run's figures, on every worker.
+    """
+    init_deepspeed(gang.backend)
+    rows = load_from_disk(str(data / "dataset"))["train"]
+    plan = config.batch_plan(num_rows=len(rows), world_size=gang.world_size)
+    num_steps = config.num_steps(plan.steps_per_epoch)
+    engine = make_engine(model_config, task, config, zero, prune, model_kwargs, plan, gang)
+    done, history, pruner = _take_up(engine, checkpoints, prune, plan, num_steps, gang)
+    distillation = None
+    if lesson is not None:
+        distillation = lesson.begin(engine.module, task, zero, plan.micro_batch_size, gang)
+    run = _Run(
+        config=config,
+        zero=zero,
+        gang=gang,
+        engine=engine,
+        pruner=pruner,
+        distillation=distillation,
+        recorder=Recorder(output, progress, history) if gang.is_main else None,
+        plan=plan,
+        num_steps=num_steps,
+        warmup_steps=config.lr_warmup.steps(
+            steps_per_epoch=plan.steps_per_epoch, num_steps=num_steps
+        ),
+        done=done,
+    )
+    loader = DataLoader(
+        rows,
+        batch_sampler=plan.micro_batches(gang.rank, done.batches),
+        collate_fn=task.collator(load_tokenizer(ModelConfig(path=str(data / "tokenizer")))),
+        pin_memory=gang.device.type == "cuda",
+    )
+    _take_steps(run, iter(loader), checkpoints)
+    figures = _finish(run, data, output)
+    if run.recorder:
+        run.recorder.close()
+    engine.destroy()  # the next stage of this gang needs the memory
+    if distillation is not None:
+        distillation.close()
+    return figures
+
+
+def _take_up(
+    engine: Any,
+    checkpoints: CheckpointStore,
+    prune: PruneConfig | None,
+    plan: BatchPlan,
+    num_steps: int,
+    gang: Gang,
+) -> tuple[checkpoint.TrainingState, str, Pruner | None]:
+    """Load the newest checkpoint, if there is one, and attach the pruner, if there is to be one.
+
+    Returns:
+        How far the run had come, its records so far, and the pruner.
+    """
+    done, history, pruner = checkpoint.TrainingState(), "", None
+    with checkpoints.latest() as saved:
+        if saved is not None:
+            done = checkpoint.load_engine(saved, engine=engine, gang=gang)
+            history = checkpoint.load_records(saved)
+        if prune is not None:
+            schedule = prune.schedule(num_steps, plan.steps_per_epoch)
+            pruner = attach_pruner(engine, prune, schedule, num_examples=plan.num_rows)
+            if saved is not None:
+                checkpoint.load_pruner(saved, pruner=pruner, gang=gang)
+    return done, history, pruner
+
+
+def _take_steps(
+    run: _Run, batches: Iterator[dict[str, Tensor]], checkpoints: CheckpointStore
+) -> None:
+    """Train to the end, with a checkpoint now and then."""
+    every = run.config.checkpoint_every
+    while run.done.steps < run.num_steps:
+        updated = train_step(run, batches)
+        steps = run.done.steps
+        if updated and every and steps % every == 0 and steps < run.num_steps:
+            _check_weights(run)
+            checkpoints.save(partial(_checkpoint, run), steps)
+
+
+def attach_pruner(
+    engine: Any, prune: PruneConfig, schedule: PruningSchedule, num_examples: int
+) -> Pruner:
+    """Prune the engine's weights as the settings say.
+
+    Raises:
+        ConfigError: if this engine or these weights cannot be pruned so.
+    """
+    weights = dict(engine.module.named_parameters())
+    names = select_prunable(engine.module, prune.include, prune.exclude)
+    prunable = {name: weights[name] for name in names}
+    method = prune.method.build(num_examples=num_examples)
+    try:
+        return attach(
+            engine,
+            prunable,
+            method=method,
+            schedule=schedule,
+            placement=prune.placement(),
+            transposed=transposed_weights(engine.module),
+        )
+    except ValueError as error:
+        raise ConfigError([f"prune.method: {error}"]) from error
+
+
+def train_step(run: _Run, batches: Iterator[dict[str, Tensor]]) -> bool:
+    """Take one optimizer step: set the rate, forward and backward each micro-batch, record.
+
+    Returns:
+        Whether the weights were updated.
+    """
+    step = run.done.steps
+    for group in run.engine.basic_optimizer.param_groups:
+        group["lr"] = run.config.lr_at(step, run.num_steps, run.warmup_steps)
+    # Dropout is drawn from (seed, batch, rank), so that a resumed run draws what it would have drawn.
+    torch.manual_seed((run.config.seed * 1_000_003 + run.done.batches) * 65_537 + run.gang.rank)
+    skipped = run.engine.skipped_steps
+    for _ in range(run.plan.accumulation):
+        forward_backward(run, next(batches))
+        run.engine.step()
+    run.done.batches += 1
+    if run.engine.skipped_steps > skipped:
+        _skip(run)
+        return False
+    run.done.steps += 1
+    run.steps_in_window += 1
+    if run.done.steps % run.config.log_every == 0 or run.done.steps == run.num_steps:
+        _record_step(run, step)
+    last = run.pruner.last_pruning if run.pruner else None
+    if (
+        run.pruner and last and max(last.step, 0) == step
+    ):  # also a mask that was there before step 0
+        _record_pruning(run, run.pruner, step)
+    return True
+
+
+def _skip(run: _Run) -> None:
+    """Note an update that DeepSpeed left out; it found the same on all workers.
+
+    Raises:
+        StageError: if those were too many. The weights are still good.
+    """
+    run.window.clear()  # its loss may not be finite
+    run.window_start, run.steps_in_window = time.perf_counter(), 0
+    if run.zero.precision == "fp16":
+        return  # DeepSpeed raises by itself when no loss scale is left
+    run.done.skipped += 1
+    if run.recorder:
+        run.recorder.write("skip", run.done.steps, {"batch": run.done.batches - 1})
+    if run.done.skipped > run.config.max_skipped_steps:
+        raise StageError(
+            f"the gradient of step {run.done.steps} is not finite (batch {run.done.batches - 1}); with "
+            f"it {run.done.skipped} were left out, and train.max_skipped_steps is "
+            f"{run.config.max_skipped_steps}. {_NOT_FINITE_ADVICE}"
+        )
+
+
+def _check_weights(run: _Run) -> None:
+    """Make sure that no checkpoint is written of weights that are not finite.
+
+    Raises:
+        StageError: if there are any, on whatever worker.
+    """
+    # Piece by piece, for ZeRO 3 pads parameters with whatever was in memory.
+    masters = (piece.values["master"] for piece in training_state(run.engine))
+    bad = sum(not bool(torch.isfinite(master).all()) for master in masters)
+    if run.gang.sum(bad)[0]:
+        raise StageError(
+            f"weights are not finite after step {run.done.steps}. {_NOT_FINITE_ADVICE}"
+        )
+
+
+def forward_backward(run: _Run, batch: dict[str, Tensor]) -> None:
+    """Run one micro-batch; its losses and tokens are added to the record under way."""
+    on_device = {name: t.to(run.gang.device, non_blocking=True) for name, t in batch.items()}
+    losses: dict[str, Any] = (
+        run.distillation.losses(run.engine, on_device)
+        if run.distillation is not None
+        else {"loss": run.engine(**on_device).loss}
+    )
+    run.engine.backward(losses["loss"])
+    for name, loss in losses.items():
+        run.window[name] += loss.detach().float() / run.plan.accumulation
+    mask = batch.get("attention_mask")
+    run.window["tokens"] += float(batch["input_ids"].numel() if mask is None else mask.sum())
+
+
+def _record_step(run: _Run, step: int) -> None:
+    sums = run.gang.sum(*(float(value) for value in run.window.values()))
+    losses = dict(zip(run.window, sums, strict=True))
+    tokens = losses.pop("tokens")
+    losses = {n: s / (run.gang.world_size * run.steps_in_window) for n, s in losses.items()}
+    if not math.isfinite(losses["loss"]):
+        raise StageError(f"the loss is {losses['loss']} at step {step}. {_NOT_FINITE_ADVICE}")
+    now = time.perf_counter()
+    norm = run.engine.get_global_grad_norm()
+    values: dict[str, Any] = {
+        "num_steps": run.num_steps,
+        "epoch": (step + 1) / run.plan.steps_per_epoch,
+        **losses,
+        "lr": run.engine.basic_optimizer.param_groups[0]["lr"],
+        "tokens_per_second": tokens / (now - run.window_start),
+        "step_seconds": (now - run.window_start) / run.steps_in_window,
+        "grad_norm": float(norm) if norm is not None else None,
+    }
+    if run.pruner:
+        values["phase"] = run.pruner.schedule.phase(step)
+        values["sparsity"] = run.pruner.sparsity
+        last = run.pruner.last_pruning
+        values["threshold"] = last.threshold if last else None
+        values |= run.pruner.method.log_values(step, run.pruner.schedule)
+    if run.recorder:
+        run.recorder.write("step", step, values)
+    run.window.clear()
+    run.window_start, run.steps_in_window = now, 0
+
+
+def _record_pruning(run: _Run, pruner: Pruner, step: int) -> None:
+    """Record a pruning; sums over the workers, so all of them call."""
+    values = {k: v for k, v in vars(pruner.last_pruning).items() if k != "step"}
+    threshold = pruner.method.log_values(step, pruner.schedule).get("spike_threshold")
+    if threshold is not None:
+        values["spike_share"] = pruner.spike_share(threshold)
+    schedule = pruner.schedule
+    every = max((schedule.prune_end - schedule.prune_start) // _NUM_LAYER_RECORDS, 1)
+    since_start = step - schedule.prune_start
+    layers = None
+    if step == schedule.prune_end or since_start % every < schedule.interval:
+        layers = pruner.sparsity_by_weight()
+    if run.recorder:
+        run.recorder.write("prune", step, values)
+        if layers:
+            run.recorder.write("layers", step, {"sparsity": layers})
+
+
+def _checkpoint(run: _Run, folder: Path) -> None:
+    checkpoint.write_checkpoint(
+        folder,
+        engine=run.engine,
+        pruner=run.pruner,
+        records=run.recorder.path if run.recorder else None,
+        done=run.done,
+        gang=run.gang,
+    )
+
+
+def _finish(run: _Run, data: Path, output: Path) -> dict[str, Any]:
+    """Write the trained model with its tokenizer and fingerprints; return the run's figures."""
+    figures: dict[str, Any] = {"num_steps": run.num_steps}
+    pruner = run.pruner
+    if pruner is not None:
+        figures |= {
+            "num_prunable": pruner.num_prunable,
+            "num_zeros": pruner.num_zeros(),
+            "prune_start": pruner.schedule.prune_start,
+            "prune_end": pruner.schedule.prune_end,
+            **{
+                k: v
+                for k, v in vars(pruner.last_pruning).items()
+                if k in ("num_pruned", "sparsity", "threshold", "mask_hash")
+            },
+        }
+        if figures["num_zeros"] < figures["num_pruned"]:
+            raise StageError(
+                f"{figures['num_pruned']} weights were pruned but only {figures['num_zeros']} are "
+                "zero: the mask was not kept"
+            )
+    model = run.engine.module
+    state = full_state_dict(model, run.gang, partitioned=run.zero.stage == 3)
+    if run.gang.is_main:
+        figures["num_parameters"] = sum(
+            getattr(p, "ds_numel", p.numel()) for p in model.parameters()
+        )
+        tokenizer = load_tokenizer(ModelConfig(path=str(data / "tokenizer")))
+        prunable = pruner.names if pruner else ()
+        write_model(output, model, state, tokenizer=tokenizer, prunable=prunable)
+    return figures

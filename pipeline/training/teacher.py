@@ -1,0 +1,212 @@
+"""The teacher of a distillation: checked against the model that learns, loaded, and run beside it."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ConfigError
+from pipeline.models.loading import ModelConfig, build_empty, load_model_config, load_tokenizer
+from pipeline.tasks import Task
+from pipeline.tasks.base import UNLABELLED
+from pipeline.training.deepspeed import ZeroConfig
+from pipeline.training.distill import DistillConfig, hidden_loss, output_loss, soft_target_loss
+from pipeline.training.engine import make_inference_model
+from pipeline.worker_group import Gang
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What is taught and by which model.
+
+    Attributes:
+        config: the weights of the losses.
+        model: the teacher.
+    """
+
+    config: DistillConfig
+    model: ModelConfig
+
+    def begin(
+        self, student: Any, task: Task, zero: ZeroConfig, batch_size: int, gang: Gang
+    ) -> "Distillation":
+        """Load the teacher: whole on each worker, or sharded like its student under ZeRO 3.
+
+        Args:
+            student: the model that learns, which its engine holds.
+            task: what it is trained on.
+            zero: precision, and whether the teacher is sharded.
+            batch_size: rows a worker takes in one forward pass.
+            gang: the workers; all call this function.
+
+        Raises:
+            ConfigError: if it does not load, or does not fit the student.
+        """
+        with in_terms_of_teacher():
+            settings = load_model_config(self.model)
+            problems = mismatches(student.config, settings, self.config, heads=_has_labels(student))
+            if problems:
+                raise ConfigError([f"distill.teacher: {self.model.path!r} {p}" for p in problems])
+            teacher = make_inference_model(self.model, task, zero, batch_size, gang)
+        return Distillation(config=self.config, task=task, teacher=teacher)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """A teacher at work beside its student. It keeps no state and draws no random numbers.
+
+    Attributes:
+        config: the weights of the losses.
+        task: says which outputs are held together.
+        teacher: the model or its DeepSpeed engine, in evaluation mode.
+    """
+
+    config: DistillConfig
+    task: Task
+    teacher: Any
+
+    def losses(self, student: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run teacher and student on one micro-batch.
+
+        Args:
+            student: the model or its DeepSpeed engine.
+            batch: the inputs of both.
+
+        Returns:
+            `loss`, to be minimized: (1 - weight) `task_loss` + weight `distill_loss`, and hidden_weight
+            `hidden_loss` where there is such a weight. Each is the mean over the micro-batch.
+        """
+        config = self.config
+        extra = {"output_hidden_states": True} if config.hidden_weight else {}
+        with torch.no_grad():  # first, so that its activations are gone when the student's come
+            taught = self.teacher(**batch, **extra)
+        learned = student(**batch, **extra)
+        distilled = self._distill_loss(learned, taught, batch)
+        loss = (1 - config.weight) * learned.loss + config.weight * distilled
+        losses = {"task_loss": learned.loss, "distill_loss": distilled}
+        if config.hidden_weight:
+            losses["hidden_loss"] = _hidden_loss(learned, taught, batch)
+            loss = loss + config.hidden_weight * losses["hidden_loss"]
+        return {"loss": loss, **losses}
+
+    def close(self) -> None:
+        """Give back what the teacher's engine holds."""
+        if hasattr(self.teacher, "destroy"):
+            self.teacher.destroy()
+
+    def _distill_loss(self, learned: Any, taught: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        pairs = zip(self.task.taught(learned, batch), self.task.taught(taught, batch), strict=True)
+        if self.task.predicts_numbers:
+            parts = [output_loss(*pair) for pair in pairs]
+        else:
+            parts = [soft_target_loss(*p, temperature=self.config.temperature) for p in pairs]
+        return torch.stack(parts).mean()
+
+
+def teacher_problems(distill: DistillConfig, student: ModelConfig, auto_model: str) -> list[str]:
+    """Return what is wrong with a teacher that is not the run's own dense fine-tune.
+
+    Args:
+        distill: names the teacher.
+        student: the model that learns.
+        auto_model: the transformers auto class of the task.
+    """
+    model = distill.model(student)
+    if model is None:
+        return []
+    try:
+        with in_terms_of_teacher():
+            tokenizer, settings = load_tokenizer(model), load_model_config(model)
+            kind = type(build_empty(model, auto_model)).__name__
+    except ConfigError as error:
+        return error.problems
+    except (ValueError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        return [f"distill.teacher: {model.path!r} cannot be built for the task: {reason}"]
+    problems = mismatches(load_model_config(student), settings, distill, heads=False)
+    trained_as = settings.architectures or [kind]
+    if kind not in trained_as:
+        problems.append(
+            f"is a {trained_as[0]}, not a {kind}: fine-tune it for the task, or distill from 'dense'"
+        )
+    of_student = load_tokenizer(student)
+    if tokenizer.get_vocab() != of_student.get_vocab() or (
+        tokenizer.model_input_names != of_student.model_input_names
+    ):
+        problems.append(
+            f"has another tokenizer than model.path, {student.path!r}; both models see the same tokens"
+        )
+    return [f"distill.teacher: {model.path!r} {problem}" for problem in problems]
+
+
+def mismatches(student: Any, teacher: Any, distill: DistillConfig, *, heads: bool) -> list[str]:
+    """Return in what two models differ that must be the same.
+
+    Args:
+        student: the configuration of the model that learns.
+        teacher: that of its teacher.
+        distill: whether hidden states are taught too.
+        heads: whether the labels of their heads are known and count.
+    """
+    same = {"vocab_size": "tokens in its vocabulary"}
+    if heads:
+        same["num_labels"] = "labels"
+    if distill.hidden_weight:
+        same |= {"num_hidden_layers": "layers", "hidden_size": "units of width"}
+        same |= {"decoder_layers": "decoder layers", "num_decoder_layers": "decoder layers"}
+    problems = []
+    for name, what in same.items():
+        ours, theirs = (getattr(settings, name, None) for settings in (student, teacher))
+        if ours != theirs:
+            problems.append(f"has {theirs} {what}, the model that learns {ours}")
+    if heads and not problems:
+        names = [
+            [str(settings.id2label[i]).casefold() for i in sorted(settings.id2label)]
+            for settings in (student, teacher)
+        ]
+        if names[0] != names[1] and sorted(names[0]) == sorted(names[1]):
+            problems.append(f"has the labels {names[1]}, the model that learns {names[0]}")
+    return problems
+
+
+@contextmanager
+def in_terms_of_teacher() -> Iterator[None]:
+    """Name the teacher's key in what loading a model raises, without the student's remedies."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(
+            problem.replace("model.path", "distill.teacher", 1).partition("; model.random_init")[0]
+            for problem in error.problems
+        ) from error
+
+
+def _has_labels(model: Any) -> bool:
+    """Whether a model predicts labels of its own, not tokens."""
+    return model.get_output_embeddings() is None
+
+
+def _hidden_loss(learned: Any, taught: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the distance of the layers' outputs, over encoder and decoder alike."""
+    parts = [
+        hidden_loss(ours, theirs, mask)
+        for (ours, mask), (theirs, _) in zip(
+            _stacks(learned, batch), _stacks(taught, batch), strict=True
+        )
+    ]
+    return torch.stack(parts).mean()
+
+
+def _stacks(
+    outputs: Any, batch: Mapping[str, Tensor]
+) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+    """Yield the outputs of each stack of layers (not the embeddings), with the tokens that count."""
+    attended = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+    if outputs.get("encoder_hidden_states") is not None:
+        yield outputs.encoder_hidden_states[1:], attended
+        yield outputs.decoder_hidden_states[1:], batch["labels"] != UNLABELLED
+    else:
+        yield outputs.hidden_states[1:], attended

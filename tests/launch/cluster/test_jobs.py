@@ -1,0 +1,209 @@
+"""Jobs on a Ray head that the test starts: success, failure, stop, resubmission, attaching."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launch.cluster.jobs import make_submission
+from pipeline.errors import ConfigError
+from pipeline.store.artifacts import open_artifact
+from tests.launch.ray_head import free_port, ray_head
+from tests.processes import MGPP, run
+
+distributed = pytest.mark.distributed
+QUICK = ["cluster.num_workers=1", "zero.stage=0"]
+
+
+@pytest.fixture(scope="module")
+def access(tmp_path_factory):
+    """A token of its own, whatever this machine has."""
+    token = tmp_path_factory.mktemp("access") / "token"
+    token.write_text("a-token-that-no-log-may-show-0123456789abcdef")
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+
+
+@pytest.fixture(scope="module")
+def head(access):
+    with pytest.MonkeyPatch.context() as monkeypatch:  # for those who call it, too
+        for name, value in access.items():
+            monkeypatch.setenv(name, value)
+        with ray_head() as started:
+            yield started
+
+
+@pytest.fixture(scope="module")
+def shipped(project, tmp_path_factory):
+    """A folder as it would be shipped: the configuration and what does not belong on a cluster."""
+    folder = tmp_path_factory.mktemp("shipped")
+    values = yaml.safe_load((project / "run.yaml").read_text())
+    values["storage"] = str(folder.parent / "cluster-runs")
+    (folder / "run.yaml").write_text(yaml.safe_dump(values))
+    (folder / ".gitignore").write_text("large.bin\n")
+    (folder / "large.bin").write_bytes(bytes(1000))
+    return folder
+
+
+def cli(shipped, *arguments, timeout=300, env=None):
+    return run([MGPP, *arguments], timeout=timeout, env={"HF_HUB_OFFLINE": "1", **(env or {})})
+
+
+def submit(head, shipped, *overrides, **kwargs):
+    path = str(shipped / "run.yaml")
+    where = ["--address", head.dashboard, "--working-dir", str(shipped)]
+    return cli(shipped, "submit", path, *QUICK, *overrides, *where, **kwargs)
+
+
+def job_of(done):
+    return next(
+        line.split()[0] for line in done.stderr.splitlines() if line.startswith("mgpp-tiny-")
+    )
+
+
+@distributed
+@pytest.mark.timeout(900)
+def test_a_job_runs_to_its_end_and_is_listed(head, shipped):
+    done = submit(head, shipped)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert "sparsity" in done.stdout  # the closing table is in the log
+    job = job_of(done)
+    assert job.endswith("-1")
+    listed = json.loads(cli(shipped, "jobs", "--address", head.dashboard, "--json").stdout)["jobs"]
+    assert [(j["job"], j["status"], j["exit_code"]) for j in listed][-1] == (job, "SUCCEEDED", 0)
+    assert listed[-1]["command"].startswith("mgpp run run.yaml cluster.num_workers=1")
+    folder = next((shipped.parent / "cluster-runs").glob("export-*"))
+    assert open_artifact(str(folder)).metrics["sparsity"] > 0.79
+    log = cli(shipped, "logs", job, "--address", head.dashboard).stdout
+    assert "prune     done in" in log
+
+    again = submit(head, shipped)
+    assert again.returncode == 0
+    assert job_of(again) == job.removesuffix("1") + "2"
+    assert "done before" in again.stdout
+
+
+@distributed
+def test_a_job_that_fails_says_so_by_its_exit_code(head, shipped):
+    wrong = submit(head, shipped, "model.path=/nowhere/at-all")
+    assert wrong.returncode == 2
+    assert "model.path" in wrong.stdout
+    assert "FAILED" in wrong.stderr
+
+
+@distributed
+@pytest.mark.timeout(900)
+def test_a_running_job_is_attached_to_stopped_and_gone_on_with(head, shipped):
+    longer = ["train.length=4000", "train.checkpoint_every=5", "dense.enabled=false"]
+    begun = submit(head, shipped, *longer, "--detach", "--json")
+    assert begun.returncode == 0, begun.stderr
+    job = json.loads(begun.stdout)["job"]
+    runs = shipped.parent / "cluster-runs"
+    deadline = time.monotonic() + 200
+    while not list(runs.glob("prune-*/checkpoints/step-*/_DONE.json")):
+        assert time.monotonic() < deadline, cli(
+            shipped, "logs", job, "--address", head.dashboard
+        ).stdout[-4000:]
+        time.sleep(0.5)
+
+    attached = submit(head, shipped, *longer, "--detach")
+    assert f"{job} runs already; this follows it" in attached.stderr
+
+    stopped = cli(shipped, "stop", job, "--address", head.dashboard, "--json")
+    assert stopped.returncode == 0, stopped.stderr
+    told = json.loads(stopped.stdout)
+    assert told["status"] == "STOPPED"
+    assert told["message"].startswith("stopped: data done, prune saved at step ")
+    assert not list(runs.glob("*/_LEASE*")), "a stopped run gives its leases back"
+
+    shorter = submit(head, shipped, *longer, "--detach", "--json")
+    resumed = json.loads(shorter.stdout)["job"]
+    assert resumed == job.removesuffix("1") + "2"
+    deadline = time.monotonic() + 200
+    while "goes on from the checkpoint of step" not in (
+        log := cli(shipped, "logs", resumed, "--address", head.dashboard).stdout
+    ):
+        assert time.monotonic() < deadline, log[-4000:]
+        time.sleep(1)
+    cli(shipped, "stop", resumed, "--address", head.dashboard)
+
+
+@distributed
+def test_plain_ray_job_submit(head, shipped):
+    ray = str(Path(sys.executable).with_name("ray"))
+    command = [ray, "job", "submit", "--address", head.dashboard, "--working-dir", str(shipped)]
+    done = run(
+        [*command, "--", "mgpp", "validate", "run.yaml", *QUICK],
+        timeout=200,
+        env={"RAY_AUTH_MODE": "token"},
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "run.yaml is valid" in done.stdout
+
+
+@distributed
+def test_what_is_not_there_is_told(head, shipped):
+    missing = cli(shipped, "stop", "mgpp-none-1", "--address", head.dashboard)
+    assert missing.returncode == 2
+    assert "mgpp-none-1: no such job; there are " in missing.stderr
+    nobody = cli(shipped, "jobs", "--address", f"http://127.0.0.1:{free_port()}")
+    assert nobody.returncode == 2
+    assert "--address: no Ray job server at" in nobody.stderr
+
+
+@distributed
+def test_a_cluster_that_asks_for_a_token(head, shipped, access, tmp_path):
+    where = ["--address", head.dashboard]
+    without = cli(shipped, "jobs", *where, env={"RAY_AUTH_MODE": "disabled"})
+    assert without.returncode == 2, without.stderr
+    assert "asks for a token" in without.stderr
+    another = tmp_path / "another"
+    another.write_text("another")
+    wrong = cli(shipped, "jobs", *where, env={**access, "RAY_AUTH_TOKEN_PATH": str(another)})
+    assert wrong.returncode == 2
+    assert "asks for a token" in wrong.stderr
+    right = cli(shipped, "jobs", *where, "--json", env=access)
+    assert right.returncode == 0, right.stderr
+    secret = Path(access["RAY_AUTH_TOKEN_PATH"]).read_text()
+    for done in (without, wrong, right):
+        assert secret not in done.stdout + done.stderr
+
+
+# What is shipped, and what is told before anything is.
+
+
+def test_what_is_shipped_and_how_it_is_named(shipped, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_TOKEN", "a-secret")
+    path = str(shipped / "run.yaml")
+    made = make_submission(path, ["train.lr=0.1"], working_dir=str(shipped), excludes=["data/"])
+    assert made.entrypoint == "mgpp run run.yaml train.lr=0.1"
+    assert made.runtime_env["working_dir"] == str(shipped)
+    assert {".git/", ".venv/", "data/"} <= set(made.runtime_env["excludes"])
+    assert made.runtime_env["env_vars"]["HF_HUB_OFFLINE"] == "1"
+    assert "a-secret" not in str(made)
+    same = make_submission(path, ["train.lr=0.1"], working_dir=str(shipped))
+    other = make_submission(path, ["train.lr=0.2"], working_dir=str(shipped))
+    assert made.name == same.name != other.name
+    assert made.name.startswith("mgpp-tiny-")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["storage=runs"], "storage: got 'runs', which would lie in the job's temporary folder"),
+        (["train.lr=-1"], "train.lr: "),
+        (["cluster.address=ray://head:10001"], "cluster.address: got 'ray://head:10001'"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_shipped(shipped, overrides, complaint):
+    with pytest.raises(ConfigError) as caught:
+        make_submission(str(shipped / "run.yaml"), overrides, working_dir=str(shipped))
+    assert any(problem.startswith(complaint) for problem in caught.value.problems)
+
+
+def test_a_configuration_outside_the_folder_is_refused(shipped, tmp_path):
+    with pytest.raises(ConfigError, match="must lie in the folder that is shipped"):
+        make_submission(str(shipped / "run.yaml"), [], working_dir=str(tmp_path))

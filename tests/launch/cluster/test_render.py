@@ -1,0 +1,227 @@
+"""Files that start clusters: each valid for what reads it, the SLURM scripts run on this machine."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import jsonschema
+import pytest
+import ray
+import yaml
+
+from launch.cluster.render import describe_cluster, render_cluster
+from pipeline.errors import ConfigError
+from tests.launch.ray_head import free_port
+from tests.launch.slurm import render_for_two_nodes, run_script
+
+GPUS = {
+    "name": "llama",
+    "nodes": 4,
+    "gpus_per_node": 8,
+    "cpus_per_node": 96,
+    "memory_gib": 1000,
+    "image": "registry/mgpp:1",
+}
+
+
+@pytest.fixture
+def config(project, tmp_path):
+    values = yaml.safe_load((project / "run.yaml").read_text())
+    values["storage"] = "s3://bucket/runs"
+    values["cluster"] = {"num_workers": 32, "gpus_per_worker": 1}
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+def rendered(target, config, *settings, overrides=(), **values):
+    description = describe_cluster({**GPUS, **values}, settings)
+    return render_cluster(target, description, config, overrides)
+
+
+# ray up.
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["instance_type=p5.48xlarge"],
+        ["provider=local", "head_ip=10.0.0.1", "worker_ips=[10.0.0.2,10.0.0.3,10.0.0.4]"],
+    ],
+)
+def test_ray_up_is_valid_by_rays_own_schema(config, settings):
+    (text,) = rendered("ray-up", config, *settings).values()
+    values = yaml.safe_load(text)
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler/ray-schema.json").read_text())
+    jsonschema.validate(values, schema)
+    assert values["available_node_types"]["worker"]["min_workers"] == 3
+    assert values["available_node_types"]["head"]["resources"] == {"CPU": 96, "GPU": 8}
+    assert "--dashboard-host=127.0.0.1" in values["head_start_ray_commands"][1]
+    if "head_ip" in values["provider"]:
+        assert len(values["provider"]["worker_ips"]) == 3
+
+
+# KubeRay.
+
+CRDS = Path(__file__).parents[4] / "shared/data/kuberay"
+KUBERAY_SETTINGS = [[], ["claim=nfs", "elastic=true", "retries=1"]]
+
+
+def kuberay_files(config, settings):
+    overrides = ["storage=/mnt/runs"] if settings else []
+    files = rendered("kuberay", config, *settings, overrides=overrides)
+    return {name: list(yaml.safe_load_all(text)) for name, text in files.items()}
+
+
+def strict(schema):
+    """An openAPIV3Schema that also refuses unknown fields, which the API server silently drops."""
+    schema = dict(schema)
+    if schema.pop("x-kubernetes-int-or-string", False):
+        schema["type"] = ["integer", "string"]
+        schema.pop("anyOf", None)
+    if "properties" in schema:
+        schema["properties"] = {k: strict(v) for k, v in schema["properties"].items()}
+        if not schema.get("x-kubernetes-preserve-unknown-fields"):
+            schema["additionalProperties"] = False
+    elif isinstance(schema.get("additionalProperties"), dict):
+        schema["additionalProperties"] = strict(schema["additionalProperties"])
+    if "items" in schema:
+        schema["items"] = strict(schema["items"])
+    return schema
+
+
+@pytest.fixture(scope="module", params=["rayjob", "raycluster"])
+def custom_resource(request):
+    """One kind of object, and a validator made of KubeRay's own definition of it."""
+    path = CRDS / f"ray.io_{request.param}s.yaml"
+    if not path.exists():
+        pytest.skip(f"needs KubeRay's custom resource definitions in {CRDS}")
+    definition = yaml.load(path.read_text(), yaml.CSafeLoader)
+    (version,) = (v for v in definition["spec"]["versions"] if v["name"] == "v1")
+    schema = strict(version["schema"]["openAPIV3Schema"])
+    schema["properties"]["metadata"] = {"type": "object", "required": ["name"]}
+    return request.param, jsonschema.Draft7Validator(schema)
+
+
+@pytest.mark.parametrize("settings", KUBERAY_SETTINGS)
+def test_kuberay_objects_are_valid_by_kuberays_own_definitions(config, settings, custom_resource):
+    kind, validator = custom_resource
+    _, made = kuberay_files(config, settings)[f"llama.{kind}.yaml"]
+    problems = [f"{error.json_path}: {error.message}" for error in validator.iter_errors(made)]
+    assert not problems
+    assert made["kind"].lower() == kind
+    # A name of our own invention is found at any depth.
+    spec = made["spec"].get("rayClusterSpec", made["spec"])
+    spec["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["volumeMount"] = []
+    assert not validator.is_valid(made)
+
+
+@pytest.mark.parametrize("settings", KUBERAY_SETTINGS)
+def test_kuberay_files_say_what_was_described(config, settings):
+    files = kuberay_files(config, settings)
+    job_config, job = files["llama.rayjob.yaml"]
+    cluster_config, cluster = files["llama.raycluster.yaml"]
+    for made in (job, cluster):
+        assert made["apiVersion"] == "ray.io/v1"
+    assert job["spec"]["rayClusterSpec"] == cluster["spec"]
+    assert job["spec"]["backoffLimit"] == (1 if settings else 3)
+    (workers,) = cluster["spec"]["workerGroupSpecs"]
+    assert (workers["minReplicas"], workers["maxReplicas"]) == ((0 if settings else 4), 4)
+    pod = workers["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 8
+    mounts = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounts == {volume["name"] for volume in pod["volumes"]}
+    assert ("storage" in mounts) == bool(settings)
+    shared = next(v for v in pod["volumes"] if v["name"] == "shared-memory")
+    assert shared["emptyDir"] == {"medium": "Memory", "sizeLimit": "250Gi"}
+    # What the job reads is the configuration that was given, changes and all.
+    assert job_config["data"] == cluster_config["data"]
+    shipped = yaml.safe_load(job_config["data"]["run.yaml"])
+    assert shipped["storage"] == ("/mnt/runs" if settings else "s3://bucket/runs")
+    assert shipped["cluster"] == {"num_workers": 32, "gpus_per_worker": 1}
+
+
+# SkyPilot.
+
+
+def test_skypilot_is_a_task_of_its_fields(config):
+    (text,) = rendered("skypilot", config, "gpu_type=H100").values()
+    values = yaml.safe_load(text)
+    assert set(values) == {
+        "name", "num_nodes", "resources", "workdir", "secrets", "setup", "run"
+    }  # fmt: skip
+    assert values["resources"]["accelerators"] == "H100:8"
+    assert values["num_nodes"] == 4
+    for script in (values["setup"], values["run"]):
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True, timeout=30)
+
+
+# SLURM.
+
+
+def test_slurm_scripts_are_shell_and_ask_for_what_was_described(config):
+    files = rendered("slurm", config, "partition=gpu", "setup=source env/bin/activate")
+    assert set(files) == {"llama.symmetric.sbatch", "llama.classic.sbatch"}
+    for text in files.values():
+        subprocess.run(["bash", "-n"], input=text, text=True, check=True, timeout=30)
+        lines = text.splitlines()
+        assert lines[0] == "#!/bin/bash"
+        asked = {line for line in lines if line.startswith("#SBATCH")}
+        # sbatch stops looking for them at the first command.
+        first = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
+        assert asked == {line for line in lines[:first] if line.startswith("#SBATCH")}
+        assert {
+            "#SBATCH --nodes=4",
+            "#SBATCH --gpus-per-node=8",
+            "#SBATCH --cpus-per-task=96",
+            "#SBATCH --partition=gpu",
+        } <= asked
+        assert "source env/bin/activate" in lines
+
+
+@pytest.mark.distributed
+@pytest.mark.timeout(600)
+def test_the_slurm_script_runs_a_whole_pipeline_on_two_nodes(project, tmp_path):
+    script = render_for_two_nodes(
+        project, tmp_path, "classic", "train.lr=0.001", cpus_per_node=2, dense={"enabled": False}
+    )
+    # The job's number makes the port.
+    done = run_script(script, tmp_path, job_id=free_port(), head_ip="127.0.0.1")
+    assert "2 nodes are there" in done.stdout
+    assert "sparsity" in done.stdout
+    assert list((tmp_path / "runs").glob("report-*/a-*/report.html"))
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("target", "values", "settings", "complaint"),
+    [
+        ("kuberay", {"image": None}, [], "--image: missing"),
+        ("skypilot", {}, [], "--set gpu_type: missing"),
+        ("ray-up", {}, [], "--set instance_type: missing"),
+        ("ray-up", {}, ["provider=local", "head_ip=a"], "--set worker_ips: got 0; 4 nodes are"),
+        ("slurm", {"nodes": 3}, [], "cluster.num_workers: got 32 workers"),
+        ("slurm", {"nodes": 0}, [], "nodes: "),
+        ("slurm", {"name": "Not a name"}, [], "name: "),
+        ("slurm", {}, ["colour=red"], "--set colour=red: must be key=value; keys are name, nodes"),
+        ("slurm", {}, ["shared_memory_gib=2000"], "cluster: shared_memory_gib: got 2000"),
+        ("slurm", {}, ["time_limit=1;rm"], "time_limit: "),
+    ],
+)
+def test_what_cannot_be_is_told(config, target, values, settings, complaint):
+    with pytest.raises(ConfigError) as caught:
+        rendered(target, config, *settings, **values)
+    assert any(p.startswith(complaint) for p in caught.value.problems), caught.value.problems
+
+
+def test_a_storage_that_nodes_do_not_share_is_refused(config):
+    with pytest.raises(ConfigError, match="all nodes share"):
+        rendered("slurm", config, overrides=["storage=runs"])
+
+
+def test_overrides_reach_the_shell_as_they_are(config):
+    files = rendered("slurm", config, overrides=["train.lr=1e-4", "prune.method={name: gmp}"])
+    assert "run.yaml train.lr=1e-4 'prune.method={name: gmp}'" in files["llama.classic.sbatch"]

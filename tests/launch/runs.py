@@ -1,0 +1,112 @@
+"""`mgpp` in the background, for tests that kill it or what it runs on."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.store.artifacts import open_artifact
+from pipeline.tracking.recorder import read_records
+from tests.processes import MGPP
+
+# None of these changes what comes out.
+OVERRIDES = ["train.checkpoint_every=2", "train.log_every=1"]
+
+# Long enough to lose a node in the middle of it.
+LONGER = ["train.length=160", "dense.enabled=false"]
+
+
+class Driver:
+    """A command in the background; all processes it starts carry a mark in their environment.
+
+    Args:
+        command: what to run.
+        storage: of the run; the log lies beside it.
+    """
+
+    def __init__(self, command: Sequence[str], storage: Path) -> None:
+        self.mark = f"MGPP_TEST={uuid.uuid4().hex}"
+        self.storage = storage
+        self.log = storage.parent / "driver.log"
+        name, _, value = self.mark.partition("=")
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command,
+                env={**os.environ, "HF_HUB_OFFLINE": "1", name: value},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.kill("")
+        self.process.wait(timeout=30)
+
+    def kill(self, title: str) -> int:
+        """SIGKILL every process that carries the mark and whose command line holds `title`."""
+        killed = 0
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                marked = self.mark.encode() in (folder / "environ").read_bytes()
+                if marked and title.encode() in (folder / "cmdline").read_bytes():
+                    os.kill(int(folder.name), signal.SIGKILL)
+                    killed += 1
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue  # it ended meanwhile
+        return killed
+
+    def wait_for(self, step: int, timeout: float = 240) -> None:
+        """Wait until the newest attempt has recorded a step."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.log.read_text()[-4000:]
+            files = self.storage.glob("prune-*/a-*/metrics.jsonl")
+            newest = max(files, key=lambda path: path.stat().st_mtime, default=None)
+            if newest and newest.stat().st_size and last_step(newest) >= step:
+                return
+            time.sleep(0.02)
+        raise AssertionError(f"step {step} was not reached:\n{self.log.read_text()[-4000:]}")
+
+    def wait_until_told(self, text: str, timeout: float = 240) -> None:
+        """Wait until the log holds a text."""
+        deadline = time.monotonic() + timeout
+        while text not in (log := self.log.read_text()):
+            assert self.process.poll() is None, log[-4000:]
+            assert time.monotonic() < deadline, f"never told {text!r}:\n{log[-4000:]}"
+            time.sleep(0.1)
+
+    def end(self, timeout: float = 600) -> tuple[int, str]:
+        """Wait for the command's end; return its exit code and its log."""
+        return self.process.wait(timeout=timeout), self.log.read_text()
+
+
+def run_in_background(project: Path, storage: Path, *overrides: str, inside: Sequence[str] = ()):
+    """Start `mgpp run` on the project, `inside` another command."""
+    command = [*inside, MGPP, "run", str(project / "run.yaml"), *OVERRIDES]
+    return Driver([*command, f"storage={storage}", *overrides], storage)
+
+
+def run_on(project: Path, storage: Path, cluster, *overrides: str):
+    """Start a longer `mgpp run` on a cluster of this machine."""
+    where = f"cluster.address={cluster.address}"
+    return run_in_background(project, storage, *LONGER, where, *overrides)
+
+
+def last_step(path: Path) -> int:
+    lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+    return json.loads(lines[-1])["step"] if lines else -1
+
+
+def outcome(storage: Path):
+    (folder,) = storage.glob("prune-*")
+    artifact = open_artifact(str(folder))
+    records = read_records(artifact.path / "metrics.jsonl")
+    weights = json.loads((artifact.path / "weights.json").read_text())
+    return weights, artifact.metrics, records["prune"], records["layers"]

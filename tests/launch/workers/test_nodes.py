@@ -1,0 +1,112 @@
+"""Nodes of a cluster that are lost or hang in the middle of a run; each is a process of this machine."""
+
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import ray
+
+from pipeline.store.artifacts import open_artifact
+from tests.launch.runs import outcome, run_on
+
+pytestmark = [pytest.mark.distributed, pytest.mark.torture, pytest.mark.timeout(1500)]
+
+
+def test_a_node_that_comes_back_takes_the_gang_on(project, undisturbed, tmp_path, cluster):
+    for _ in range(2):
+        last = cluster.add_node(num_cpus=1)
+    with run_on(project, tmp_path / "runs", cluster) as run:
+        run.wait_for(8)
+        cluster.remove_node(last, allow_graceful=False)
+        time.sleep(5)
+        cluster.add_node(num_cpus=1)
+        code, log = run.end()
+    assert code == 0, log[-6000:]
+    assert "workers lost (" in log
+    assert "goes on from the checkpoint of step" in log
+    assert outcome(tmp_path / "runs") == undisturbed
+
+
+def test_without_it_fewer_workers_go_on(project, tmp_path, cluster):
+    for _ in range(2):
+        last = cluster.add_node(num_cpus=1)
+    fewer = ["cluster.min_workers=1", "cluster.wait_seconds=15"]
+    with run_on(project, tmp_path / "runs", cluster, *fewer) as run:
+        run.wait_for(8)
+        cluster.remove_node(last, allow_graceful=False)
+        code, log = run.end()
+    assert code == 0, log[-6000:]
+    assert "goes on with 1 workers instead of 2" in log
+    assert "goes on from the checkpoint of step" in log
+    (folder,) = (tmp_path / "runs").glob("prune-*")
+    metrics = open_artifact(str(folder)).metrics
+    assert metrics["num_zeros"] == int(0.8 * metrics["num_prunable"])
+
+
+def test_where_no_fewer_are_allowed_it_ends_within_its_limits(project, tmp_path, cluster):
+    for _ in range(2):
+        last = cluster.add_node(num_cpus=1)
+    limits = ["cluster.wait_seconds=15", "cluster.max_failures=1"]
+    with run_on(project, tmp_path / "runs", cluster, *limits) as run:
+        run.wait_for(8)
+        cluster.remove_node(last, allow_graceful=False)
+        code, log = run.end(timeout=240)
+    assert code == 1, log[-6000:]
+    assert log.splitlines()[-1].startswith(
+        "error: 2 workers did not start within cluster.wait_seconds (15); there is room for 1 now."
+    )
+
+
+def test_a_gang_waits_for_others_to_end(project, undisturbed, tmp_path, cluster):
+    cluster.add_node(num_cpus=2)
+    ray.init(address=cluster.address, logging_level="error")
+    try:
+        other_work = ray.remote(num_cpus=1)(Counter).remote()
+        ray.get(other_work.__ray_ready__.remote())
+        with run_on(project, tmp_path / "runs", cluster, "cluster.wait_seconds=10") as run:
+            run.wait_until_told("other work holds the cluster: waits on for 2 workers")
+            ray.kill(other_work)
+            code, log = run.end()
+    finally:
+        ray.shutdown()
+    assert code == 0, log[-6000:]
+    assert outcome(tmp_path / "runs") == undisturbed
+
+
+def test_a_worker_that_hangs_is_found_within_the_limit(project, undisturbed, tmp_path, cluster):
+    cluster.add_node(num_cpus=2)
+    with run_on(project, tmp_path / "runs", cluster, "cluster.timeout_seconds=30") as run:
+        run.wait_for(8)
+        stopped = _worker_processes(tmp_path / "runs")
+        os.kill(stopped[-1], signal.SIGSTOP)
+        try:
+            code, log = run.end()
+        finally:
+            for pid in stopped:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+    assert code == 0, log[-6000:]
+    assert "workers lost (" in log
+    assert outcome(tmp_path / "runs") == undisturbed
+
+
+def _worker_processes(storage):
+    """The training workers whose files are under a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"RayTrainWorker" not in (process / "cmdline").read_bytes():
+                continue
+            open_files = [os.readlink(fd) for fd in (process / "fd").iterdir()]
+            environ = (process / "environ").read_bytes()
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        if any(str(storage) in path for path in open_files) or str(storage).encode() in environ:
+            found.append(int(process.name))
+    assert found, "no worker of the run"
+    return sorted(found)

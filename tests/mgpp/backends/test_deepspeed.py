@@ -1,0 +1,211 @@
+"""Pruning under every ZeRO layout against one plain process."""
+
+import pytest
+import torch
+
+from mgpp import GMP, Pruner
+from mgpp.sharding.bitmask import pack_bits
+from tests.mgpp import odd_transformer as odd
+from tests.processes import torchrun
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]  # one launch for all layouts
+
+
+def results(folder, cases):
+    return {
+        case: [torch.load(folder / f"{case}-rank{r}.pt", weights_only=True) for r in (0, 1)]
+        for case in cases
+    }
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("zero")
+    torchrun("tests.mgpp.backends.zero_worker", "all", str(folder), num_processes=2, timeout=800)
+    cases = (*odd.CASES, *odd.RIVAL_CASES, *odd.PLACED_CASES, *odd.TRANSFER_CASES)
+    return results(folder, (*cases, "refusals"))
+
+
+@pytest.fixture(scope="session")
+def reference():
+    return odd.reference(world_size=2)
+
+
+@pytest.fixture(scope="session")
+def rivals():
+    return {name: odd.reference(world_size=2, method=name) for name in odd.RIVALS}
+
+
+@pytest.fixture(scope="session")
+def placed():
+    return {name: odd.reference(world_size=2, placed=name) for name in odd.PLACED}
+
+
+@pytest.fixture(scope="session")
+def transferred():
+    return odd.transfer_reference(world_size=2)
+
+
+def mask_hash(masks):
+    """Hash dense masks with the pruner's own hash, in one process."""
+    from mgpp import Shard
+
+    shards = [
+        Shard(
+            name=name,
+            index=i,
+            full_shape=tuple(keep.shape),
+            offset=0,
+            numel=keep.numel(),
+            flat=torch.zeros(keep.numel()),
+            start=0,
+        )
+        for i, (name, keep) in enumerate(masks.items())
+    ]
+    shapes = {s.name: s.full_shape for s in shards}
+    pruner = Pruner(shards, shapes, method=GMP(), schedule=odd.SCHEDULE)
+    state = pruner.state_dict()
+    for saved, keep in zip(state["masks"], masks.values(), strict=True):
+        saved["keep"] = pack_bits(keep.reshape(-1))
+    pruner.load_state_dict(state)
+    return pruner.mask_hash()
+
+
+@pytest.mark.parametrize("case", [c for c in odd.CASES if c.endswith("-fp32")])
+def test_fp32_equals_the_one_process_reference(case, trained, reference):
+    weights, masks = reference
+    for result in trained[case]:
+        for name, expected in weights.items():
+            difference = (result["weights"][name] - expected).abs().max().item()
+            assert difference <= 1e-6, name
+        assert result["hashes"] == [mask_hash(step) for step in masks]
+        for name, keep in masks[-1].items():
+            assert torch.equal(result["weights"][name] != 0, keep), name
+
+
+@pytest.mark.parametrize("case", [c for c in odd.RIVAL_CASES if c.endswith("-fp32")])
+def test_rivals_equal_their_papers_equations(case, trained, rivals):
+    name = odd.RIVAL_CASES[case][0]
+    weights, masks = rivals[name]
+    for result in trained[case]:
+        assert result["hashes"] == [mask_hash(step) for step in masks]
+        for weight, expected in weights.items():
+            difference = (result["weights"][weight] - expected).abs().max().item()
+            assert difference <= 1e-6, weight
+
+
+@pytest.mark.parametrize("rival", odd.BF16_RIVALS)
+def test_rivals_choose_the_same_in_any_layout_of_bf16(rival, trained):
+    cases = [c for c in odd.RIVAL_CASES if c.startswith(f"{rival}-stage") and c.endswith("-bf16")]
+    hashes = [trained[case][0]["hashes"] for case in cases]
+    assert len(hashes) == 2
+    assert hashes[0] == hashes[1]
+
+
+@pytest.mark.parametrize("case", odd.PLACED_CASES)
+def test_placements_equal_sorting_in_one_process(case, trained, placed):
+    weights, masks = placed[odd.PLACED_CASES[case][0]]
+    for result in trained[case]:
+        assert result["hashes"] == [mask_hash(step) for step in masks]
+        for name, expected in weights.items():
+            assert (result["weights"][name] - expected).abs().max().item() <= 1e-6, name
+        pruned = {name: 1 - keep.double().mean().item() for name, keep in masks[-1].items()}
+        assert result["by_weight"] == pytest.approx(pruned)
+
+
+def test_placements_place_sparsity_as_they_say(placed):
+    last = {name: masks[-1] for name, (_, masks) in placed.items()}
+    for name, keep in last["budgets"].items():
+        assert keep.double().mean() >= 0.2, name
+    # Some reach their bound, so that it is really put to the test.
+    shares = [keep.double().mean().item() for keep in last["budgets"].values()]
+    assert min(shares) == pytest.approx(0.2)
+    for keep in last["n-of-m"].values():
+        assert bool((keep.view(-1, 5).sum(dim=1) == 2).all())
+    for keep in last["blocks"].values():
+        height = keep.view(-1, 5, keep.shape[1]).sum(dim=1)
+        assert bool(((height == 0) | (height == 5)).all())
+
+
+def test_rivals_choose_otherwise(rivals, reference):
+    """So that the comparison above tells them apart."""
+    last = [masks[-1] for _, masks in (*rivals.values(), reference)]
+    for i, one in enumerate(last):
+        for other in last[:i]:
+            assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("case", [*odd.CASES, *odd.RIVAL_CASES])
+def test_sparsity_is_exact_and_the_ranks_agree(case, trained, reference):
+    _, masks = reference
+    num_prunable = sum(keep.numel() for keep in masks[-1].values())
+    k = int(num_prunable * 0.85)
+    first, second = trained[case]
+    assert first["hashes"] == second["hashes"]
+    assert first["pruning"] == second["pruning"]
+    assert first["pruning"]["num_pruned"] == k
+    assert first["zeros"] == k
+    zeros = sum(int((first["weights"][name] == 0).sum()) for name in masks[-1])
+    assert zeros == k
+    for name, weight in first["weights"].items():
+        assert torch.equal(weight, second["weights"][name])
+
+
+@pytest.mark.parametrize("case", odd.CASES)
+def test_updates_left_out_do_not_count(case, trained):
+    """The scale of fp16 is found by updates that overflow; schedules go by those really made."""
+    for result in trained[case]:
+        assert len(result["hashes"]) == odd.SCHEDULE.num_steps
+        assert (result["skipped"] > 0) == case.endswith("-fp16")
+
+
+@pytest.mark.parametrize("case", [c for c in odd.CASES if not c.endswith("-fp32")])
+def test_low_precision_stays_near_the_reference(case, trained, reference):
+    """Rounding moves weights by a few steps of the optimizer, not by more."""
+    weights, _ = reference
+    for name, expected in weights.items():
+        found = trained[case][0]["weights"][name]
+        assert (found - expected).abs().mean() < 3 * odd.ADAMW["lr"], name
+
+
+@pytest.mark.parametrize("case", odd.TRANSFER_CASES)
+def test_sparse_transfer_keeps_the_zeros_it_finds(case, trained, transferred):
+    weights, masks = transferred
+    num_zeros = sum(int((~keep).sum()) for keep in masks.values())
+    num_prunable = sum(keep.numel() for keep in masks.values())
+    for result in trained[case]:
+        assert set(result["hashes"]) == {mask_hash(masks)}  # from before the first step on
+        assert len(result["hashes"]) == odd.TRANSFER_STEPS + 1
+        assert result["zeros"] == result["pruning"]["num_pruned"] == num_zeros
+        assert result["pruning"]["step"] == -1
+        assert result["pruning"]["sparsity"] == num_zeros / num_prunable
+        for name, keep in masks.items():
+            assert torch.equal(result["weights"][name] != 0, keep), name
+            assert result["by_weight"][name] == pytest.approx(1 - keep.float().mean().item())
+        if case.endswith("fp32"):
+            for name, expected in weights.items():
+                assert (result["weights"][name] - expected).abs().max().item() <= 1e-6, name
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_first_group_that_holds_more_is_refused_and_left_alone(stage, trained):
+    for refusals in trained["refusals"]:
+        assert "must hold the prunable weights and nothing else" in refusals[stage]
+        assert "mgpp.parameter_groups" in refusals[stage]
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(1500)
+def test_parameters_on_nvme(reference, tmp_path):
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        pytest.skip("DeepSpeed's async_io cannot be built here: libaio is missing")
+    torchrun(
+        "tests.mgpp.backends.zero_worker", "nvme", str(tmp_path), num_processes=2, timeout=1400
+    )
+    trained = results(tmp_path, odd.NVME_CASES)
+    for case in odd.NVME_CASES:
+        test_sparsity_is_exact_and_the_ranks_agree(case, trained, reference)
+    test_fp32_equals_the_one_process_reference("stage3-nvme-fp32", trained, reference)
+    test_low_precision_stays_near_the_reference("stage3-nvme-bf16", trained, reference)

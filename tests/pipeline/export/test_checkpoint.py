@@ -1,0 +1,281 @@
+"""The exported checkpoint: what was trained, with plain zeros, that loads everywhere."""
+
+import json
+import re
+from importlib.metadata import version
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
+
+from mgpp import select_prunable
+from pipeline.errors import StageError
+from pipeline.export.checkpoint import ExportConfig, check_export, export_model, read_weights
+from pipeline.models.weights import fingerprints
+
+AUTO = "AutoModelForSequenceClassification"
+PRUNING = {"method": {"name": "mgpp"}, "sparsity": 0.75, "num_pruned": 7680, "prune_start": 2}
+CARD = {
+    "name": "tiny-run",
+    "model": "org/tiny",
+    "method": "mgpp",
+    "sparsity": 0.75,
+    "num_pruned": 3072,
+    "num_prunable": 4096,
+    "metrics": {
+        "dense": {"accuracy": 0.91254, "f1": 0.5},
+        "pruned": {"accuracy": 0.87654, "f1": 0.25},
+    },
+    "num_rows": 12,
+    "num_steps": 20,
+    "prune_start": 2,
+    "prune_end": 15,
+    "config": "name: tiny-run\ntrain:\n  lr: 0.0001\n",
+    "versions": {"torch": version("torch")},
+}
+
+
+def prune(model):
+    """Set three of four prunable weights to zero, half of these to -0.0; return the names."""
+    names = select_prunable(model)
+    with torch.no_grad():
+        for name in names:
+            flat = model.get_parameter(name).view(-1)
+            flat[0::4] = 0.0
+            flat[1::4] = -0.0
+            flat[2::4] = -0.0
+    return names
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def trained(request, tmp_path, tiny_bert):
+    """A pruned classifier's folder, negative zeros in it, and the fingerprints of its weights."""
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        tiny_bert, num_labels=3, dtype=getattr(torch, request.param)
+    )
+    names = prune(model)
+    folder = tmp_path / "trained"
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(folder)
+    return folder, fingerprints(model.named_parameters(), names)
+
+
+def export(folder, weights, output, auto_model=AUTO, card=CARD, **settings):
+    return export_model(
+        trained=folder,
+        weights=weights,
+        auto_model=auto_model,
+        pruning=PRUNING,
+        card=card,
+        config=ExportConfig(**settings),
+        trust_remote_code=False,
+        output=output,
+    )
+
+
+def tensors_of(folder):
+    return {
+        name: tensor
+        for path in folder.glob("*.safetensors")
+        for name, tensor in load_file(path).items()
+    }
+
+
+def has_negative_zeros(tensors):
+    return any(bool(torch.signbit(t[t == 0]).any()) for t in tensors.values())
+
+
+def test_the_export_holds_what_was_trained_with_plain_zeros(trained, tmp_path):
+    folder, weights = trained
+    found = export(folder, weights, tmp_path / "out")
+    before, after = tensors_of(folder), tensors_of(tmp_path / "out" / "model")
+    assert has_negative_zeros(before)
+    assert not has_negative_zeros(after)
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert after[name].dtype == tensor.dtype
+        assert torch.equal(after[name], tensor), name
+    prunable = [after[name] for name, entry in weights.items() if "zeros" in entry]
+    assert len(prunable) == 2 * 6  # six matrices in each of two layers
+    num_zeros = sum(int((t == 0).sum()) for t in prunable)
+    num_prunable = sum(t.numel() for t in prunable)
+    assert found == {
+        "num_zeros": num_zeros,
+        "num_prunable": num_prunable,
+        "sparsity": num_zeros / num_prunable,
+        "num_parameters": sum(t.numel() for t in after.values()),
+        "bytes": (tmp_path / "out" / "model" / "model.safetensors").stat().st_size,
+        "num_files": 1,
+    }
+    assert found["sparsity"] == 0.75
+
+
+def test_the_exported_folder_is_a_checkpoint_like_any_other(trained, tmp_path, tiny_bert):
+    folder, weights = trained
+    export(folder, weights, tmp_path / "out")
+    exported = tmp_path / "out" / "model"
+    config = json.loads((exported / "config.json").read_text())
+    assert config["pruning_config"] == PRUNING
+    assert config["architectures"] == ["BertForSequenceClassification"]
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    inputs = tokenizer(["a good day", "bad"], padding=True, return_tensors="pt")
+    assert (
+        inputs["input_ids"][0].tolist()
+        == (AutoTokenizer.from_pretrained(tiny_bert)("a good day")["input_ids"])
+    )
+    logits = [
+        AutoModelForSequenceClassification.from_pretrained(path).eval()(**inputs).logits
+        for path in (folder, exported)
+    ]
+    assert torch.equal(*logits)
+
+
+def test_the_model_card_holds_the_figures(trained, tmp_path):
+    folder, weights = trained
+    export(folder, weights, tmp_path / "out")
+    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
+    _, header, body = card.split("---\n", 2)
+    assert yaml.safe_load(header) == {
+        "library_name": "transformers",
+        "tags": ["pruned", "sparse", "mgpp"],
+    }
+    assert body.lstrip().startswith("# tiny-run\n")
+    for text in (
+        "`org/tiny`",
+        "**75.00%**",
+        "MGPP: 3,072 of 4,096 prunable weights",
+        "Measured on 12 validation rows.",
+        "20 optimizer steps; first pruning at step 2, last at step 15",
+        "```yaml\nname: tiny-run\ntrain:\n  lr: 0.0001\n```",
+        f"- torch {version('torch')}\n",
+    ):
+        assert text in body
+    table = re.search(r"^\| metric .*(?:\n\|.*)+", body, re.MULTILINE).group()
+    rows = [
+        [cell.strip() for cell in line.strip().strip("|").split("|")] for line in table.split("\n")
+    ]
+    assert rows == [
+        ["metric", "dense", "pruned"],
+        ["---", "---", "---"],
+        ["accuracy", "0.9125", "0.8765"],
+        ["f1", "0.5000", "0.2500"],
+    ]
+
+
+def test_the_model_card_of_a_run_without_a_baseline(trained, tmp_path):
+    folder, weights = trained
+    card = {**CARD, "metrics": {"pruned": {"accuracy": 0.875}}}
+    export(folder, weights, tmp_path / "out", card=card)
+    text = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
+    assert re.search(
+        r"^\| metric \| pruned \| *\n\|---\|---\| *\n\| accuracy \| 0\.8750 \| *$", text, re.M
+    )
+
+
+def test_a_large_model_is_cut_into_several_files(trained, tmp_path):
+    folder, weights = trained
+    found = export(folder, weights, tmp_path / "out", max_shard_size="4KB")
+    exported = tmp_path / "out" / "model"
+    files = sorted(exported.glob("*.safetensors"))
+    assert found["num_files"] == len(files) > 2
+    assert found["bytes"] == sum(path.stat().st_size for path in files)
+    index = json.loads((exported / "model.safetensors.index.json").read_text())
+    for path in files:
+        with safe_open(path, "pt") as file:
+            assert {n for n, place in index["weight_map"].items() if place == path.name} == set(
+                file.keys()
+            )
+    after = tensors_of(exported)
+    assert not has_negative_zeros(after)
+    for name, tensor in tensors_of(folder).items():
+        assert torch.equal(after[name], tensor)
+    assert found["sparsity"] == 0.75
+
+
+def test_tied_weights_are_exported_once(tmp_path, tiny_bert):
+    torch.manual_seed(1)
+    sizes = {"vocab_size": 26, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=2, eos_token_id=3))
+    names = prune(model)
+    model.save_pretrained(tmp_path / "trained")
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path / "trained")
+    weights = fingerprints(model.named_parameters(), names)
+    found = export(tmp_path / "trained", weights, tmp_path / "out", "AutoModelForCausalLM")
+    assert found["num_parameters"] == sum(p.numel() for p in model.parameters())
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+    assert loaded.lm_head.weight is loaded.transformer.wte.weight
+
+
+# What is not what was trained.
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sha256": "0" * 64},
+        {"zeros": 1},
+        {"dtype": "float64"},
+        {"shape": [1]},
+    ],
+)
+def test_another_fingerprint_than_the_trained_one_is_refused(trained, tmp_path, change):
+    folder, weights = trained
+    name = next(name for name, entry in weights.items() if "zeros" in entry)
+    tampered = {**weights, name: {**weights[name], **change}}
+    with pytest.raises(StageError, match=f"1 of {len(weights)} parameters .*{name}") as raised:
+        export(folder, tampered, tmp_path / "out")
+    assert "differ from what was trained" in str(raised.value)
+
+
+@pytest.mark.parametrize("more", [True, False])
+def test_other_parameters_than_the_trained_ones_are_refused(trained, tmp_path, more):
+    folder, weights = trained
+    changed = dict(weights)
+    if more:
+        changed["bert.nowhere.weight"] = weights["classifier.bias"]
+    else:
+        del changed["classifier.bias"]
+    with pytest.raises(StageError, match="differ from what was trained"):
+        export(folder, changed, tmp_path / "out")
+
+
+def test_a_changed_file_is_refused(trained, tmp_path):
+    folder, weights = trained
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["classifier.weight"].view(-1)[0] += 1
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(StageError, match=r"first classifier\.weight"):
+        export(folder, weights, tmp_path / "out")
+
+
+def test_negative_zeros_in_a_checkpoint_are_refused(trained):
+    folder, weights = trained  # it has them, and fingerprints do not tell
+    with pytest.raises(StageError, match="holds negative zeros"):
+        check_export(folder, weights, AutoModelForSequenceClassification, trust_remote_code=False)
+
+
+def test_weights_that_would_be_drawn_anew_are_refused(trained):
+    folder, weights = trained
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["classifier.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(StageError, match=r"does not load cleanly: .*classifier\.weight"):
+        check_export(folder, weights, AutoModelForSequenceClassification, trust_remote_code=False)
+
+
+def test_fingerprints_are_read_as_they_were_written(trained, tmp_path):
+    _, weights = trained
+    (tmp_path / "weights.json").write_text(json.dumps(weights))
+    assert read_weights(tmp_path, "weights.json") == weights

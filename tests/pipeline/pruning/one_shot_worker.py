@@ -1,0 +1,73 @@
+"""Run by torchrun: prunes the tiny decoders in one shot on several ranks and writes what came out."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+import torch.distributed as dist
+
+from pipeline.models.loading import ModelConfig
+from pipeline.pruning.config import PruneConfig
+from pipeline.pruning.one_shot import prune_one_shot
+from pipeline.store.checkpoints import CheckpointStore
+from pipeline.tasks import make_task
+from pipeline.tasks.causal_lm import CausalLMConfig
+from pipeline.tracking.recorder import Progress
+from pipeline.worker_group import Gang
+from tests.processes import leave
+
+TASK = make_task(CausalLMConfig(type="causal-lm", max_length=10))
+CASES: dict[str, dict[str, Any]] = {
+    "llama-wanda": {"method": {"name": "wanda"}, "sparsity": 0.55},
+    "llama-sparsegpt": {"method": {"name": "sparsegpt", "block_size": 5}, "sparsity": 0.55},
+    "gpt2-wanda": {"method": {"name": "wanda", "pattern": "2:4"}, "sparsity": 0.5},
+    "gpt2-sparsegpt": {"method": {"name": "sparsegpt"}, "sparsity": 0.3, "exclude": ["*.0.*"]},
+    # More ranks than rows.
+    "opt-sparsegpt": {"method": {"name": "sparsegpt"}, "sparsity": 0.5, "calibration_rows": 1},
+}
+
+
+def prune_of(case: str) -> PruneConfig:
+    return PruneConfig(**{"calibration_rows": 7, **CASES[case]})
+
+
+def run(
+    case: str,
+    folder: Path,
+    output: Path,
+    checkpoints: CheckpointStore,
+    progress: Progress = lambda record: None,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Any]:
+    return prune_one_shot(
+        model_config=ModelConfig(path=str(folder / case.partition("-")[0])),
+        task=TASK,
+        prune=prune_of(case),
+        dtype=dtype,
+        seed=0,
+        data=folder / "data",
+        model_kwargs={},
+        output=output,
+        gang=Gang.current(),
+        checkpoints=checkpoints,
+        progress=progress,
+    )
+
+
+def main(folder: str, output: str) -> None:
+    dist.init_process_group("gloo")
+    for case in CASES:
+        target = Path(output) / case
+        store = CheckpointStore(f"{target}-checkpoints", Gang.current())
+        figures = run(case, Path(folder), target, store)
+        (Path(output) / f"{case}-{dist.get_rank()}.json").write_text(json.dumps(figures))
+    leave()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,255 @@
+"""One-shot pruning of whole decoders, held against whole forward passes and one matrix at a time."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from mgpp import ONE_SHOT, make_one_shot, select_prunable
+from mgpp.methods.one_shot.base import portions
+from pipeline.errors import ConfigError, StageError
+from pipeline.models.decoder import find_layers, layer_inputs, weight_rows
+from pipeline.pruning import layer as layer_pruning
+from pipeline.pruning.layer import layer_statistics, matrix_owners
+from pipeline.pruning.one_shot import calibration_rows, prunable_layers
+from pipeline.store.checkpoints import CheckpointStore
+from pipeline.tasks import make_task
+from pipeline.tasks.sequence import ClassificationConfig
+from pipeline.tracking.recorder import read_records
+from pipeline.worker_group import Gang
+from tests.pipeline.models.tiny_decoders import (
+    NUM_LAYERS,
+    make_decoder,
+    write_blocks,
+    write_decoder,
+)
+from tests.pipeline.pruning.one_shot_worker import CASES, TASK, prune_of, run
+from tests.processes import torchrun
+
+
+@pytest.fixture(scope="module")
+def gang():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield Gang.current()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one-shot")
+    for kind in {case.partition("-")[0] for case in CASES}:
+        write_decoder(kind, folder / kind)
+    write_blocks(folder / "data")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pruned(folder, gang, tmp_path_factory):
+    """Every case on one rank: its folder and its figures."""
+    output = tmp_path_factory.mktemp("alone")
+    found = {}
+    for case in CASES:
+        store = CheckpointStore(str(output / f"{case}-checkpoints"), gang)
+        found[case] = (output / case, run(case, folder, output / case, store))
+    return found
+
+
+def inputs_of(model, projection, rows) -> torch.Tensor:
+    """What whole forward passes send into a projection: [tokens, in]."""
+    seen = []
+    hook = projection.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        for row in rows:
+            model(input_ids=row.unsqueeze(0))
+    hook.remove()
+    return torch.cat([inputs.reshape(-1, inputs.shape[-1]) for inputs in seen])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_matrix_is_pruned_on_what_the_pruned_layers_before_send_into_it(case, folder, pruned):
+    path, figures = pruned[case]
+    prune = prune_of(case)
+    model = AutoModelForCausalLM.from_pretrained(folder / case.partition("-")[0]).eval()
+    found = AutoModelForCausalLM.from_pretrained(path / "model").eval()
+    rows = calibration_rows(folder / "data", prune.calibration_rows, seed=0)
+    names = select_prunable(model, prune.include, prune.exclude)
+    sizes = [model.get_parameter(name).numel() for name in names]
+    total = int(sum(sizes) * prune.sparsity)
+    counts = dict(zip(names, portions(total, sizes), strict=True))
+    assert figures["num_pruned"] == figures["num_zeros"] == total
+    for layer in find_layers(model, names):
+        # The inputs of all its matrices come before any of them is pruned.
+        inputs = {name: inputs_of(model, p, rows) for name, p in layer.projections.items()}
+        for name, projection in layer.projections.items():
+            statistic = prune.one_shot.statistic(inputs[name]).double()
+            expected = prune.one_shot.prune(weight_rows(projection), statistic, counts[name])
+            weight_rows(projection).copy_(expected.weight)
+            written = found.get_parameter(name)
+            assert torch.equal(written == 0, projection.weight == 0), name
+            torch.testing.assert_close(written, projection.weight, rtol=1e-4, atol=1e-5)
+    untouched = {n: p for n, p in model.named_parameters() if n not in names}
+    for name, parameter in untouched.items():
+        assert torch.equal(found.get_parameter(name), parameter)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_figures_and_records_are_of_what_was_written(case, pruned):
+    path, figures = pruned[case]
+    weights = json.loads((path / "weights.json").read_text())
+    zeros = {name: entry["zeros"] for name, entry in weights.items() if "zeros" in entry}
+    assert sum(zeros.values()) == figures["num_zeros"]
+    assert figures["sparsity"] == figures["num_pruned"] / figures["num_prunable"]
+    assert (figures["num_steps"], figures["prune_start"], figures["prune_end"]) == (0, 0, 0)
+    records = read_records(path / "metrics.jsonl")
+    assert [record["step"] for record in records["prune"]] == list(range(NUM_LAYERS))
+    assert records["prune"][-1]["mask_hash"] == figures["mask_hash"]
+    assert records["prune"][-1]["sparsity"] == figures["sparsity"]
+    assert max(r["threshold"] for r in records["prune"]) == figures["threshold"]
+    (last,) = records["layers"]
+    sizes = {n: torch.Size(weights[n]["shape"]).numel() for n in zeros}
+    assert last["sparsity"] == {name: zeros[name] / sizes[name] for name in zeros}
+    assert figures["num_parameters"] == sum(
+        torch.Size(entry["shape"]).numel() for entry in weights.values()
+    )
+
+
+@pytest.mark.distributed
+def test_two_ranks_prune_as_one_does(folder, pruned, tmp_path):
+    torchrun(
+        "tests.pipeline.pruning.one_shot_worker",
+        str(folder),
+        str(tmp_path),
+        num_processes=2,
+        timeout=200,
+    )
+    for case, (path, alone) in pruned.items():
+        first, second = (
+            json.loads((tmp_path / f"{case}-{rank}.json").read_text()) for rank in (0, 1)
+        )
+        assert first == second
+        exact = {k: v for k, v in alone.items() if k != "threshold"}
+        assert {k: first[k] for k in exact} == exact  # the hash of the masks among them
+        assert first["threshold"] == pytest.approx(alone["threshold"], rel=1e-5)
+        weights, expected = (
+            load_file(p / "model" / "model.safetensors") for p in (tmp_path / case, path)
+        )
+        assert weights.keys() == expected.keys()
+        for name, tensor in weights.items():
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_statistics_are_those_of_the_inputs(folder):
+    model = make_decoder("gpt2")
+    layers = find_layers(model, select_prunable(model))
+    rows = calibration_rows(folder / "data", 5, seed=3)
+    hidden, calls = layer_inputs(model, layers, rows)
+    for name in ONE_SHOT:
+        with torch.no_grad():
+            found = layer_statistics(
+                make_one_shot(name), layers[0], calls[0], hidden, torch.device("cpu")
+            )
+        for weight, projection in layers[0].projections.items():
+            inputs = inputs_of(model, projection, rows).double()
+            expected = inputs.T @ inputs
+            expected = expected if name == "sparsegpt" else expected.diagonal()
+            assert found[weight].dtype == torch.float64
+            torch.testing.assert_close(found[weight], expected, rtol=1e-5, atol=1e-5)
+        assert not any(
+            projection._forward_pre_hooks for projection in layers[0].projections.values()
+        )
+
+
+def test_rows_are_drawn_by_the_seed(folder):
+    first, again, other = (calibration_rows(folder / "data", 6, seed) for seed in (0, 0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    assert len({tuple(row.tolist()) for row in first}) == 6
+    with pytest.raises(ConfigError, match="calibration_rows: got 13, but there are 12 training bl"):
+        calibration_rows(folder / "data", 13, seed=0)
+
+
+class StoppedError(Exception):
+    """Stands for the death of the run."""
+
+
+@pytest.mark.parametrize("corrupt", [False, True])
+def test_a_run_that_was_stopped_goes_on_after_the_last_layer(
+    corrupt, folder, pruned, gang, tmp_path, monkeypatch
+):
+    path, figures = pruned["llama-sparsegpt"]
+    notes = []
+    store = CheckpointStore(str(tmp_path / "kept"), gang, notify=notes.append)
+
+    def stop(record):
+        if record["event"] == "layer" and record["step"] == 1:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        run("llama-sparsegpt", folder, tmp_path / "stopped", store, progress=stop)
+    if corrupt:
+        (tensors,) = (tmp_path / "kept" / "layer-00001").rglob("*.safetensors")
+        tensors.write_bytes(tensors.read_bytes()[:-1])
+    layers = []
+    prune = layer_pruning.LayerPruner.prune
+    monkeypatch.setattr(
+        layer_pruning.LayerPruner,
+        "prune",
+        lambda self, layer, *rest: layers.append(layer) or prune(self, layer, *rest),
+    )
+    assert run("llama-sparsegpt", folder, tmp_path / "out", store) == figures
+    assert len(layers) == (2 if corrupt else 1)
+    assert any("is corrupt and left out" in note for note in notes) == corrupt
+    for name in ("weights.json", "metrics.jsonl"):
+        assert (tmp_path / "out" / name).read_text() == (path / name).read_text()
+    store.discard()
+    assert not (tmp_path / "kept").exists()
+
+
+def test_low_precision_holds_the_same_count(folder, gang, tmp_path):
+    store = CheckpointStore(str(tmp_path / "kept"), gang)
+    found = run("llama-sparsegpt", folder, tmp_path / "out", store, dtype=torch.bfloat16)
+    tensors = load_file(tmp_path / "out" / "model" / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    assert found["num_pruned"] == int(found["num_prunable"] * 0.55)
+    assert found["num_zeros"] >= found["num_pruned"]
+
+
+def test_a_matrix_that_nothing_goes_into_is_named_on_every_rank(folder, gang, tmp_path):
+    model = make_decoder("llama")
+    with torch.no_grad():
+        model.get_parameter("model.layers.1.post_attention_layernorm.weight").zero_()
+    shutil.copytree(folder / "data", tmp_path / "data")
+    model.save_pretrained(tmp_path / "llama")
+    store = CheckpointStore(str(tmp_path / "kept"), gang)
+    with pytest.raises(
+        StageError, match=r"nothing but zeros into model\.layers\.1\.mlp\.gate_proj"
+    ):
+        run("llama-wanda", tmp_path, tmp_path / "out", store)
+
+
+def test_matrices_are_dealt_out_by_what_they_cost():
+    model = make_decoder("llama")
+    layer = find_layers(model, select_prunable(model))[0]
+    owners = matrix_owners(layer, 2)
+    (down,) = (name for name in owners if name.endswith("down_proj.weight"))
+    assert owners.keys() == layer.projections.keys()
+    assert set(owners.values()) == {0, 1}
+    assert sum(owner == owners[down] for owner in owners.values()) <= 3
+    assert set(matrix_owners(layer, 1).values()) == {0}
+
+
+def test_what_does_not_go_together():
+    model, method = make_decoder("llama"), make_one_shot("wanda")
+    names = select_prunable(model)
+    task = make_task(ClassificationConfig(type="classification", text=["text"], label="label"))
+    with pytest.raises(ValueError, match="only causal language models"):
+        prunable_layers(model, task, names, method)
+    pattern = make_one_shot({"name": "wanda", "pattern": "2:5"})
+    with pytest.raises(
+        ValueError, match=r"q_proj\.weight: pattern 2:5 needs inputs in groups of 5"
+    ):
+        prunable_layers(model, TASK, names, pattern)

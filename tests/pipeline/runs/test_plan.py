@@ -1,0 +1,279 @@
+"""The plan against what two real workers hold, and against models whose sizes are known."""
+
+import json
+
+import pytest
+import torch
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+)
+
+from pipeline.errors import ConfigError
+from pipeline.runs.config import parse_config
+from pipeline.runs.memory import activation_bytes, checkpoint_bytes, state_bytes
+from pipeline.runs.plan import plan_run
+from pipeline.tasks.text_to_text import TextToTextConfig
+from pipeline.training.deepspeed import ZeroConfig
+from tests.pipeline.runs.plan_worker import BUCKET, CASES
+from tests.processes import torchrun
+
+# Vocabulary, width, feed-forward, layers, heads, key-value heads, parameters (the published counts).
+LLAMAS = {
+    "8B": (128256, 4096, 14336, 32, 32, 8, 8_030_261_248),
+    "70B": (128256, 8192, 28672, 80, 64, 8, 70_553_706_496),
+}
+
+
+def make_config(folder, **changes):
+    values = {
+        "name": "plan",
+        "model": {"path": str(folder)},
+        "task": {"type": "causal-lm", "max_length": 2048},
+        "data": {"source": "files", "train": "train.txt"},
+        "train": {"batch_size": 64, "micro_batch_size": 1, "gradient_checkpointing": True},
+        "prune": {"sparsity": 0.5},
+        "zero": {"stage": 3, "precision": "bf16"},
+        "cluster": {"num_workers": 64, "gpus_per_worker": 1},
+    }
+    for key, change in changes.items():
+        values[key] = {**values.get(key, {}), **change} if isinstance(change, dict) else change
+    return parse_config(values)
+
+
+@pytest.fixture
+def llama(tmp_path):
+    def make(size):
+        vocabulary, width, feed_forward, layers, heads, shared, _ = LLAMAS[size]
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=width,
+            intermediate_size=feed_forward,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=shared,
+            architectures=["LlamaForCausalLM"],
+        ).save_pretrained(tmp_path / size)
+        return tmp_path / size
+
+    return make
+
+
+@pytest.mark.parametrize("size", LLAMAS)
+def test_large_models_are_counted_from_their_configuration(llama, size):
+    plan = plan_run(make_config(llama(size)))
+    parameters = LLAMAS[size][-1]
+    assert plan.num_parameters == parameters
+    # Every projection of every layer and nothing else.
+    _, width, feed_forward, layers, heads, shared, _ = LLAMAS[size]
+    attention = 2 * width * width + 2 * width * width * shared // heads
+    assert plan.num_prunable == layers * (attention + 3 * width * feed_forward)
+    # ZeRO 3 in bf16 over 64 workers: 2 + 2 bytes, 4 + 8 of the float32 side, masks, and the float32
+    # gradients of a sub-group of a billion at a time.
+    shard = parameters / 64
+    expected = shard * 16 + 4 * min(shard, 1e9) + plan.num_prunable / 8 / 64
+    states = sum(v for k, v in plan.device.items() if "activ" not in k and k != "buckets")
+    assert states == pytest.approx(expected, rel=0.001)
+    assert plan.checkpoint == pytest.approx(parameters * 12 + plan.num_prunable / 8, rel=0.001)
+    assert plan.sent_per_step == pytest.approx(3 * 2 * parameters * 63 / 64, rel=0.001)
+    assert plan.sent_per_pruning <= 2**20
+
+
+def test_offload_moves_the_optimizer_to_the_host(llama):
+    folder = llama("8B")
+    near = plan_run(make_config(folder))
+    far = plan_run(make_config(folder, zero={"offload_optimizer": True}))
+    assert far.host_total == pytest.approx(16 * near.num_parameters / 64 + far.host["masks"])
+    assert near.device_total - far.device_total == pytest.approx(far.host_total)
+
+
+def test_pruning_in_one_shot_holds_one_layer_on_the_device(llama):
+    one_shot = {
+        "prune": {"sparsity": 0.5, "method": {"name": "sparsegpt"}},
+        "cluster": {"num_workers": 2, "gpus_per_worker": 1},
+    }
+    plan = plan_run(make_config(llama("8B"), **one_shot))
+    attention, feed_forward = 2 * 4096 * (4096 + 1024), 3 * 4096 * 14336
+    assert plan.num_prunable == 32 * (attention + feed_forward)
+    assert plan.device["parameters of a layer"] == 2 * (attention + feed_forward + 2 * 4096)
+    assert plan.device["statistics of a layer"] == 8 * (6 * 4096**2 + 14336**2)
+    assert plan.host == {
+        "parameters": 2 * LLAMAS["8B"][-1],
+        "calibration": 64 * 2048 * 4096 * 2,
+    }
+    assert plan.sent_per_step == 0
+    assert plan.checkpoint == 2 * plan.num_prunable
+    assert plan.device_total < 10 * 2**30  # a small GPU will do
+    one_shot["prune"] = {"sparsity": 0.6, "method": {"name": "wanda", "pattern": "2:5"}}
+    with pytest.raises(ConfigError, match=r"prune\.method: wanda: .*needs inputs in groups of 5"):
+        plan_run(make_config(llama("8B"), **one_shot))
+
+
+def test_what_a_method_keeps_is_counted(llama):
+    folder = llama("8B")
+    plain = plan_run(make_config(folder, prune={"sparsity": 0.5, "method": {"name": "gmp"}}))
+    kept = plan_run(make_config(folder, prune={"sparsity": 0.5, "method": {"name": "platon"}}))
+    each = kept.device["kept by the method"]
+    assert each == pytest.approx(3 * 4 * kept.num_prunable / 64, rel=1e-6)
+    assert kept.device_total - plain.device_total == each
+    assert kept.checkpoint - plain.checkpoint == 3 * 4 * kept.num_prunable
+
+
+def test_a_teacher_is_held_and_gathered_as_zero_says(llama):
+    folder = llama("8B")
+    parameters = LLAMAS["8B"][-1]
+
+    def planned(**changes):
+        return plan_run(make_config(folder, train={"micro_batch_size": 1}, **changes))
+
+    plain, taught = planned(), planned(distill={"teacher": "dense"})
+    assert taught.device["teacher"] == pytest.approx(2 * parameters / 64, rel=1e-6)
+    forward = taught.sent_per_step - plain.sent_per_step
+    assert forward == pytest.approx(2 * parameters * 63 / 64, rel=1e-6)
+    assert taught.checkpoint == plain.checkpoint
+    whole = planned(distill={"teacher": "dense"}, zero={"stage": 2})
+    assert whole.device["teacher"] == 2 * parameters
+    assert whole.sent_per_step == planned(zero={"stage": 2}).sent_per_step
+    away = {"stage": 3, "offload_optimizer": True, "offload_parameters": True}
+    assert planned(distill={"teacher": "dense"}, zero=away).host["teacher"] > 0
+    larger = planned(distill={"teacher": str(llama("70B"))})
+    assert larger.device["teacher"] == pytest.approx(2 * LLAMAS["70B"][-1] / 64, rel=1e-6)
+    # Logits of 2,048 tokens: three times in bf16, twice in float32; hidden states besides.
+    assert taught.device["distillation (estimate)"] == 2048 * 128256 * 14
+    deep = planned(distill={"hidden_weight": 1.0})
+    states = deep.device["distillation (estimate)"] - 2048 * 128256 * 14
+    assert states == 2048 * 4096 * 32 * 14
+
+
+def test_a_config_without_weights_is_enough_and_a_wrong_one_is_told(llama, tmp_path):
+    with pytest.raises(ConfigError, match=r"model\.path"):
+        plan_run(make_config(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=r"^distill\.teacher: 'nowhere'"):
+        plan_run(make_config(llama("8B"), distill={"teacher": "nowhere"}))
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_activations_are_what_autograd_keeps(recomputed):
+    """Autograd itself says what it saves; the estimate is of the order, fused kernels keep less."""
+    settings = BertConfig(
+        vocab_size=50,
+        hidden_size=128,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        intermediate_size=512,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    model = BertForSequenceClassification(settings).train()
+    if recomputed:
+        model.gradient_checkpointing_enable()
+    tokens = torch.randint(50, (8, 64))
+    saved = saved_bytes(model, input_ids=tokens, labels=torch.zeros(8, dtype=torch.long))
+    sizes = {"rows": 8, "length": 64, "target_length": 0, "width": 4}
+    estimate = activation_bytes(model, **sizes, recomputed=recomputed)
+    if recomputed:
+        estimate -= 17 * 4 * 512 * 128  # the one layer that lives only in the backward pass
+    assert 0.6 < saved / estimate < 1.4
+
+
+def saved_bytes(model, **batch):
+    """What autograd says it keeps of a forward pass, without the weights."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    saved = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(**batch)
+    return sum(saved.values())
+
+
+def bart_settings(**changes):
+    return BartConfig(
+        **{
+            "vocab_size": 50,
+            "d_model": 128,
+            "encoder_layers": 4,
+            "decoder_layers": 4,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 512,
+            "decoder_ffn_dim": 512,
+            "dropout": 0.0,
+            **changes,
+        }
+    )
+
+
+@pytest.mark.parametrize("layers", [(4, 4), (6, 2), (2, 6)])
+@pytest.mark.parametrize("lengths", [(64, 16), (32, 48)])
+def test_activations_of_an_encoder_and_decoder_are_what_autograd_keeps(layers, lengths):
+    encoder, decoder = layers
+    model = BartForConditionalGeneration(
+        bart_settings(encoder_layers=encoder, decoder_layers=decoder)
+    ).train()
+    source, target = (torch.randint(4, 50, (8, length)) for length in lengths)
+    saved = saved_bytes(model, input_ids=source, labels=target)
+    sizes = {"rows": 8, "length": lengths[0], "target_length": lengths[1], "width": 4}
+    estimate = activation_bytes(model, **sizes, recomputed=False)
+    assert 0.6 < saved / estimate < 1.4
+
+
+def test_a_longer_target_costs_activations_and_nothing_else(tmp_path):
+    bart_settings(architectures=["BartForConditionalGeneration"]).save_pretrained(tmp_path)
+
+    def plan(**settings):
+        task = {"type": "text-to-text", "source": "a", "target": "b", "max_length": 64, **settings}
+        config = make_config(tmp_path).model_copy(update={"task": TextToTextConfig(**task)})
+        return plan_run(config).device
+
+    short, long = plan(max_target_length=16), plan(max_target_length=32)
+    assert {name for name in short if short[name] != long[name]} == {"activations (estimate)"}
+    assert long["activations (estimate)"] > short["activations (estimate)"]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plan")
+    torch.manual_seed(0)
+    settings = BertConfig(
+        vocab_size=50,
+        hidden_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=200,
+        max_position_embeddings=16,
+        num_labels=2,
+    )
+    model = BertForSequenceClassification(settings)
+    model.save_pretrained(folder / "bert")
+    out = folder / "found.json"
+    torchrun(
+        "tests.pipeline.runs.plan_worker",
+        str(folder / "bert"),
+        str(out),
+        num_processes=2,
+        timeout=300,
+    )
+    counts = [sum(p.numel() for p in model.parameters())] * 2
+    names = (n for n, p in model.named_parameters() if ".layer." in n and p.dim() == 2)
+    counts.append(sum(model.get_parameter(name).numel() for name in names))
+    return json.loads(out.read_text()), counts
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("case", CASES)
+def test_two_workers_hold_and_write_what_is_planned(measured, case):
+    found, (total, trained, prunable) = measured
+    zero = ZeroConfig(**CASES[case], bucket_elements=BUCKET)
+    planned = state_bytes(zero, total, trained, prunable, world_size=2)
+    expected = sum(sum(part.values()) for part in planned)
+    assert found[case]["held"] == pytest.approx(expected, rel=0.1)
+    assert found[case]["checkpoint"] == pytest.approx(checkpoint_bytes(trained, prunable), rel=0.1)

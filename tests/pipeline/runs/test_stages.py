@@ -1,0 +1,189 @@
+"""What a stage's key depends on: what changes its output, and nothing else."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from pipeline.runs.config import parse_config
+from pipeline.runs.stage import plan_stages
+from pipeline.runs.stages import run_stage
+from pipeline.store.artifacts import Artifact, ArtifactStore
+from pipeline.worker_group import Gang
+from tests.pipeline.models.tiny_decoders import text, write_decoder
+
+
+def keys(tiny_bert, words_csv, **changes):
+    return {stage.name: stage.key for stage in stages(tiny_bert, words_csv, **changes)}
+
+
+def stages(tiny_bert, words_csv, **changes):
+    values = {
+        "name": "keys",
+        "storage": "runs",
+        "model": {"path": str(tiny_bert)},
+        "task": {"type": "question-answering", "max_length": 64, "stride": 16},
+        "data": {"source": "files", "train": str(words_csv)},
+        "train": {"length": 10},
+        "prune": {"sparsity": 0.5},
+    }
+    for section, settings in changes.items():
+        values[section] = {**values.get(section, {}), **settings}
+    return plan_stages(parse_config(values))
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({}, {"data", "dense", "prune", "evaluate", "export", "report"}),
+        ({"task": {"stride": 8}}, set()),
+        ({"task": {"num_best": 5, "max_answer_length": 7}}, {"data", "dense", "prune"}),
+        ({"task": {"metric": "exact_match"}}, {"data", "dense", "prune", "evaluate", "export"}),
+        ({"evaluate": {"batch_size": 5}}, {"data", "dense", "prune"}),
+        ({"prune": {"sparsity": 0.6}}, {"data", "dense"}),
+        ({"prune": {"scope": "uniform"}}, {"data", "dense"}),
+        ({"prune": {"pattern": "2:4"}}, {"data", "dense"}),
+        (
+            {"prune": {"scope": "global", "budgets": {}, "min_kept": 0.0, "pattern": None}},
+            {"data", "dense", "prune", "evaluate", "export", "report"},
+        ),
+        ({"prune": {"method": {"name": "platon", "beta1": 0.5}}}, {"data", "dense"}),
+        ({"train": {"lr": 1e-3}}, {"data"}),
+        ({"zero": {"precision": "bf16"}}, {"data"}),
+        ({"distill": {"teacher": "dense"}}, {"data", "dense"}),
+        (
+            {"cluster": {"num_workers": 4}, "zero": {"stage": 3, "offload_optimizer": True}},
+            {"data", "dense", "prune", "evaluate", "export", "report"},
+        ),
+    ],
+)
+def test_a_change_makes_new_what_depends_on_it(tiny_bert, words_csv, changes, kept):
+    before, after = keys(tiny_bert, words_csv), keys(tiny_bert, words_csv, **changes)
+    assert {name for name in before if before[name] == after[name]} == kept
+
+
+ONE_SHOT = {"method": {"name": "sparsegpt"}, "sparsity": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({"train": {"lr": 1e-3, "length": 5, "batch_size": 8}}, {"data", "prune"}),
+        ({"zero": {"stage": 0, "precision": "fp32"}}, {"data", "dense", "prune"}),
+        ({"train": {"seed": 1}}, {"data"}),
+        ({"zero": {"precision": "bf16"}}, {"data"}),
+        ({"prune": {**ONE_SHOT, "calibration_rows": 64}}, {"data", "dense"}),
+        ({"prune": {"method": {"name": "sparsegpt", "damping": 0.1}}}, {"data", "dense"}),
+        ({"prune": {**ONE_SHOT, "start": "dense"}}, {"data", "dense"}),
+    ],
+)
+def test_what_a_one_shot_method_s_result_depends_on(tiny_bert, words_csv, changes, kept):
+    before = keys(tiny_bert, words_csv, prune=ONE_SHOT)
+    after = keys(tiny_bert, words_csv, **{"prune": ONE_SHOT, **changes})
+    assert {n for n in ("data", "dense", "prune") if before[n] == after[n]} == kept
+
+
+def test_started_from_the_dense_model_it_depends_on_that_one_s_training(tiny_bert, words_csv):
+    prune = {**ONE_SHOT, "start": "dense"}
+    before = keys(tiny_bert, words_csv, prune=prune)
+    after = keys(tiny_bert, words_csv, prune=prune, train={"lr": 1e-3})
+    assert before["prune"] != after["prune"]
+
+
+@pytest.fixture
+def one_shot_run(tmp_path, datasets_cache):
+    """A configuration of a one-shot run on a tiny Llama, and this process as its only worker."""
+    write_decoder("llama", tmp_path / "llama")
+    for name in ("train", "validation"):
+        lines = "\n".join(text(40, seed) for seed in range(4))
+        (tmp_path / f"{name}.txt").write_text(lines, encoding="utf-8")
+    values = {
+        "name": "one-shot",
+        "storage": str(tmp_path / "runs"),
+        "model": {"path": str(tmp_path / "llama")},
+        "task": {"type": "causal-lm", "max_length": 16},
+        "data": {
+            "source": "files",
+            "train": str(tmp_path / "train.txt"),
+            "validation": str(tmp_path / "validation.txt"),
+        },
+        "dense": {"enabled": False},
+        "prune": {**ONE_SHOT, "calibration_rows": 8},
+    }
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield parse_config(values)
+    dist.destroy_process_group()
+
+
+def test_a_one_shot_run_from_data_to_report(one_shot_run):
+    store, gang, records = ArtifactStore(one_shot_run.storage), Gang.current(), []
+    done: dict[str, Artifact] = {}
+    for stage in plan_stages(one_shot_run):
+        inputs = {name: done[name] for name in stage.inputs}
+        workers = gang if stage.gang else None
+        made = run_stage(stage, one_shot_run, store, inputs, gang=workers, progress=records.append)
+        assert made is not None
+        done[stage.name] = made
+    assert [record["step"] for record in records if record["event"] == "layer"] == [0, 1, 2]
+    pruned, exported = done["prune"].metrics, done["export"].metrics
+    assert pruned["num_pruned"] == pruned["num_prunable"] // 2
+    assert exported["num_zeros"] == pruned["num_zeros"]
+    assert exported["num_prunable"] == pruned["num_prunable"]
+    assert set(done["evaluate"].metrics) == {"pruned"}
+    assert not (
+        Path(store.folder_of("prune", plan_stages(one_shot_run)[1].key)) / "checkpoints"
+    ).exists()
+    page = (done["report"].path / "report.html").read_text()
+    assert "50.00%" in page
+    assert "SparseGPT" in page
+    assert "Sparsity by layer and matrix" in page
+    card = (done["export"].path / "model" / "README.md").read_text()
+    assert "`, pruned to **50.00%** by\nSPARSEGPT" in card
+    assert "Pruned in one shot, without training" in card
+
+
+def test_a_dense_teacher_is_an_input_and_another_is_named_by_its_content(
+    tiny_bert, words_csv, tmp_path
+):
+    def prune(**distill):
+        made = stages(tiny_bert, words_csv, distill=distill)
+        return next(stage for stage in made if stage.name == "prune")
+
+    dense = prune(teacher="dense")
+    assert dense.inputs == ("data", "dense")
+    assert prune(weight=0.5, temperature=2.0).key == dense.key  # the defaults
+    teacher, copied = tmp_path / "teacher", tmp_path / "copied"
+    for folder in (teacher, copied):
+        shutil.copytree(tiny_bert, folder)
+    other = prune(teacher=str(teacher))
+    assert other.inputs == ("data",)
+    assert prune(teacher=str(copied)).key == other.key
+    (copied / "config.json").write_text((copied / "config.json").read_text() + "\n")
+    keys = {
+        prune(**changes).key
+        for changes in (
+            {"teacher": "dense"},
+            {"teacher": "dense", "weight": 0.6},
+            {"teacher": "dense", "temperature": 3},
+            {"teacher": "dense", "hidden_weight": 1},
+            {"teacher": str(teacher)},
+            {"teacher": str(copied)},
+        )
+    }
+    assert len(keys) == 6
+
+
+def test_what_places_sparsity_is_in_the_key_only_where_it_is_given(tiny_bert, words_csv):
+    """So that what was pruned before there were such settings is found again."""
+    prune = {"sparsity": 0.5, "min_kept": 0.1, "budgets": {"*.query.*": 0.4}}
+    values = {
+        "name": "keys",
+        "model": {"path": str(tiny_bert)},
+        "task": {"type": "question-answering"},
+        "data": {"source": "files", "train": str(words_csv)},
+        "prune": prune,
+    }
+    params = {s.name: s.params for s in plan_stages(parse_config(values))}["prune"]["prune"]
+    assert (params["min_kept"], params["budgets"]) == (0.1, {"*.query.*": 0.4})
+    assert not {"scope", "pattern"} & set(params)

@@ -1,0 +1,83 @@
+"""Storage: what can be used as such, and files made by one of many."""
+
+import os
+import threading
+
+from pipeline.store.storage import create_json, open_storage, put_json, read_json, storage_problems
+
+
+def test_json_is_put_and_read(url):
+    filesystem, path = open_storage(f"{url}/state.json")
+    assert read_json(filesystem, path) is None
+    assert create_json(filesystem, path, {"step": 1})
+    put_json(filesystem, path, {"step": 2, "é": [None]})
+    assert read_json(filesystem, path) == {"step": 2, "é": [None]}
+    with filesystem.open(path, "wb") as file:
+        file.write(b'{"step": 3')
+    assert read_json(filesystem, path) is None
+
+
+def test_of_many_that_create_a_file_one_does(url):
+    won = []
+
+    def create(number):
+        filesystem, path = open_storage(f"{url}/lease")
+        barrier.wait()
+        if create_json(filesystem, path, number):
+            won.append(number)
+
+    barrier = threading.Barrier(8)
+    threads = [threading.Thread(target=create, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    filesystem, path = open_storage(f"{url}/lease")
+    assert won == [read_json(filesystem, path)]
+
+
+def test_what_others_write_is_seen(url):
+    filesystem, path = open_storage(url)
+    other = type(filesystem)(skip_instance_cache=True, use_listings_cache=False)
+    put_first, put_later = f"{path}/one", f"{path}/two"
+    create_json(filesystem, put_first, 1)
+    assert len(filesystem.ls(path, detail=False)) == 1
+    create_json(other, put_later, 2)
+    assert len(filesystem.ls(path, detail=False)) == 2
+    assert filesystem.exists(put_later)
+    other.rm(put_later)
+    assert not filesystem.exists(put_later)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    assert storage_problems(str(tmp_path / "a" / "b")) == []
+    (tmp_path / "file").write_text("")
+    (problem,) = storage_problems(str(tmp_path / "file" / "runs"))
+    assert problem.startswith("storage: ")
+    assert problem.endswith("file is not a folder")
+    # Root may write where users may not.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    (problem,) = storage_problems(str(tmp_path / "runs"))
+    assert "read-only" in problem
+
+
+def test_a_bucket_that_is_not_there(bucket):
+    assert storage_problems(f"{bucket}/runs") == []
+    assert storage_problems("s3://another/runs") == [
+        "storage: s3://another/runs: there is no bucket 'another'"
+    ]
+
+
+def test_a_protocol_without_its_package(monkeypatch):
+    def missing(url, **_):
+        raise ImportError("no module")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", missing)
+    assert storage_problems("gs://bucket/runs") == [
+        "storage: gs:// needs a package that is not installed: pip install 'mgpp[gcs]'"
+    ]
+
+
+def test_an_unknown_protocol():
+    (problem,) = storage_problems("nowhere://bucket")
+    assert problem.startswith("storage: nowhere://bucket cannot be reached: ")

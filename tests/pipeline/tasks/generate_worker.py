@@ -1,0 +1,106 @@
+"""Run by torchrun: a random T5 writes texts, whole on each worker and sharded over them."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+import torch.distributed as dist
+from datasets import Dataset, DatasetDict
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+from pipeline.evaluation.evaluate import EvaluateConfig, evaluate
+from pipeline.tasks.text_to_text import TextToText, TextToTextConfig
+from pipeline.training.deepspeed import ZeroConfig
+from pipeline.worker_group import Gang
+from tests.processes import leave
+
+WORDS = ["<pad>", "<s>", "</s>", "<unk>", "red", "green", "blue", "one", "two"]
+# By default ZeRO 3 keeps weights as small as these whole, and nothing is gathered.
+SHARD_ALL = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+ROWS = ["one two", "red", "green one blue", "two two", "blue", "red one", "two"]
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A token a word, between a start and an end token."""
+    model = WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>")
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+    )
+
+
+def make_task_of(**changes: object) -> TextToText:
+    """The task on the columns `article` and `summary`."""
+    names = {"source": "article", "target": "summary"}
+    return TextToText(TextToTextConfig(type="text-to-text", **{**names, **changes}))
+
+
+def make_task() -> TextToText:
+    # A greedy search takes as many steps as its text has tokens; beams may go on to the last.
+    return make_task_of(max_target_length=10, num_beams=1)
+
+
+def save_inputs(folder: Path) -> tuple[TextToText, T5ForConditionalGeneration, Dataset]:
+    """Write a random model and the data stage's folder; its texts are of 1, 2 or 10 tokens."""
+    torch.manual_seed(5)
+    config = T5Config(
+        vocab_size=len(WORDS),
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_heads=2,
+        initializer_factor=5.0,
+        pad_token_id=0,
+        decoder_start_token_id=0,
+        eos_token_id=[2, 4, 5],
+    )
+    model = T5ForConditionalGeneration(config).eval()
+    model.save_pretrained(folder / "model")
+    rows = Dataset.from_dict({"article": ROWS, "summary": ROWS})
+    tokenizer, task = make_tokenizer(), make_task()
+    splits = DatasetDict(train=rows, validation=rows, other=rows.select(range(2, 5)))
+    tokenized = task.tokenize(splits, tokenizer, None)
+    tokenized.splits.save_to_disk(str(folder / "data" / "dataset"))
+    tokenizer.save_pretrained(folder / "data" / "tokenizer")
+    return task, model, tokenized.splits["validation"]
+
+
+def main(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    for stage in (0, 3):
+        metrics = evaluate(
+            models={"model": folder / "model"},
+            task=make_task(),
+            config=EvaluateConfig(batch_size=1),
+            zero=ZeroConfig(stage=stage, extra=SHARD_ALL if stage == 3 else {}),
+            data=folder / "data",
+            trust_remote_code=False,
+            gang=Gang.current(),
+            progress=lambda record: None,
+        )
+        if dist.get_rank() == 0:
+            (folder / f"metrics-{stage}.json").write_text(json.dumps(metrics))
+    dist.barrier()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
+    leave()

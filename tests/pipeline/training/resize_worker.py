@@ -1,0 +1,124 @@
+"""Run by torchrun: saves checkpoints in one layout, or goes on from them in another.
+
+resize_worker save <bert> <data> <out>     every saved layout: an undisturbed run, and stopped ones
+resize_worker resume <bert> <data> <out>   what is to be resumed on as many ranks as there are
+"""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from mgpp import Pruner
+from pipeline.section import Duration
+from pipeline.training import checkpoint
+from pipeline.worker_group import Gang
+from tests.pipeline.training.train_worker import (
+    TRAIN,
+    InterruptedRunError,
+    StoppingCheckpoints,
+    prune_by,
+    run,
+)
+from tests.processes import leave
+
+SAVED_BY = 2
+GRADUAL, FIXED = 9, 17  # steps at which a run stops
+# Batches of 12 rows go evenly to 1, 2 and 3 ranks. The bias of attention's keys has no gradient but
+# rounding noise, which Adam turns into whole steps.
+CONFIG = TRAIN.model_copy(
+    update={
+        "length": Duration(20),
+        "batch_size": 12,
+        "log_every": 1,
+        "freeze": ["*.key.bias"],
+        "eps": 1e-4,
+    }
+)
+STOPS = {"stage1": (GRADUAL,), "stage2": (GRADUAL,), "stage3": (GRADUAL, FIXED)}
+METHOD_OF = {"stage1": "movement", "stage2": "soft-movement"}
+# (saved by the layout, at the step, resumed on so many ranks, in the layout)
+RESUMED: list[tuple[str, int, int, str]] = [
+    *((stage, stop, ranks, stage) for stage in STOPS for stop in STOPS[stage] for ranks in (1, 3)),
+    ("stage1", GRADUAL, 2, "stage0"),
+    ("stage2", GRADUAL, 2, "stage3-small"),
+    ("stage3", GRADUAL, 2, "stage2-offload"),
+    ("stage3", GRADUAL, 3, "stage1"),
+]
+
+
+def folder_of(out: Path, case: str, stop: int, ranks: int, into: str) -> Path:
+    """Where a resumed run writes."""
+    return out / f"{case}-{stop}-{ranks}-{into}"
+
+
+def whole_masks(pruner: Pruner, gang: Gang) -> dict[str, np.ndarray] | None:
+    """Return the masks of all whole weights on the main rank."""
+    held = [(s.name, s.full_numel, s.offset, pruner.mask(s).numpy()) for s in pruner.shards]
+    parts = gang.gather(held)
+    if parts is None:
+        return None
+    masks: dict[str, np.ndarray] = {}
+    for name, full_numel, offset, mask in (piece for part in parts for piece in part):
+        masks.setdefault(name, np.zeros(full_numel, bool))[offset : offset + mask.size] = mask
+    return masks
+
+
+def keep_masks(name: str, path: Path) -> None:
+    """Have a function of `checkpoint` write the masks as they are when it was called."""
+    original = getattr(checkpoint, name)
+
+    def wrapped(*args: Any, pruner: Pruner, gang: Gang, **kwargs: Any) -> Any:
+        result = original(*args, pruner=pruner, gang=gang, **kwargs)
+        masks = whole_masks(pruner, gang)
+        if masks is not None:
+            np.savez(path, **masks)
+        return result
+
+    setattr(checkpoint, name, wrapped)
+    wrapped.original = original  # type: ignore[attr-defined]
+
+
+def restore(name: str) -> None:
+    setattr(checkpoint, name, getattr(checkpoint, name).original)
+
+
+def save(bert: Path, data: Path, out: Path) -> None:
+    for case, stops in STOPS.items():
+        prune = prune_by(METHOD_OF.get(case, "mgpp"))
+        checkpoints = StoppingCheckpoints(f"{out / case}-checkpoints", Gang.current())
+        run(case, bert, data, out / case, checkpoints, config=CONFIG, prune=prune)
+        for stop in stops:
+            folder = out / f"{case}-{stop}"
+            checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", Gang.current())
+            checkpoints.stop_at = stop
+            keep_masks("write_checkpoint", Path(f"{folder}-masks.npz"))
+            try:
+                run(case, bert, data, folder, checkpoints, config=CONFIG, prune=prune)
+            except InterruptedRunError:
+                restore("write_checkpoint")
+
+
+def resume(bert: Path, data: Path, out: Path) -> None:
+    gang = Gang.current()
+    for case, stop, ranks, into in RESUMED:
+        if ranks != gang.world_size:
+            continue
+        folder = folder_of(out, case, stop, ranks, into)
+        if gang.is_main:
+            shutil.copytree(out / f"{case}-{stop}-checkpoints", f"{folder}-checkpoints")
+        gang.barrier()
+        checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", gang)
+        keep_masks("load_pruner", Path(f"{folder}-masks.npz"))
+        prune = prune_by(METHOD_OF.get(case, "mgpp"))
+        run(into, bert, data, folder, checkpoints, config=CONFIG, prune=prune)
+        restore("load_pruner")
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    {"save": save, "resume": resume}[sys.argv[1]](*map(Path, sys.argv[2:]))
+    leave()

@@ -1,0 +1,245 @@
+"""Our settings as DeepSpeed's dictionary, and the combinations that are refused."""
+
+import copy
+import json
+
+import pytest
+
+from pipeline.errors import StageError
+from pipeline.training.deepspeed import (
+    ZeroConfig,
+    check_capabilities,
+    deepspeed_config,
+    load_operators,
+    problems_of,
+)
+
+
+def make_config(on_gpu=False, gradient_clipping=None, **settings):
+    return deepspeed_config(
+        ZeroConfig(**settings),
+        micro_batch_size=4,
+        accumulation=2,
+        gradient_clipping=gradient_clipping,
+        on_gpu=on_gpu,
+    )
+
+
+def test_the_whole_dictionary_on_cpus():
+    assert make_config() == {
+        "train_micro_batch_size_per_gpu": 4,
+        "gradient_accumulation_steps": 2,
+        "gradient_clipping": 0.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1_000_000_000,
+        "zero_optimization": {
+            "stage": 2,
+            "allgather_bucket_size": 5_000_000,
+            "reduce_bucket_size": 5_000_000,
+            "overlap_comm": False,
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "given", "expected"),
+    [
+        (False, None, 5_000_000),
+        (True, None, 500_000_000),
+        (False, 1_000, 1_000),
+        (True, 1_000, 1_000),
+    ],
+)
+def test_buckets_fit_the_device(on_gpu, given, expected):
+    sharding = make_config(on_gpu, stage=3, bucket_elements=given)["zero_optimization"]
+    assert sharding["allgather_bucket_size"] == sharding["reduce_bucket_size"] == expected
+    assert sharding["stage3_prefetch_bucket_size"] == expected // 10
+    assert sharding["stage3_max_live_parameters"] == expected * 10
+    assert sharding["overlap_comm"] is on_gpu
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_only_stage_3_has_stage_3_settings(stage):
+    sharding = make_config(stage=stage)["zero_optimization"]
+    assert sharding["stage"] == stage
+    assert any(name.startswith("stage3_") for name in sharding) == (stage == 3)
+
+
+@pytest.mark.parametrize(
+    ("precision", "sections"),
+    [
+        ("fp32", {}),
+        ("bf16", {"bf16": {"enabled": True}}),
+        ("fp16", {"fp16": {"enabled": True}}),
+    ],
+)
+def test_a_precision_is_a_section(precision, sections):
+    values = make_config(precision=precision, stage=1)
+    assert {name: values[name] for name in ("bf16", "fp16") if name in values} == sections
+    assert "data_types" not in values
+
+
+def test_the_dtype_of_accumulation():
+    values = make_config(precision="bf16", stage=1, grad_accum_dtype="fp32")
+    assert values["data_types"] == {"grad_accum_dtype": "fp32"}
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_what_is_offloaded_is_pinned_for_gpus(on_gpu):
+    place = {"device": "cpu", "pin_memory": on_gpu}
+    sharding = make_config(on_gpu, stage=3, offload_optimizer=True)["zero_optimization"]
+    assert sharding["offload_optimizer"] == place
+    assert "offload_param" not in sharding
+    sharding = make_config(on_gpu, stage=3, offload_parameters=True)["zero_optimization"]
+    assert sharding["offload_param"] == place
+    assert "offload_optimizer" not in sharding
+
+
+def test_parameters_go_to_nvme():
+    offload = {"stage": 3, "offload_optimizer": True, "offload_parameters": True}
+    sharding = make_config(nvme_path="/nvme", **offload)["zero_optimization"]
+    expected = {"device": "nvme", "nvme_path": "/nvme", "pin_memory": False}
+    assert sharding["offload_param"] == expected
+    assert sharding["offload_optimizer"]["device"] == "cpu"
+
+
+def test_a_node_without_asynchronous_io_is_told_what_to_install(monkeypatch):
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    zero = ZeroConfig(stage=3, offload_optimizer=True, offload_parameters=True, nvme_path="/nvme")
+    monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda self, verbose: True)
+    check_capabilities(zero)
+    monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda self, verbose: False)
+    check_capabilities(zero.model_copy(update={"nvme_path": None}))
+    with pytest.raises(StageError, match="install libaio"):
+        check_capabilities(zero)
+
+
+def test_what_will_be_compiled_is_told_before_it_is(monkeypatch):
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+    told = []
+    monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda self, verbose: True)
+    for builder in (AsyncIOBuilder, ShareMemCommBuilder):
+        monkeypatch.setattr(builder, "load", lambda self, verbose: told.append(self.NAME))
+    offloaded = ZeroConfig(
+        stage=3, offload_optimizer=True, offload_parameters=True, nvme_path="/nvme"
+    )
+    monkeypatch.delenv("MGPP_DEEPSPEED_SHM", raising=False)
+    load_operators(ZeroConfig(), told.append)
+    assert told == []
+    monkeypatch.setenv("MGPP_DEEPSPEED_SHM", "1")
+    load_operators(offloaded, told.append)
+    assert told[1::2] == ["async_io", "deepspeed_shm_comm"]
+    assert all(name in note for note, name in zip(told[::2], told[1::2], strict=True))
+
+
+def test_gradient_clipping_is_passed_on():
+    assert make_config(gradient_clipping=1.5)["gradient_clipping"] == 1.5
+
+
+def test_extra_keys_are_merged_last():
+    extra = {
+        "zero_optimization": {"reduce_bucket_size": 7, "round_robin_gradients": True},
+        "steps_per_print": 5,
+        "bf16": {"enabled": True, "immediate_grad_update": True},
+    }
+    before = copy.deepcopy(extra)
+    values = make_config(precision="bf16", extra=extra)
+    assert values["zero_optimization"] == {
+        **make_config()["zero_optimization"],
+        "reduce_bucket_size": 7,
+        "round_robin_gradients": True,
+    }
+    assert values["steps_per_print"] == 5
+    assert values["bf16"] == {"enabled": True, "immediate_grad_update": True}
+    assert values["gradient_accumulation_steps"] == 2
+    assert extra == before
+
+
+def test_the_same_settings_give_the_same_dictionary_twice():
+    zero = ZeroConfig(extra={"zero_optimization": {"a": 1}})
+    sizes = {"micro_batch_size": 1, "accumulation": 1, "gradient_clipping": None, "on_gpu": False}
+    assert deepspeed_config(zero, **sizes) == deepspeed_config(zero, **sizes)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_deepspeed_itself_takes_the_dictionary(stage):
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    values = make_config(stage=stage, precision="bf16", gradient_clipping=1.0)
+    parsed = DeepSpeedConfig(json.loads(json.dumps(values)))
+    assert parsed.zero_config.stage == stage
+    assert parsed.zero_config.reduce_bucket_size == 5_000_000
+    assert parsed.gradient_accumulation_steps == 2
+    assert parsed.train_micro_batch_size_per_gpu == 4
+    assert parsed.gradient_clipping == 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "key", "fix"),
+    [
+        ({"precision": "fp16", "stage": 0}, "zero.precision", "use zero.stage: 1, or bf16"),
+        ({"offload_parameters": True, "stage": 2}, "zero.offload_parameters", "stage: 3, got 2"),
+        ({"offload_optimizer": True, "stage": 0}, "zero.offload_optimizer", "1, 2 or 3, got 0"),
+        (
+            {"nvme_path": "/nvme", "stage": 3, "offload_parameters": True},
+            "zero.nvme_path",
+            "needs zero.offload_parameters and zero.offload_optimizer",
+        ),
+        (
+            {"grad_accum_dtype": "fp32", "precision": "bf16", "stage": 2},
+            "zero.grad_accum_dtype",
+            "got bf16 at stage 2",
+        ),
+        (
+            {"grad_accum_dtype": "fp32", "precision": "fp32", "stage": 1},
+            "zero.grad_accum_dtype",
+            "got fp32 at stage 1",
+        ),
+    ],
+)
+def test_a_combination_that_is_refused(settings, key, fix):
+    (problem,) = problems_of(ZeroConfig(**settings))
+    assert problem.startswith(f"{key}: ")
+    assert fix in problem
+
+
+def test_all_problems_at_once():
+    zero = ZeroConfig(
+        stage=0,
+        precision="fp16",
+        offload_parameters=True,
+        offload_optimizer=True,
+        grad_accum_dtype="fp32",
+    )
+    assert [problem.split(":")[0] for problem in problems_of(zero)] == [
+        "zero.precision",
+        "zero.offload_parameters",
+        "zero.offload_optimizer",
+        "zero.grad_accum_dtype",
+    ]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"stage": 0},
+        {"stage": 0, "precision": "bf16"},
+        {"stage": 1, "precision": "fp16"},
+        {"stage": 1, "precision": "bf16", "grad_accum_dtype": "fp32"},
+        {"stage": 1, "offload_optimizer": True},
+        {"stage": 3, "offload_optimizer": True, "offload_parameters": True},
+        {
+            "stage": 3,
+            "offload_optimizer": True,
+            "offload_parameters": True,
+            "nvme_path": "/nvme",
+        },
+    ],
+)
+def test_what_works_is_not_refused(settings):
+    assert problems_of(ZeroConfig(**settings)) == []

@@ -1,0 +1,143 @@
+"""Training as a plain function under torchrun: interrupted anywhere, it ends as if it never was."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, DatasetDict
+from transformers import AutoModelForSequenceClassification
+
+from pipeline.tracking.recorder import read_records
+from pipeline.training.config import TrainConfig
+from tests.pipeline.training.train_worker import (
+    CASES,
+    DISTILL_STOP,
+    DISTILLED,
+    LENGTH,
+    NAN_CASES,
+    STOP_AFTER,
+)
+from tests.processes import torchrun
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_bert, train_data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train")
+    shutil.copytree(train_data, folder / "data")
+    rows = Dataset.load_from_disk(str(train_data / "dataset" / "train")).to_list()
+    shutil.copytree(folder / "data", folder / "nan-data")
+    numbers = [{**row, "labels": float(row["labels"])} for row in rows]
+    numbers[30]["labels"] = float("nan")
+    splits = DatasetDict(train=Dataset.from_list(numbers), validation=Dataset.from_list(numbers))
+    splits.save_to_disk(str(folder / "nan-data" / "dataset"))
+    arguments = [str(tiny_bert), str(folder / "data"), str(folder / "out")]
+    torchrun("tests.pipeline.training.train_worker", *arguments, num_processes=2, timeout=400)
+    return folder / "out"
+
+
+def weights_of(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "weights.json").read_text())
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stop", STOP_AFTER)
+@pytest.mark.parametrize("case", CASES)
+def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(trained, case, stop):
+    whole, resumed = trained / f"{case}-None", trained / f"{case}-{stop}"
+    assert weights_of(resumed) == weights_of(whole)
+    for event in ("prune", "layers"):
+        a, b = (read_records(f / "metrics.jsonl")[event] for f in (whole, resumed))
+        assert a == b
+    figures = [json.loads((f / "figures.json").read_text()) for f in (whole, resumed)]
+    assert figures[0] == figures[1]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("case", CASES)
+def test_the_written_model_has_exactly_the_zeros_reported(trained, case):
+    folder = trained / f"{case}-None"
+    figures = json.loads((folder / "figures.json").read_text())
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "model", dtype="auto")
+    matrices = [p for n, p in model.named_parameters() if ".layer." in n and p.dim() == 2]
+    num_prunable = sum(p.numel() for p in matrices)
+    assert figures["num_prunable"] == num_prunable
+    assert figures["num_pruned"] == int(num_prunable * 0.7)
+    assert sum(int((p == 0).sum()) for p in matrices) == figures["num_zeros"]
+    assert figures["num_zeros"] == figures["num_pruned"]
+    assert (
+        sum(entry.get("zeros", 0) for entry in weights_of(folder).values()) == figures["num_zeros"]
+    )
+
+
+@pytest.mark.distributed
+def test_records_cover_the_run_once(trained):
+    steps = read_records(trained / "stage2-9" / "metrics.jsonl")["step"]
+    assert [r["step"] for r in steps][-1] == LENGTH - 1
+    assert len({r["step"] for r in steps}) == len(steps)
+    assert steps[0]["loss"] > 0
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("case", NAN_CASES)
+def test_a_gradient_that_is_not_finite_stops_the_run_or_is_left_out(trained, case):
+    folder = trained / f"{case}-nan"
+    found = json.loads((folder / "found.json").read_text())
+    records = read_records(folder / "metrics.jsonl")
+    first = records["skip"][0]["step"]
+    assert f"the gradient of step {first} is not finite" in found["error"]
+    assert found["last_checkpoint"] == first  # the steps before it, all of them good
+    # Gone on from there: an epoch is six batches, one of them with the row; 20 steps take four epochs.
+    assert 3 <= len(records["skip"]) <= 4
+    assert found["figures"]["num_steps"] == LENGTH
+    num_prunable = found["figures"]["num_prunable"]
+    assert (
+        found["figures"]["num_pruned"] == found["figures"]["num_zeros"] == int(num_prunable * 0.7)
+    )
+    assert all(math.isfinite(record["loss"]) for record in records["step"])
+
+
+@pytest.mark.distributed
+def test_a_sharded_teacher_teaches_what_a_whole_one_does(trained):
+    """ZeRO 3 with everything sharded and ZeRO 2: the losses of every step."""
+    runs = [
+        read_records(trained / f"distilled-{case}-None" / "metrics.jsonl")["step"]
+        for case in DISTILLED
+    ]
+    assert [record["step"] for record in runs[0]] == list(range(LENGTH))
+    for name in ("loss", "task_loss", "distill_loss", "hidden_loss"):
+        whole, sharded = ([record[name] for record in run] for run in runs)
+        assert sharded == pytest.approx(whole, abs=1e-5)
+    for record in runs[0]:
+        parts = 0.5 * record["task_loss"] + 0.5 * record["distill_loss"]
+        assert record["loss"] == pytest.approx(parts + 0.5 * record["hidden_loss"], rel=1e-5)
+    assert runs[0][-1]["hidden_loss"] < runs[0][0]["hidden_loss"]
+
+
+@pytest.mark.distributed
+def test_a_teacher_leaves_the_student_s_dropout_alone(trained):
+    """With a weight that is 0 in float32, the run is that without a teacher, bit for bit."""
+    assert weights_of(trained / "silent") == weights_of(trained / "untaught")
+    assert weights_of(trained / "distilled-stage2-None") != weights_of(trained / "untaught")
+
+
+@pytest.mark.distributed
+def test_a_distilled_run_resumes_bit_for_bit(trained):
+    whole, resumed = (
+        trained / f"distilled-{DISTILLED[-1]}-{stop}" for stop in (None, DISTILL_STOP)
+    )
+    assert weights_of(resumed) == weights_of(whole)
+    losses = [
+        [record["distill_loss"] for record in read_records(folder / "metrics.jsonl")["step"]]
+        for folder in (whole, resumed)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_learning_rate_rises_and_falls_linearly():
+    config = TrainConfig(lr=1.0, lr_final_factor=0.2)
+    assert [config.lr_at(t, 14, 4) for t in (0, 1, 3)] == [0.25, 0.5, 1.0]
+    assert config.lr_at(4, 14, 4) == 1.0
+    assert config.lr_at(9, 14, 4) == pytest.approx(0.6)
+    assert config.lr_at(14, 14, 4) == pytest.approx(0.2)

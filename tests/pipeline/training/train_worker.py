@@ -1,0 +1,201 @@
+"""Run by torchrun: trains the tiny BERT whole, then interrupted and resumed, and writes what came out."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch.distributed as dist
+
+from pipeline.errors import StageError
+from pipeline.models.loading import ModelConfig, load_tokenizer
+from pipeline.pruning.config import METHOD_CONFIGS, PruneConfig
+from pipeline.store.checkpoints import CheckpointStore
+from pipeline.tasks import make_task
+from pipeline.tasks.sequence import ClassificationConfig, RegressionConfig
+from pipeline.training.config import TrainConfig
+from pipeline.training.deepspeed import ZeroConfig
+from pipeline.training.distill import DistillConfig
+from pipeline.training.loop import train
+from pipeline.training.teacher import Lesson
+from pipeline.worker_group import Gang
+from tests.processes import leave
+
+CASES: dict[str, dict[str, Any]] = {
+    "stage0": {"stage": 0},
+    "stage2": {"stage": 2},
+    "stage3": {"stage": 3},
+    "stage2-bf16": {"stage": 2, "precision": "bf16"},
+    "stage2-fp16": {
+        "stage": 2,
+        "precision": "fp16",  # the scale is looked for throughout the run
+        "extra": {"fp16": {"enabled": True, "initial_scale_power": 20, "loss_scale_window": 4}},
+    },
+}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    **CASES,
+    "stage1": {"stage": 1},
+    "stage2-offload": {"stage": 2, "offload_optimizer": True},
+    "stage3-small": {
+        "stage": 3,
+        "extra": {
+            "zero_optimization": {
+                "sub_group_size": 700,
+                "stage3_param_persistence_threshold": 0,
+            }
+        },
+    },
+}
+METHOD_OF = {"stage0": "platon", "stage3": "soft-movement"}  # what keeps state of every weight
+NAN_CASES = ("stage2", "stage3")
+DISTILLED = ("stage2", "stage3-small")  # the last with all of both models sharded
+DISTILL_STOP = 9
+LENGTH, STOP_AFTER = 20, (2, 9, 17)  # warm-up, gradual, fixed mask
+
+
+class InterruptedRunError(Exception):
+    """Stands for the death of the run."""
+
+
+class StoppingCheckpoints(CheckpointStore):
+    """Stops the run after the checkpoint of a step is saved."""
+
+    stop_at: int | None = None
+
+    def save(self, write: Callable[[Path], None], step: int) -> None:
+        if self.stop_at is None:
+            return
+        super().save(write, step)
+        if step == self.stop_at:
+            dist.barrier()
+            raise InterruptedRunError
+
+
+CLASSIFICATION = ClassificationConfig(type="classification", text=["text"], label="label")
+REGRESSION = RegressionConfig(type="regression", text=["text"], label="label")
+
+
+TRAIN = TrainConfig(
+    length=LENGTH, batch_size=8, micro_batch_size=2, lr=1e-3, log_every=3, checkpoint_every=1
+)
+PRUNE = PruneConfig(sparsity=0.7, initial_sparsity=0.2, warmup=3, finetune=5, interval=3)
+
+
+def prune_by(method: str) -> PruneConfig:
+    return PRUNE.model_copy(update={"method": METHOD_CONFIGS[method](name=method)})
+
+
+def run(
+    case: str,
+    bert: Path,
+    data: Path,
+    output: Path,
+    checkpoints: Any,
+    *,
+    task: Any = CLASSIFICATION,
+    config: TrainConfig = TRAIN,
+    prune: PruneConfig = PRUNE,
+    lesson: Lesson | None = None,
+    progress: Callable[[dict[str, Any]], None] = lambda record: None,
+) -> dict[str, Any]:
+    return train(
+        model_config=ModelConfig(path=str(bert)),
+        task=make_task(task),
+        config=config,
+        zero=ZeroConfig(**LAYOUTS[case], bucket_elements=10_000),
+        prune=prune,
+        lesson=lesson,
+        data=data,
+        model_kwargs={"num_labels": 2} if task is CLASSIFICATION else {"num_labels": 1},
+        output=output,
+        gang=Gang.current(),
+        checkpoints=checkpoints,
+        progress=progress,
+    )
+
+
+def main(bert: str, data: str, output: str) -> None:
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+    CPU_Accelerator.is_fp16_supported = lambda _: True  # slow on most CPUs, but it computes
+    dist.init_process_group("gloo")
+    load_tokenizer(ModelConfig(path=bert))
+    for case in CASES:
+        prune = prune_by(METHOD_OF.get(case, "mgpp"))
+        for stop in (None, *STOP_AFTER):
+            folder = Path(output) / f"{case}-{stop}"
+            checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", Gang.current())
+            checkpoints.stop_at = stop
+            if stop is not None:
+                try:
+                    run(case, Path(bert), Path(data), folder, checkpoints, prune=prune)
+                except InterruptedRunError:
+                    dist.barrier()
+                    if dist.get_rank() == 0:
+                        shutil.rmtree(folder)
+                    dist.barrier()
+                checkpoints.stop_at = None
+            figures = run(case, Path(bert), Path(data), folder, checkpoints, prune=prune)
+            if dist.get_rank() == 0:
+                (folder / "figures.json").write_text(json.dumps(figures))
+    run_distilled(Path(bert), Path(data), Path(output))
+    for case in NAN_CASES:
+        run_with_nan(case, Path(bert), Path(data).with_name("nan-data"), Path(output))
+    leave()
+
+
+def run_distilled(bert: Path, data: Path, output: Path) -> None:
+    """Learn from a model that was trained before, at several ZeRO stages; resume at the last."""
+    lesson = Lesson(
+        config=DistillConfig(temperature=3.0, hidden_weight=0.5),
+        model=ModelConfig(path=str(output / "stage0-None" / "model")),
+    )
+    often = TRAIN.model_copy(update={"log_every": 1})
+    for case in DISTILLED:
+        for stop in (None, DISTILL_STOP) if case == DISTILLED[-1] else (None,):
+            folder = output / f"distilled-{case}-{stop}"
+            checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", Gang.current())
+            checkpoints.stop_at = stop
+            if stop is not None:
+                with suppress(InterruptedRunError):
+                    run(case, bert, data, folder, checkpoints, config=often, lesson=lesson)
+                dist.barrier()
+                checkpoints.stop_at = None
+            run(case, bert, data, folder, checkpoints, config=often, lesson=lesson)
+    # Here once more without a teacher: DeepSpeed's ZeRO 3 leaves the process with another
+    # torch.nn.functional.linear, which rounds otherwise than the one the first cases ran with.
+    silent = Lesson(config=DistillConfig(weight=1e-60), model=lesson.model)
+    for name, teacher in (("untaught", None), ("silent", silent)):
+        checkpoints = StoppingCheckpoints(f"{output / name}-checkpoints", Gang.current())
+        run("stage2", bert, data, output / name, checkpoints, lesson=teacher)
+    dist.barrier()
+
+
+def run_with_nan(case: str, bert: Path, data: Path, output: Path) -> None:
+    """Train on rows one of which has no number for its label: once stopped by it, once not."""
+    name = f"{case}-nan"
+    checkpoints = CheckpointStore(f"{output / name}-checkpoints", Gang.current(), keep=3)
+    found: dict[str, Any] = {}
+    try:
+        run(case, bert, data, output / name, checkpoints, task=REGRESSION)
+    except StageError as error:
+        found["error"] = str(error)
+    with checkpoints.latest() as saved:
+        found["last_checkpoint"] = saved.manifest.step if saved else None
+    patient = TRAIN.model_copy(update={"max_skipped_steps": 9})
+    found["figures"] = run(
+        case, bert, data, output / name, checkpoints, task=REGRESSION, config=patient
+    )
+    if dist.get_rank() == 0:
+        (output / name / "found.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
