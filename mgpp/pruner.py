@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mgpp.masking.allocation import Allocation, Placement
-from mgpp.masking.mask_search import Chooser
+from mgpp.masking.mask_search import MaskSearch
 from mgpp.methods.base import Method
 from mgpp.schedule import PruningSchedule
 from mgpp.sharding import stats
@@ -65,7 +65,7 @@ class Pruner:
         method: what is added to plain magnitude pruning.
         schedule: when to prune and how far.
         collectives: the group over which the weights are sharded.
-        witnesses: all ranks that must come to the same masks; the same group unless the weights are
+        replica_group: all ranks that must come to the same masks; the same group unless the weights are
             replicated.
         group: the optimizer's parameter group that holds the weights, for its learning rate.
         placement: where sparsity goes; over all weights unless given.
@@ -87,7 +87,7 @@ class Pruner:
         method: Method,
         schedule: PruningSchedule,
         collectives: Collectives | None = None,
-        witnesses: Collectives | None = None,
+        replica_group: Collectives | None = None,
         group: Mapping[str, Any] | None = None,
         placement: Placement | None = None,
         transposed: Collection[str] = (),
@@ -98,14 +98,14 @@ class Pruner:
         self.method = method
         self.schedule = schedule
         self.collectives = collectives or Collectives()
-        self.witnesses = witnesses or self.collectives
+        self.replica_group = replica_group or self.collectives
         self.group = group or {"lr": 0.0}
         assert method.keeps_zeros == schedule.is_fixed_mask
         self.step = 0
         self.last_pruning: Pruning | None = None
         check_coverage(self.shards, self.full_numels, self.collectives)
         self.allocation = Allocation(placement or Placement(), full_shapes, schedule, transposed)
-        self._chooser = Chooser(self.shards, self.allocation, self.collectives)
+        self._mask_search = MaskSearch(self.shards, self.allocation, self.collectives)
         self._keep = [all_kept(shard.numel, shard.flat.device) for shard in self.shards]
         self._position = {id(shard): i for i, shard in enumerate(self.shards)}
         method.num_matrices, method.kept = len(self.names), self.mask
@@ -148,7 +148,7 @@ class Pruner:
         """
         pruning = None
         if self.schedule.is_pruning_step(self.step):
-            pruning = self._prune(self.allocation.num_going(self.step))
+            pruning = self._prune(self.allocation.num_pruned(self.step))
         self.step += 1
         return pruning
 
@@ -216,7 +216,7 @@ class Pruner:
             if saved["name"] in places:
                 place = places[saved["name"]]
                 missing[place] -= self._take_mask(place, saved)
-        if self.witnesses.sum([sum(missing)])[0]:
+        if self.replica_group.sum([sum(missing)])[0]:
             here = ", ".join(
                 f"{count} of the {shard.numel} elements of {shard.name} from {shard.offset} on"
                 for shard, count in zip(self.shards, missing, strict=True)
@@ -280,24 +280,24 @@ class Pruner:
         if "pruned_weight" in self.method.state_names:
             for shard in self.shards:
                 shard.weight.add_(self.method.state(shard)["pruned_weight"])
-        choice = self._chooser.choose(self.method, k, self.step)
-        newly = sum(self._cut_shard(i, choice.keeps(i)) for i in range(len(self.shards)))
+        found = self._mask_search.search(self.method, k, self.step)
+        newly = sum(self._cut_shard(i, found.keeps(i)) for i in range(len(self.shards)))
         kept = sum(count_bits(keep) for keep in self._keep)
         held = sum(shard.numel for shard in self.shards)
         num_pruned, churned, digest = self.collectives.sum([held - kept, newly, self._local_hash()])
-        self._check_agreement(choice.num_going, num_pruned, digest ^ choice.digest)
+        self._check_agreement(found.num_pruned, num_pruned, digest ^ found.digest)
         self.last_pruning = Pruning(
             step=self.step,
             num_pruned=num_pruned,
             sparsity=num_pruned / self.num_prunable,
-            threshold=choice.threshold,
+            threshold=found.threshold,
             churn=churned / max(num_pruned, 1),
             mask_hash=_hexadecimal(digest),
         )
         return self.last_pruning
 
     def _check_agreement(self, k: int, num_pruned: int, digest: int) -> None:
-        digests = self.witnesses.by_rank(digest)
+        digests = self.replica_group.by_rank(digest)
         if num_pruned != k or len(set(digests)) > 1:
             found = ", ".join(_hexadecimal(digest) for digest in digests)
             raise RuntimeError(

@@ -8,8 +8,8 @@ import torch.distributed as dist
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gang:
-    """One worker's place in its gang; the process group is already there.
+class WorkerGroup:
+    """The workers as one of them sees them; the process group is already there.
 
     Attributes:
         rank: this worker, from 0.
@@ -22,7 +22,7 @@ class Gang:
     device: torch.device
 
     @classmethod
-    def current(cls) -> "Gang":
+    def current(cls) -> "WorkerGroup":
         """Describe this process in the default process group; one device a process is set already."""
         on_gpu = torch.cuda.is_available() and dist.get_backend() == "nccl"
         device = (

@@ -28,7 +28,7 @@ from pipeline.runs.validate import validate
 from pipeline.store.artifacts import Artifact, ArtifactStore
 from pipeline.tasks import make_task
 from pipeline.training.loop import train
-from pipeline.worker_group import Gang
+from pipeline.worker_group import WorkerGroup
 from tests.pipeline.training.train_worker import InterruptedRunError, StoppingCheckpoints
 from tests.processes import leave
 from tests.recipe_models import WORDS, family, make_model
@@ -85,7 +85,7 @@ def resumed_as_it_would_have_ended(
     config: RunConfig, artifacts: dict[str, Artifact], folder: Path
 ) -> bool:
     """Train again, stopped after three steps and resumed; return whether the same weights come out."""
-    checkpoints = StoppingCheckpoints(str(folder / "checkpoints"), Gang.current())
+    checkpoints = StoppingCheckpoints(str(folder / "checkpoints"), WorkerGroup.current())
 
     def run() -> None:
         train(
@@ -97,7 +97,7 @@ def resumed_as_it_would_have_ended(
             data=artifacts["data"].path,
             model_kwargs=artifacts["data"].metrics["model_kwargs"],
             output=folder / "resumed",
-            gang=Gang.current(),
+            workers=WorkerGroup.current(),
             checkpoints=checkpoints,
             progress=lambda record: None,
         )
@@ -121,7 +121,7 @@ def run_stages(config: RunConfig) -> dict[str, Artifact]:
             config,
             store,
             {name: artifacts[name] for name in stage.inputs},
-            gang=Gang.current() if stage.gang else None,
+            workers=WorkerGroup.current() if stage.on_all_workers else None,
             progress=lambda record: None,
         )
         assert done is not None

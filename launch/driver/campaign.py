@@ -86,7 +86,7 @@ def run_campaign(
     params = config.model_dump(mode="json", exclude={"storage", "runs_at_once"})
     inputs = {p.run.title: p.run.stages[-1].key for p in planned}
     key = make_key("campaign", VERSION, {**params, "failures": failures}, inputs)
-    stage = Stage(name="campaign", key=key, params=params, inputs=(), gang=False)
+    stage = Stage(name="campaign", key=key, params=params, inputs=(), on_all_workers=False)
     return made_once(
         stage, store, lambda folder: write_campaign(folder, config, results), tell=console.print
     )

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from launch.driver.progress import describe
 from launch.driver.run import all_done, run_stages
-from launch.workers.status_actor import make_board, on_this_node
+from launch.workers.status_actor import make_status_actor, on_this_node
 from pipeline.errors import ConfigError
 from pipeline.runs.config import RunConfig, parse_config, read_config
 from pipeline.runs.stage import Stage, plan_stages
@@ -133,8 +133,8 @@ def run_all(
                 end(job, f"{broken.title}: {broken.outcome}")
             elif len(running) < at_once and all(need.outcome == "" for need in job.needs):
                 waiting.remove(job)
-                board = make_board(job.title)
-                running[task.remote(job.stages, job.config, store.url, board)] = (job, board)
+                status = make_status_actor(job.title)
+                running[task.remote(job.stages, job.config, store.url, status)] = (job, status)
         ready, _ = ray.wait(list(running), timeout=_POLL_SECONDS)
         for reference in ready:
             job, _ = running.pop(reference)
@@ -145,8 +145,8 @@ def run_all(
             else:
                 end(job, "")
         if not ready:
-            for job, board in running.values():
-                _show(job, board, console)
+            for job, status in running.values():
+                _show(job, status, console)
     return {job.title: job.outcome for job in jobs if job.is_run and job.outcome}
 
 
@@ -180,16 +180,16 @@ def _jobs(missing: Sequence[PlannedRun], store: ArtifactStore) -> list[_Job]:
     return [*shared.values(), *jobs]
 
 
-def _show(job: _Job, board: Any, console: Console) -> None:
-    records, _ = ray.get(board.latest.remote())
+def _show(job: _Job, status: Any, console: Console) -> None:
+    records, _ = ray.get(status.latest.remote())
     for stage, record in list(records.items())[-1:]:
         if record is not None:
             console.print(f"  {job.title}: {stage} {describe(record)}")
 
 
-def _run_job(stages: list[Stage], config: RunConfig, storage: str, board: Any) -> None:
+def _run_job(stages: list[Stage], config: RunConfig, storage: str, status: Any) -> None:
     """Run stages; a task of its own."""
-    run_stages(stages, config, ArtifactStore(storage), board=board)
+    run_stages(stages, config, ArtifactStore(storage), status=status)
 
 
 def _reason(error: Exception) -> str:

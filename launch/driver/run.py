@@ -9,8 +9,8 @@ from rich.console import Console
 
 from launch.driver.locking import leased
 from launch.driver.progress import StageDisplay
-from launch.workers.status_actor import Posted, make_board
-from launch.workers.worker_group import run_on_gang
+from launch.workers.status_actor import Posted, make_status_actor
+from launch.workers.worker_group import run_on_workers
 from pipeline.errors import StageError
 from pipeline.runs.config import RunConfig
 from pipeline.runs.stage import Stage
@@ -58,7 +58,7 @@ def run_stages(
     config: RunConfig,
     store: ArtifactStore,
     console: Console | None = None,
-    board: Any = None,
+    status: Any = None,
 ) -> RunResult:
     """Run all stages that are not done; the cluster must be connected unless none is left.
 
@@ -67,7 +67,7 @@ def run_stages(
         config: of the run.
         store: where artifacts go.
         console: where to show the stages as they run; None shows nothing.
-        board: the actor that is told of progress; one is made unless given.
+        status: the actor that is told of progress; one is made unless given.
 
     Raises:
         ConfigError: if the data shows that the configuration cannot run.
@@ -88,8 +88,10 @@ def run_stages(
                 console.print(f"{stage.name:<9} done before")
         missing = [stage for stage in group if stage.name not in result.artifacts]
         if missing:
-            board = board or make_board(config.name)
-            result.seconds |= _run_missing(missing, config, store, result.artifacts, board, console)
+            status = status or make_status_actor(config.name)
+            result.seconds |= _run_missing(
+                missing, config, store, result.artifacts, status, console
+            )
         for stage in missing:
             artifact = store.find(stage.name, stage.key)
             if artifact is None:
@@ -102,8 +104,8 @@ def run_stages(
 
 
 def _next_group(stages: list[Stage]) -> list[Stage]:
-    """Return the stages at the front that run together: all in a row that need a gang, or one."""
-    return list(takewhile(lambda stage: stage.gang, stages)) or stages[:1]
+    """Return the stages at the front that run together: all in a row that need a worker group, or one."""
+    return list(takewhile(lambda stage: stage.on_all_workers, stages)) or stages[:1]
 
 
 def _run_missing(
@@ -111,7 +113,7 @@ def _run_missing(
     config: RunConfig,
     store: ArtifactStore,
     artifacts: dict[str, Artifact],
-    board: Any,
+    status: Any,
     console: Console | None,
 ) -> dict[str, float]:
     """Run what no other run does meanwhile; return the wall seconds of each stage, if shown."""
@@ -121,7 +123,7 @@ def _run_missing(
             console.print(text)
 
     def progress(stage: str) -> dict[str, Any] | None:
-        posted: Posted = ray.get(board.latest.remote())
+        posted: Posted = ray.get(status.latest.remote())
         return posted[0].get(stage)
 
     with leased(stages, store, progress=progress, tell=tell) as left:
@@ -132,9 +134,9 @@ def _run_missing(
             artifacts[stage.name] = artifact
         seconds = {stage.name: 0.0 for stage in done_elsewhere}
         if left and console:
-            seconds |= _run_shown(left, config, store, artifacts, board, console)
+            seconds |= _run_shown(left, config, store, artifacts, status, console)
         elif left:
-            _run_group(left, config, store, artifacts, board)
+            _run_group(left, config, store, artifacts, status)
         return seconds
 
 
@@ -143,19 +145,19 @@ def _run_shown(
     config: RunConfig,
     store: ArtifactStore,
     artifacts: dict[str, Artifact],
-    board: Any,
+    status: Any,
     console: Console,
 ) -> dict[str, float]:
-    """Run stages together; return the wall seconds of each, a gang's start counted to its first."""
+    """Run stages together; return the wall seconds of each; a worker group's start is in its first."""
     names = [stage.name for stage in stages]
-    _, earlier = ray.get(board.latest.remote())
+    _, earlier = ray.get(status.latest.remote())
 
     def latest() -> Posted:
-        records, notes = ray.get(board.latest.remote())
+        records, notes = ray.get(status.latest.remote())
         return records, notes[len(earlier) :]
 
     with StageDisplay(names, console, latest) as display:
-        _run_group(stages, config, store, artifacts, board)
+        _run_group(stages, config, store, artifacts, status)
     return display.seconds
 
 
@@ -164,11 +166,11 @@ def _run_group(
     config: RunConfig,
     store: ArtifactStore,
     artifacts: dict[str, Artifact],
-    board: Any,
+    status: Any,
 ) -> None:
-    """Run stages together: those of a gang on it, another as a task."""
-    if stages[0].gang:
-        run_on_gang(stages, config, store, artifacts, board)
+    """Run stages together: those of a worker group on it, another as a task."""
+    if stages[0].on_all_workers:
+        run_on_workers(stages, config, store, artifacts, status)
         return
     (stage,) = stages
     inputs = {name: artifacts[name] for name in stage.inputs}
@@ -177,12 +179,12 @@ def _run_group(
 
 
 def _run_alone(stage: Stage, config: RunConfig, storage: str, inputs: dict[str, Artifact]) -> None:
-    """Run a stage that needs no gang, as a Ray task."""
+    """Run a stage that needs no worker group, as a Ray task."""
     run_stage(
         stage,
         config,
         ArtifactStore(storage),
         inputs,
-        gang=None,
+        workers=None,
         progress=lambda record: None,
     )

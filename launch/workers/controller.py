@@ -1,6 +1,6 @@
-"""What the controller of a gang, a process of Ray Train, needs: the backend, and who is told of restarts.
+"""What the controller of a worker group, a process of Ray Train, needs: backend and reports of restarts.
 
-The controller imports this file and launch/worker.py: so nothing heavy is imported here.
+The controller imports this file and launch/workers/worker.py: so nothing heavy is imported here.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class _Backend(_TorchBackend):  # type: ignore[misc]
 
 
 @dataclass
-class GangConfig(TorchConfig):  # type: ignore[misc]
+class WorkerGroupConfig(TorchConfig):  # type: ignore[misc]
     """How the workers' process group is made."""
 
     @property
@@ -33,10 +33,10 @@ class GangConfig(TorchConfig):  # type: ignore[misc]
 
 
 class Restarts(UserCallback):  # type: ignore[misc]
-    """Tells the board of workers that were lost; Ray Train calls it where it restarts them."""
+    """Tells the status actor of workers that were lost; Ray Train calls it where it restarts them."""
 
-    def __init__(self, board: Any) -> None:
-        self._board = board
+    def __init__(self, status: Any) -> None:
+        self._board = status
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Post the first worker's end and how many there were."""

@@ -28,7 +28,7 @@ Posted = tuple[dict[str, dict[str, Any] | None], list[str]]
 """The newest record of every stage begun, in order, and all notes."""
 
 
-class _Board:
+class _StatusActor:
     """Holds what workers posted, and a failure that trying again cannot mend.
 
     Args:
@@ -88,7 +88,7 @@ def on_this_node() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(node_id=here, soft=False)
 
 
-def make_board(run: str) -> Any:
+def make_status_actor(run: str) -> Any:
     """Start the actor that workers of a run post to, on the node of who asks."""
-    actor = ray.remote(num_cpus=0)(_Board)
+    actor = ray.remote(num_cpus=0)(_StatusActor)
     return actor.options(scheduling_strategy=on_this_node()).remote(run)

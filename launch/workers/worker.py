@@ -1,4 +1,4 @@
-"""One worker's part of a gang's stages.
+"""One worker's part of its group's stages.
 
 What is imported here at the top, Ray's controller imports too: so nothing heavy is, and settings cross
 as plain values.
@@ -17,13 +17,13 @@ _NOT_WORTH_TRYING_AGAIN = (ValueError, TypeError, LookupError, AttributeError, A
 
 
 def work(settings: dict[str, Any]) -> None:
-    """Run stages one after the other as one of a gang; those that are done already are passed over.
+    """Run stages one after the other as one of a worker group, without those that are done.
 
     Args:
-        settings: `stages`, `config` and `inputs` as plain values, `storage` (URL), `board` (actor).
+        settings: `stages`, `config` and `inputs` as plain values, `storage` (URL), `status` (actor).
     """
-    board = settings["board"]
-    if ray.get(board.failure.remote()) is not None:
+    status = settings["status"]
+    if ray.get(status.failure.remote()) is not None:
         return  # restarted after a failure that trying again cannot mend
 
     import torch
@@ -35,41 +35,43 @@ def work(settings: dict[str, Any]) -> None:
     from pipeline.runs.stages import run_stage
     from pipeline.store.artifacts import Artifact, ArtifactStore
     from pipeline.training.deepspeed import load_operators
-    from pipeline.worker_group import Gang
+    from pipeline.worker_group import WorkerGroup
 
     device = get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)  # Ray shows every worker of a node all of the node's GPUs
-    gang = Gang.current()
+    workers = WorkerGroup.current()
     config = RunConfig.model_validate(settings["config"])
     store = ArtifactStore(settings["storage"])
     artifacts = {name: Artifact(**values) for name, values in settings["inputs"].items()}
 
     def post(record: dict[str, Any]) -> None:
-        if gang.is_main:
-            board.post.remote(record)
+        if workers.is_main:
+            status.post.remote(record)
 
     stages = [Stage(**values) for values in settings["stages"]]
     stage = stages[0]
     try:
         load_operators(config.zero, lambda text: post({"event": "note", "text": text}))
         for stage in stages:
-            # What this gang did before it was restarted is there; the main worker's word holds for all.
-            artifact = gang.broadcast(store.find(stage.name, stage.key) if gang.is_main else None)
+            # What was done before a restart is there; the main worker's word holds for all.
+            artifact = workers.broadcast(
+                store.find(stage.name, stage.key) if workers.is_main else None
+            )
             if artifact is None:
                 inputs = {name: artifacts[name] for name in stage.inputs}
                 post({"event": "begin", "stage": stage.name})
                 made = run_stage(
-                    stage, config, store, inputs, gang=gang, progress=post, log=printed
+                    stage, config, store, inputs, workers=workers, progress=post, log=printed
                 )
-                artifact = gang.broadcast(made)
+                artifact = workers.broadcast(made)
                 gc.collect()  # the engine is full of cycles, and the next stage needs the memory
             artifacts[stage.name] = artifact
     except ConfigError as error:
-        ray.get(board.fail.remote("config", error.problems))
+        ray.get(status.fail.remote("config", error.problems))
         raise
     except (StageError, *_NOT_WORTH_TRYING_AGAIN) as error:
-        ray.get(board.fail.remote("stage", f"{stage.name}: {type(error).__name__}: {error}"))
+        ray.get(status.fail.remote("stage", f"{stage.name}: {type(error).__name__}: {error}"))
         raise
 
 

@@ -1,4 +1,4 @@
-"""Stages on a gang of workers, which Ray Train places and restarts."""
+"""Stages on a worker group, which Ray Train places and restarts."""
 
 import os
 from dataclasses import asdict
@@ -9,7 +9,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchTrainer
 
 from launch.cluster.connect import cluster_capacity
-from launch.workers.controller import GangConfig, Restarts, last_line
+from launch.workers.controller import Restarts, WorkerGroupConfig, last_line
 from launch.workers.worker import work
 from pipeline.errors import ConfigError, StageError
 from pipeline.runs import config as run_config
@@ -20,43 +20,43 @@ from pipeline.store.storage import is_local, open_storage
 _RAY_FOLDER = "ray"
 
 
-def run_on_gang(
+def run_on_workers(
     stages: list[Stage],
     config: run_config.RunConfig,
     store: ArtifactStore,
     inputs: dict[str, Artifact],
-    board: Any,
+    status: Any,
 ) -> None:
     """Run stages, one after the other, on all workers together; returns when all are committed.
 
-    They share one gang because starting its processes takes longer than many a stage. Where other work
-    holds the cluster's room, they wait for it.
+    They share one worker group because starting its processes takes longer than many a stage. Where
+    other work holds the cluster's room, they wait for it.
 
     Args:
         stages: what to run, in order.
         config: of the run.
         store: where artifacts go.
         inputs: the artifacts that are there already, by stage.
-        board: the actor that is told of progress and failure.
+        status: the actor that is told of progress and failure.
 
     Raises:
         StageError, ConfigError: as the stage raised it.
-        StageError: if the gang failed more often than `cluster.max_failures`, or found no room in
+        StageError: if the worker group failed more often than `cluster.max_failures`, or found no room in
             `cluster.wait_seconds`.
     """
     num_workers = config.cluster.num_workers
     while True:
         try:
-            return _run_once(stages, config, store, inputs, board, num_workers)
+            return _run_once(stages, config, store, inputs, status, num_workers)
         except TrainingFailedError as error:
             fewer = _fewer_workers(config, num_workers)
             if fewer is not None:
                 text = f"goes on with {fewer} workers instead of {num_workers}"
-                ray.get(board.restart.remote("node lost", f"{last_line(error)}; {text}"))
+                ray.get(status.restart.remote("node lost", f"{last_line(error)}; {text}"))
                 num_workers = fewer
             elif _is_kept_waiting(error, config.cluster, num_workers):
                 text = f"other work holds the cluster: waits on for {num_workers} workers"
-                ray.get(board.post.remote({"event": "note", "text": text}))
+                ray.get(status.post.remote({"event": "note", "text": text}))
             else:
                 raise StageError(_told(error, config.cluster, num_workers)) from error
 
@@ -66,7 +66,7 @@ def _run_once(
     config: run_config.RunConfig,
     store: ArtifactStore,
     inputs: dict[str, Artifact],
-    board: Any,
+    status: Any,
     num_workers: int,
 ) -> None:
     """Run stages on so many workers; those restarted in place are as many."""
@@ -87,7 +87,7 @@ def _run_once(
             "config": config.model_dump(mode="json"),
             "storage": store.url,
             "inputs": {name: asdict(artifact) for name, artifact in inputs.items()},
-            "board": board,
+            "status": status,
         },
         scaling_config=ScalingConfig(
             num_workers=num_workers,
@@ -95,7 +95,7 @@ def _run_once(
             resources_per_worker=resources,
             placement_strategy=cluster.placement,
         ),
-        torch_config=GangConfig(
+        torch_config=WorkerGroupConfig(
             backend="nccl" if cluster.gpus_per_worker else "gloo",
             timeout_s=cluster.timeout_seconds,
         ),
@@ -106,13 +106,13 @@ def _run_once(
             failure_config=FailureConfig(
                 max_failures=cluster.max_failures, controller_failure_limit=1
             ),
-            callbacks=[Restarts(board)],
+            callbacks=[Restarts(status)],
         ),
     )
     try:
         trainer.fit()
     finally:
-        failure = ray.get(board.failure.remote())
+        failure = ray.get(status.failure.remote())
         if failure is not None:
             kind, detail = failure
             raise ConfigError(detail) if kind == "config" else StageError(detail)
@@ -139,7 +139,7 @@ def _room(cluster: run_config.ClusterConfig) -> int:
 def _is_kept_waiting(
     error: TrainingFailedError, cluster: run_config.ClusterConfig, num_workers: int
 ) -> bool:
-    """Whether a gang did not start because others, whose end will come, hold what it needs."""
+    """Whether a worker group did not start because others, whose end will come, hold what it needs."""
     if not _found_no_room(error) or _room(cluster) < num_workers:
         return False
     free = ray.available_resources()
@@ -153,7 +153,7 @@ def _found_no_room(error: TrainingFailedError) -> bool:
 
 
 def _told(error: TrainingFailedError, cluster: run_config.ClusterConfig, num_workers: int) -> str:
-    """Return why a gang was given up, in the configuration's terms, and what to do."""
+    """Return why a worker group was given up, in the configuration's terms, and what to do."""
     again = "the same command goes on from the last checkpoint"
     if _found_no_room(error):
         return (

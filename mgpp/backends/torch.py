@@ -54,10 +54,10 @@ def attach(
         for index, (name, parameter) in enumerate(prunable.items())
     ]
     shapes = {shard.name: shard.full_shape for shard in shards}
-    witnesses = None
+    replica_group = None
     if dist.is_available() and dist.is_initialized():
         device = torch.device("cpu") if dist.get_backend() == "gloo" else shards[0].flat.device
-        witnesses = Collectives.over(device=device)
+        replica_group = Collectives.over(device=device)
     first = shards[0].flat
     groups = (g for g in optimizer.param_groups if any(p is first for p in g["params"]))
     pruner = Pruner(
@@ -67,7 +67,7 @@ def attach(
         schedule=schedule,
         placement=placement,
         transposed=transposed,
-        witnesses=witnesses,
+        replica_group=replica_group,
         group=next(groups, None),
     )
 

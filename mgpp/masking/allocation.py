@@ -121,21 +121,21 @@ class Allocation:
         self._check_shares()
         # What is due is linear in the same cube, so both ends tell for all steps between.
         for step in (schedule.prune_start, schedule.prune_end):
-            self.groups(self.num_going(step), step)
+            self.groups(self.num_pruned(step), step)
 
-    def num_going(self, step: int) -> int:
+    def num_pruned(self, step: int) -> int:
         """Return how many elements are pruned at a step: floor(N s(t)), before rounding to blocks."""
         return self._share(sum(self.numels), self.schedule.sparsity(step))
 
-    def groups(self, num_going: int, step: int) -> list[Group]:
+    def groups(self, num_pruned: int, step: int) -> list[Group]:
         """Return what is cut at a step: weights, and how many of their units go.
 
         Args:
-            num_going: elements to be pruned of all, rounded down here to whole units.
+            num_pruned: elements to be pruned of all, rounded down here to whole units.
             step: of the schedule, for the budgets.
         """
         result = []
-        for indices, count in self._parts(num_going // self.unit, step):
+        for indices, count in self._parts(num_pruned // self.unit, step):
             teams = self._teams(indices)
             counts = apportion(
                 count,

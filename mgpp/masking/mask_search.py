@@ -23,24 +23,24 @@ _Cuts = dict[int, Cut]  # by Shard.index
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class FoundMask:
     """What one pruning takes.
 
     Attributes:
-        num_going: weights that go, over all ranks.
+        num_pruned: weights that go, over all ranks.
         threshold: the largest score that goes; of blocks, their mean; of several cuts, the largest.
         digest: of all cuts, the same on all ranks if they found the same.
         keeps: given the position of a shard, yields for each of its chunks an int32 tensor: 1 where
             weights stay and 0 where they go.
     """
 
-    num_going: int
+    num_pruned: int
     threshold: float
     digest: int
     keeps: _Keeps
 
 
-class Chooser:
+class MaskSearch:
     """Chooses what goes, the same however the weights are sharded.
 
     Args:
@@ -59,28 +59,28 @@ class Chooser:
         spans = [tiling.span for tiling in allocation.tilings]
         self._straddling = Straddling(shards, spans, collectives) if spans else None
 
-    def choose(self, method: Method, num_going: int, step: int) -> Choice:
+    def search(self, method: Method, num_pruned: int, step: int) -> FoundMask:
         """Choose what goes; all ranks must call.
 
         Args:
             method: for its scores.
-            num_going: weights to go of all, before rounding to blocks.
+            num_pruned: weights to go of all, before rounding to blocks.
             step: of the schedule.
         """
-        groups = self.allocation.groups(num_going, step)
-        choose = self._choose_blocks if isinstance(self.pattern, Blocks) else self._choose_weights
-        cuts, keeps = choose(method, groups)
+        groups = self.allocation.groups(num_pruned, step)
+        search = self._search_blocks if isinstance(self.pattern, Blocks) else self._search_weights
+        cuts, keeps = search(method, groups)
         distinct = list({id(cut): cut for cut in cuts.values()}.values())
         digest = sum(cut.bits * (2 * i + 1) for i, cut in enumerate(distinct))
         largest = max(distinct, key=lambda cut: cut.bits)
-        return Choice(
-            num_going=sum(group.k for group in groups) * self.allocation.unit,
+        return FoundMask(
+            num_pruned=sum(group.k for group in groups) * self.allocation.unit,
             threshold=method.threshold(largest.threshold),
             digest=wrap_int64(digest),
             keeps=keeps,
         )
 
-    def _choose_weights(self, method: Method, groups: Sequence[Group]) -> tuple[_Cuts, _Keeps]:
+    def _search_weights(self, method: Method, groups: Sequence[Group]) -> tuple[_Cuts, _Keeps]:
         scored = self._scored(method)
         if isinstance(self.pattern, NofM):
             assert self._straddling is not None
@@ -93,7 +93,7 @@ class Chooser:
 
         return cuts, keeps
 
-    def _choose_blocks(self, method: Method, groups: Sequence[Group]) -> tuple[_Cuts, _Keeps]:
+    def _search_blocks(self, method: Method, groups: Sequence[Group]) -> tuple[_Cuts, _Keeps]:
         assert self._straddling is not None
         grid = BlockGrid(
             tilings=self.allocation.tilings, straddling=self._straddling, size=self.allocation.unit
@@ -157,7 +157,7 @@ def bounded_cuts(
         if caps is None:
             break
         shared = [group for group in open_groups if len(group.indices) > 1 and group.k]
-        going = _num_going(shards, shared, result, len(full_numels), collectives)
+        going = _count_pruned(shards, shared, result, len(full_numels), collectives)
         open_groups = []
         for group in shared:
             over = [i for i in group.indices if going[i] > caps[i]]
@@ -169,7 +169,7 @@ def bounded_cuts(
     return result
 
 
-def _num_going(
+def _count_pruned(
     shards: Sequence[Shard],
     groups: Sequence[Group],
     cuts: dict[int, Cut],

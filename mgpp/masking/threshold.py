@@ -113,7 +113,7 @@ def find_cuts(
         [
             _Tied(
                 indices=groups[i].indices,
-                num_going=found[i].place,
+                num_pruned=found[i].place,
                 num_equal={
                     position: sum(int((c == found[i].bits).sum()) for c in patterns)
                     for position, patterns in zip(members[i], found[i].by_shard, strict=True)
@@ -171,12 +171,12 @@ class _Tied:
 
     Attributes:
         indices: the weights of the group, rising.
-        num_going: how many of the equal elements go.
+        num_pruned: how many of the equal elements go.
         num_equal: how many this rank's shards hold, by position.
     """
 
     indices: Sequence[int]
-    num_going: int
+    num_pruned: int
     num_equal: Mapping[int, int]
 
 
@@ -193,7 +193,7 @@ def _share_ties(
     totals = dict(zip(mine, collectives.sum(list(mine.values())), strict=True))
     quotas, straddled = {}, []
     for group in tied:
-        left = group.num_going
+        left = group.num_pruned
         for index in group.indices:
             quotas[index] = min(left, totals[index])
             left -= quotas[index]

@@ -91,7 +91,7 @@ class CampaignConfig(Section):
     export: bool = False
     """Whether each pruned model is exported and reported, as `mgpp run` does."""
     runs_at_once: Positive = 1
-    """How many runs there are at a time, each with a gang of workers of its own."""
+    """How many runs there are at a time, each with a worker group of its own."""
 
     @model_validator(mode="after")
     def _check(self) -> "CampaignConfig":

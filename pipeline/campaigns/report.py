@@ -31,7 +31,7 @@ class CellResult:
         higher_is_better: whether a larger one is better.
         metrics: of the pruned model, or of the dense one; empty if it failed.
         seconds: wall seconds of each stage when it ran, whichever cell ran it.
-        num_workers: of its gang.
+        num_workers: of its worker group.
         url: of its last artifact; empty if it failed.
         failure: why it failed; empty if it did not.
     """

@@ -17,7 +17,7 @@ from pipeline.tasks.base import Metrics
 from pipeline.tracking.recorder import Progress
 from pipeline.training.deepspeed import ZeroConfig, init_deepspeed
 from pipeline.training.engine import make_inference_model
-from pipeline.worker_group import Gang
+from pipeline.worker_group import WorkerGroup
 
 VERSION = 1
 
@@ -39,7 +39,7 @@ def evaluate(
     zero: ZeroConfig,
     data: Path,
     trust_remote_code: bool,
-    gang: Gang,
+    workers: WorkerGroup,
     progress: Progress,
 ) -> dict[str, Metrics]:
     """Score each model on the validation rows, and on those of further validation sets.
@@ -53,40 +53,40 @@ def evaluate(
         zero: precision, and whether the model is sharded (stage 3).
         data: the data stage's folder.
         trust_remote_code: run code that comes with the models.
-        gang: the workers; all call this function.
+        workers: all of them; all call this function.
         progress: called with the number of rows done.
 
     Returns:
         The metrics by model, on the main worker ({} elsewhere); those of a further set are called
         `set/metric`.
     """
-    init_deepspeed(gang.backend)
+    init_deepspeed(workers.backend)
     splits = load_from_disk(str(data / "dataset"))
     sets = {name: _first(rows, config.max_rows) for name, rows in splits.items() if name != "train"}
     tokenizer = load_tokenizer(ModelConfig(path=str(data / "tokenizer")))
     collate = task.collator(tokenizer)
-    shares = {name: _share(rows, zero, gang) for name, rows in sets.items()}
+    shares = {name: _share(rows, zero, workers) for name, rows in sets.items()}
     num_batches = sum(-(-len(share) // config.batch_size) for share in shares.values())
     steps = count()
     metrics: dict[str, Metrics] = {}
     for name, path in models.items():
         config_of_model = ModelConfig(path=str(path), trust_remote_code=trust_remote_code)
-        model = make_inference_model(config_of_model, task, zero, config.batch_size, gang)
+        model = make_inference_model(config_of_model, task, zero, config.batch_size, workers)
         found: Metrics = {}
         for set_name, rows in sets.items():
             mine = shares[set_name]
             parts: list[dict[str, Tensor]] = []
             batches = DataLoader(Subset(rows, mine), config.batch_size, collate_fn=collate)
             for batch in batches:
-                parts.append(_infer(task, model, batch, gang))
+                parts.append(_infer(task, model, batch, workers))
                 step = {"step": next(steps), "num_steps": len(models) * num_batches}
                 progress({"event": "evaluate", "model": name, **step})
-            gathered = gang.gather(_joined(parts, num_rows=sum(i >= 0 for i in mine)))
+            gathered = workers.gather(_joined(parts, num_rows=sum(i >= 0 for i in mine)))
             if gathered is not None:
                 scored = task.score(_in_order(gathered), rows, tokenizer)
                 prefix = "" if set_name == "validation" else f"{set_name}/"
                 found |= {f"{prefix}{metric}": value for metric, value in scored.items()}
-        if gang.is_main:
+        if workers.is_main:
             metrics[name] = found
     return metrics
 
@@ -95,16 +95,18 @@ def _first(rows: Dataset, most: int | None) -> Dataset:
     return rows if most is None else rows.select(range(min(most, len(rows))))
 
 
-def _share(rows: Dataset, zero: ZeroConfig, gang: Gang) -> list[int]:
+def _share(rows: Dataset, zero: ZeroConfig, workers: WorkerGroup) -> list[int]:
     """Return the rows this worker scores; -1 is one that is not counted."""
-    mine = list(range(gang.rank, len(rows), gang.world_size))
-    if zero.stage == 3 and len(mine) < -(-len(rows) // gang.world_size):
+    mine = list(range(workers.rank, len(rows), workers.world_size))
+    if zero.stage == 3 and len(mine) < -(-len(rows) // workers.world_size):
         mine.append(-1)  # sharded workers run each forward pass together
     return mine
 
 
-def _infer(task: Task, model: Any, batch: dict[str, Tensor], gang: Gang) -> dict[str, Tensor]:
-    on_device = {key: value.to(gang.device) for key, value in batch.items()}
+def _infer(
+    task: Task, model: Any, batch: dict[str, Tensor], workers: WorkerGroup
+) -> dict[str, Tensor]:
+    on_device = {key: value.to(workers.device) for key, value in batch.items()}
     with torch.inference_mode():
         return {key: value.cpu() for key, value in task.infer(model, on_device).items()}
 

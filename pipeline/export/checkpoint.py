@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import ModelCard, ModelCardData
-from jinja2 import Environment, PackageLoader
 
 from pipeline.errors import StageError
+from pipeline.export.model_card import write_card
 from pipeline.models.loading import ModelConfig, load_tokenizer
 from pipeline.models.weights import fingerprints, positive_zeros
 from pipeline.section import Section
@@ -71,7 +70,7 @@ def export_model(
     del model
     load_tokenizer(ModelConfig(path=str(trained))).save_pretrained(folder)
     found = check_export(folder, weights, auto, trust_remote_code=trust_remote_code)
-    _write_card(folder, {**card, "upstream": upstream})
+    write_card(folder, {**card, "upstream": upstream})
     return {
         **found,
         "bytes": sum(f.stat().st_size for f in folder.glob("*.safetensors")),
@@ -118,18 +117,6 @@ def check_export(
         "sparsity": num_zeros / num_prunable if num_prunable else 0.0,
         "num_parameters": sum(p.numel() for p in parameters.values()),
     }
-
-
-def _write_card(folder: Path, card: dict[str, Any]) -> None:
-    template = Environment(
-        loader=PackageLoader("pipeline.export"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=False,  # noqa: S701  # Markdown, not HTML
-    ).get_template("model_card.md.jinja")
-    data = ModelCardData(library_name="transformers", tags=["pruned", "sparse", card["method"]])
-    text = f"---\n{data.to_yaml()}\n---\n\n{template.render(**card)}"
-    ModelCard(text, ignore_metadata_errors=False).save(folder / "README.md")
 
 
 def read_weights(folder: Path, name: str) -> dict[str, Any]:

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.worker_group import Gang
+from pipeline.worker_group import WorkerGroup
 
 WEIGHTS_FILE = "weights.json"
 
 
-def full_state_dict(model: nn.Module, gang: Gang, *, partitioned: bool) -> dict[str, Tensor]:
+def full_state_dict(
+    model: nn.Module, workers: WorkerGroup, *, partitioned: bool
+) -> dict[str, Tensor]:
     """Return all weights on the CPU of the main worker ({} elsewhere).
 
     Under ZeRO 3 they are gathered one parameter at a time, so that a device never holds more than
@@ -22,19 +24,19 @@ def full_state_dict(model: nn.Module, gang: Gang, *, partitioned: bool) -> dict[
 
     Args:
         model: the module a DeepSpeed engine trains.
-        gang: the workers; all must call.
+        workers: all of them; all must call.
         partitioned: whether parameters are sharded (ZeRO 3).
     """
     if not partitioned:
-        return {n: _on_cpu(t) for n, t in model.state_dict().items()} if gang.is_main else {}
+        return {n: _on_cpu(t) for n, t in model.state_dict().items()} if workers.is_main else {}
     import deepspeed
 
     gathered: dict[int, Tensor] = {}
     for parameter in model.parameters():
         with deepspeed.zero.GatheredParameters([parameter]):
-            if gang.is_main:
+            if workers.is_main:
                 gathered[id(parameter)] = _on_cpu(parameter)
-    if not gang.is_main:
+    if not workers.is_main:
         return {}
     tensors = model.state_dict(keep_vars=True)  # tied weights share one object, and so one copy
     return {n: gathered.get(id(t), t.detach().cpu()) for n, t in tensors.items()}

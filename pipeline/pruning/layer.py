@@ -20,7 +20,7 @@ from pipeline.models.decoder import (
     stored_weight,
     weight_rows,
 )
-from pipeline.worker_group import Gang
+from pipeline.worker_group import WorkerGroup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +44,13 @@ class LayerPruner:
 
     Attributes:
         method: how.
-        gang: the workers.
+        workers: all of them.
         counts: how many weights of each matrix go, by name.
         starts: the place of its first weight among all prunable ones, by name.
     """
 
     method: OneShotMethod
-    gang: Gang
+    workers: WorkerGroup
     counts: dict[str, int]
     starts: dict[str, int]
 
@@ -67,21 +67,21 @@ class LayerPruner:
         Raises:
             StageError: on every worker, if the inputs of a matrix do not allow its pruning.
         """
-        sums = layer_statistics(self.method, layer, call, hidden, self.gang.device)
+        sums = layer_statistics(self.method, layer, call, hidden, self.workers.device)
         for name, total in sums.items():
             dist.all_reduce(total)
             _check_statistic(name, total)
-        owners = matrix_owners(layer, self.gang.world_size)
+        owners = matrix_owners(layer, self.workers.world_size)
         mine: dict[str, MatrixFigures] = {}
         problem = None
         for name, projection in layer.projections.items():
             total = sums.pop(name)  # memory of the device, which the next one needs
-            if owners[name] == self.gang.rank and problem is None:
+            if owners[name] == self.workers.rank and problem is None:
                 try:
                     mine[name] = self._prune_matrix(name, projection, total)
                 except ValueError as error:
                     problem = f"{name}: {error}"
-        problems = [p for p in self.gang.broadcast(self.gang.gather(problem)) if p]
+        problems = [p for p in self.workers.broadcast(self.workers.gather(problem)) if p]
         if problems:
             raise StageError(problems[0])
         for name, projection in layer.projections.items():
@@ -118,7 +118,7 @@ class LayerPruner:
             if name in mine:
                 integers[i, 0], integers[i, 1] = mine[name].num_pruned, mine[name].mask_hash
                 thresholds[i] = mine[name].threshold
-        integers, thresholds = integers.to(self.gang.device), thresholds.to(self.gang.device)
+        integers, thresholds = integers.to(self.workers.device), thresholds.to(self.workers.device)
         dist.all_reduce(integers)
         dist.all_reduce(thresholds)
         return {

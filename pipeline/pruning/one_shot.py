@@ -37,7 +37,7 @@ from pipeline.pruning.layer import LayerPruner, MatrixFigures
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import Task
 from pipeline.tracking.recorder import Progress, Recorder
-from pipeline.worker_group import Gang
+from pipeline.worker_group import WorkerGroup
 
 VERSION = 1
 _TENSORS_FILE, _FIGURES_FILE = "layer.safetensors", "layer.json"
@@ -47,7 +47,7 @@ _TENSORS_FILE, _FIGURES_FILE = "layer.safetensors", "layer.json"
 class _Run:
     """One run at work: what its functions share."""
 
-    gang: Gang
+    workers: WorkerGroup
     model: Any
     layers: list[DecoderLayer]
     pruner: LayerPruner
@@ -73,7 +73,7 @@ def prune_one_shot(
     data: Path,
     model_kwargs: dict[str, Any],
     output: Path,
-    gang: Gang,
+    workers: WorkerGroup,
     checkpoints: CheckpointStore,
     progress: Progress,
 ) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def prune_one_shot(
         data: the data stage's folder.
         model_kwargs: what the data asks of the model.
         output: where the main worker writes.
-        gang: the workers; all call this function.
+        workers: all of them; all call this function.
         checkpoints: where pruned layers are kept.
         progress: called with a record a layer.
 
@@ -107,12 +107,12 @@ def prune_one_shot(
         model_config, task.auto_model, model_kwargs=model_kwargs, dtype=dtype, seed=seed
     ).eval()
     try:
-        run = _begin(model, task, prune, gang, checkpoints)
-        mine = rows[gang.rank :: gang.world_size]
+        run = _begin(model, task, prune, workers, checkpoints)
+        mine = rows[workers.rank :: workers.world_size]
         hidden, calls = layer_inputs(model, run.layers, mine or rows[:1])
     except ValueError as error:
         raise ConfigError([f"prune.method: {prune.method.name}: {error}"]) from error
-    recorder = Recorder(output, progress) if gang.is_main else None
+    recorder = Recorder(output, progress) if workers.is_main else None
     figures = _prune_layers(run, hidden[: len(mine)], calls, recorder, progress)
     result = _figures(run, figures)
     if recorder:
@@ -171,7 +171,11 @@ def prunable_layers(
 
 
 def _begin(
-    model: nn.Module, task: Task, prune: PruneConfig, gang: Gang, checkpoints: CheckpointStore
+    model: nn.Module,
+    task: Task,
+    prune: PruneConfig,
+    workers: WorkerGroup,
+    checkpoints: CheckpointStore,
 ) -> _Run:
     method = prune.one_shot
     assert method is not None
@@ -180,12 +184,12 @@ def _begin(
     sizes = [model.get_parameter(name).numel() for name in names]
     counts = portions(method.count(sum(sizes), prune.sparsity), sizes)
     return _Run(
-        gang=gang,
+        workers=workers,
         model=model,
         layers=prunable_layers(model, task, names, method),
         pruner=LayerPruner(
             method=method,
-            gang=gang,
+            workers=workers,
             counts=dict(zip(names, counts, strict=True)),
             starts={name: sum(sizes[:i]) for i, name in enumerate(names)},
         ),
@@ -203,7 +207,7 @@ def _prune_layers(
 ) -> dict[str, MatrixFigures]:
     """Prune layer after layer; `hidden` are the inputs of this worker's rows to the first."""
     figures: dict[str, MatrixFigures] = {}
-    device, last = run.gang.device, len(run.layers) - 1
+    device, last = run.workers.device, len(run.layers) - 1
     resuming = True
     for index, layer in enumerate(run.layers):
         began = time.monotonic()
@@ -219,7 +223,7 @@ def _prune_layers(
                 hidden[i] = run_layer(layer.module, call, states.to(device)).cpu()
         layer.module.to("cpu")
         if saved is None:
-            _save_layer(run.gang, store, layer, found, index)
+            _save_layer(run.workers, store, layer, found, index)
         values = _values(run, figures, found)
         if recorder:
             recorder.write("prune", index, values)
@@ -272,22 +276,22 @@ def _write(run: _Run, data: Path, output: Path) -> None:
 
 
 def _save_layer(
-    gang: Gang,
+    workers: WorkerGroup,
     store: CheckpointStore,
     layer: DecoderLayer,
     figures: dict[str, MatrixFigures],
     index: int,
 ) -> None:
     """Keep a pruned layer; what lay there is of another run that cannot be gone on from."""
-    if gang.is_main:
+    if workers.is_main:
         store.discard()
-    store.save(partial(_write_layer, gang, layer, figures), index)
+    store.save(partial(_write_layer, workers, layer, figures), index)
 
 
 def _write_layer(
-    gang: Gang, layer: DecoderLayer, figures: dict[str, MatrixFigures], folder: Path
+    workers: WorkerGroup, layer: DecoderLayer, figures: dict[str, MatrixFigures], folder: Path
 ) -> None:
-    if gang.is_main:
+    if workers.is_main:
         tensors = {name: stored_weight(p) for name, p in layer.projections.items()}
         save_file(tensors, folder / _TENSORS_FILE)
         values = {name: asdict(one) for name, one in figures.items()}

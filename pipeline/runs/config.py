@@ -48,7 +48,7 @@ class ClusterConfig(Section):
     address: str | None = None
     """Ray cluster to join ("auto", "ray://host:10001", "host:6379"); null starts one here."""
     num_workers: Positive = 1
-    """Workers of a training or evaluation gang; one GPU each where there are GPUs."""
+    """Workers of a training or evaluation; one GPU each where there are GPUs."""
     cpus_per_worker: Positive = 1
     """CPU cores of each worker."""
     gpus_per_worker: NotNegative = 0
@@ -56,13 +56,13 @@ class ClusterConfig(Section):
     placement: Literal["PACK", "SPREAD"] = "PACK"
     """Workers on as few nodes as possible, or over many."""
     max_failures: NotNegative = 3
-    """How often a gang is restarted from its last checkpoint."""
+    """How often a worker group is restarted from its last checkpoint."""
     min_workers: Positive | None = None
     """Fewest workers to go on with, from the last checkpoint, if some are lost for good; null for all."""
     wait_seconds: Positive = 300
     """How long workers are waited for: at the start, and after some were lost."""
     timeout_seconds: Positive = 1800
-    """How long a collective may hang before the gang is taken for dead."""
+    """How long a collective may hang before the worker group is taken for dead."""
 
     @model_validator(mode="after")
     def _check(self) -> "ClusterConfig":

@@ -85,7 +85,7 @@ def plan_run(config: RunConfig) -> Plan:
     weights = dict(empty.named_parameters())
     shapes = {name: tuple(weights[name].shape) for name in names}
     allocation = config.prune.allocation(shapes, transposed_weights(empty))
-    num_groups = len(allocation.groups(allocation.num_going(step=1), step=1))
+    num_groups = len(allocation.groups(allocation.num_pruned(step=1), step=1))
     total = sum(p.numel() for p in weights.values())
     trained = sum(p.numel() for p in weights.values() if p.requires_grad)
     prunable = sum(weights[name].numel() for name in names)

@@ -39,14 +39,14 @@ class Stage:
         key: names its output.
         params: what of the configuration went into the key.
         inputs: the stages whose artifacts it reads.
-        gang: whether it runs on all workers together.
+        workers: whether it runs on all workers together.
     """
 
     name: str
     key: str
     params: dict[str, Any]
     inputs: tuple[str, ...]
-    gang: bool
+    on_all_workers: bool
 
 
 def plan_stages(config: RunConfig, *, pruned: bool = True) -> list[Stage]:
@@ -120,13 +120,21 @@ def plan_stages(config: RunConfig, *, pruned: bool = True) -> list[Stage]:
     ]
     keys: dict[str, str] = {}
     stages = []
-    for name, code_version, params, inputs, gang in specs:
+    for name, code_version, params, inputs, on_all_workers in specs:
         if name == "dense" and not config.dense.enabled:
             continue
         if name in ("prune", "export", "report") and not pruned:
             continue
         keys[name] = make_key(name, code_version, params, {i: keys[i] for i in inputs})
-        stages.append(Stage(name=name, key=keys[name], params=params, inputs=inputs, gang=gang))
+        stages.append(
+            Stage(
+                name=name,
+                key=keys[name],
+                params=params,
+                inputs=inputs,
+                on_all_workers=on_all_workers,
+            )
+        )
     return stages
 
 

@@ -24,8 +24,8 @@ from pipeline.tracking.recorder import METRICS_FILE, Progress, read_records
 from pipeline.training import loop as train
 from pipeline.training.config import TrainConfig
 from pipeline.training.deepspeed import DTYPES
-from pipeline.training.teacher import Lesson
-from pipeline.worker_group import Gang
+from pipeline.training.teacher import TeacherSpec
+from pipeline.worker_group import WorkerGroup
 
 _PACKAGES = ("mgpp", "torch", "deepspeed", "ray", "transformers", "datasets")
 
@@ -37,14 +37,14 @@ class Context:
     Attributes:
         inputs: artifacts of the stages before it.
         output: folder to write to (of the main worker).
-        gang: the workers, for a stage that has them.
+        workers: all of them, for a stage that has them.
         checkpoints: where a training stage keeps its state; None for a stage without workers.
         progress: called with records for people to watch.
     """
 
     inputs: dict[str, Artifact]
     output: Path
-    gang: Gang | None
+    workers: WorkerGroup | None
     checkpoints: CheckpointStore | None
     progress: Progress
 
@@ -55,7 +55,7 @@ def run_stage(
     store: ArtifactStore,
     inputs: dict[str, Artifact],
     *,
-    gang: Gang | None,
+    workers: WorkerGroup | None,
     progress: Progress,
     log: Callable[[], str] | None = None,
 ) -> Artifact | None:
@@ -66,7 +66,7 @@ def run_stage(
         config: of the run.
         store: where its output goes.
         inputs: the artifacts of the stages before it.
-        gang: the workers, for a stage that has them.
+        workers: all of them, for a stage that has them.
         progress: called with records for people to watch.
         log: gives what this process has printed; every worker's is kept in `logs/`.
 
@@ -75,26 +75,26 @@ def run_stage(
     """
     started = time.monotonic()
     checkpoints = None
-    if gang is not None:
+    if workers is not None:
         checkpoints = CheckpointStore(
             f"{store.folder_of(stage.name, stage.key)}/checkpoints",
-            gang,
+            workers,
             keep=config.train.checkpoints_kept,
             notify=lambda text: progress({"event": "note", "text": text}),
         )
     try:
-        main = gang is None or gang.is_main
+        main = workers is None or workers.is_main
         attempt = store.begin(stage.name, stage.key, stage.params, inputs) if main else None
         context = Context(
             inputs=inputs,
             output=attempt.folder if attempt else Path(),
-            gang=gang,
+            workers=workers,
             checkpoints=checkpoints,
             progress=progress,
         )
         metrics = _RUN[stage.name](config, context)
-        if gang is not None and log is not None:
-            _keep_logs(gang, log(), context.output)
+        if workers is not None and log is not None:
+            _keep_logs(workers, log(), context.output)
         if attempt is None:
             return None
         artifact = attempt.commit(metrics, time.monotonic() - started)
@@ -110,9 +110,9 @@ def run_stage(
     return artifact
 
 
-def _keep_logs(gang: Gang, text: str, output: Path) -> None:
+def _keep_logs(workers: WorkerGroup, text: str, output: Path) -> None:
     """Write what each worker printed to the main worker's folder; its own machine may soon be gone."""
-    texts = gang.gather(text)
+    texts = workers.gather(text)
     if texts is None:
         return
     (output / "logs").mkdir()
@@ -132,19 +132,19 @@ def _run_dense(config: RunConfig, context: Context) -> dict[str, Any]:
 
 
 def _run_prune(config: RunConfig, context: Context) -> dict[str, Any]:
-    model, lesson = config.model, None
+    model, teaching = config.model, None
     if config.prune.start == "dense":
         model = _dense_model(config, context)
     if config.prune.one_shot is not None:
         return _run_one_shot(config, model, context)
     if config.distill is not None:
         teacher = config.distill.model(config.model) or _dense_model(config, context)
-        lesson = Lesson(config=config.distill, model=teacher)
-    return _train(config, model, context, config.train, pruned=True, lesson=lesson)
+        teaching = TeacherSpec(config=config.distill, model=teacher)
+    return _train(config, model, context, config.train, pruned=True, teacher=teaching)
 
 
 def _run_one_shot(config: RunConfig, model: ModelConfig, context: Context) -> dict[str, Any]:
-    assert context.gang is not None
+    assert context.workers is not None
     assert context.checkpoints is not None
     return one_shot.prune_one_shot(
         model_config=model,
@@ -155,7 +155,7 @@ def _run_one_shot(config: RunConfig, model: ModelConfig, context: Context) -> di
         data=context.inputs["data"].path,
         model_kwargs=_model_kwargs(context.inputs["data"]),
         output=context.output,
-        gang=context.gang,
+        workers=context.workers,
         checkpoints=context.checkpoints,
         progress=context.progress,
     )
@@ -179,9 +179,9 @@ def _train(
     settings: TrainConfig,
     *,
     pruned: bool,
-    lesson: Lesson | None = None,
+    teacher: TeacherSpec | None = None,
 ) -> dict[str, Any]:
-    assert context.gang is not None
+    assert context.workers is not None
     assert context.checkpoints is not None
     return train.train(
         model_config=model,
@@ -189,18 +189,18 @@ def _train(
         config=settings,
         zero=config.zero,
         prune=config.prune if pruned else None,
-        lesson=lesson,
+        teacher=teacher,
         data=context.inputs["data"].path,
         model_kwargs=_model_kwargs(context.inputs["data"]),
         output=context.output,
-        gang=context.gang,
+        workers=context.workers,
         checkpoints=context.checkpoints,
         progress=context.progress,
     )
 
 
 def _run_evaluate(config: RunConfig, context: Context) -> dict[str, Any]:
-    assert context.gang is not None
+    assert context.workers is not None
     names = {"dense": "dense", "prune": "pruned"}
     return dict(
         evaluate.evaluate(
@@ -214,7 +214,7 @@ def _run_evaluate(config: RunConfig, context: Context) -> dict[str, Any]:
             zero=config.zero,
             data=context.inputs["data"].path,
             trust_remote_code=config.model.trust_remote_code,
-            gang=context.gang,
+            workers=context.workers,
             progress=context.progress,
         )
     )

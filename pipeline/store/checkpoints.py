@@ -20,7 +20,7 @@ from typing import Any
 from pipeline.errors import StageError, is_storage_failure
 from pipeline.store.artifacts import file_sha256
 from pipeline.store.storage import is_local, open_storage, put_json, read_json
-from pipeline.worker_group import Gang
+from pipeline.worker_group import WorkerGroup
 
 _DONE = "_DONE.json"
 _logger = logging.getLogger(__name__)
@@ -69,18 +69,23 @@ class CheckpointStore:
 
     Args:
         url: their folder; a local path must be the same folder for all workers.
-        gang: the workers.
+        workers: all of them.
         keep: how many complete ones are kept.
         notify: told of what a person should know: a corrupt checkpoint, where the run goes on.
     """
 
     def __init__(
-        self, url: str, gang: Gang, *, keep: int = 2, notify: Callable[[str], None] | None = None
+        self,
+        url: str,
+        workers: WorkerGroup,
+        *,
+        keep: int = 2,
+        notify: Callable[[str], None] | None = None,
     ) -> None:
         self._url = url
         self._fs, self._root = open_storage(url)
         self._is_local = is_local(self._fs)
-        self._gang = gang
+        self._gang = workers
         self._keep = keep
         self._notify = notify or _logger.warning
 

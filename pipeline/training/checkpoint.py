@@ -19,7 +19,7 @@ from mgpp.backends import deepspeed
 from pipeline.store.checkpoints import SavedCheckpoint
 from pipeline.tracking.recorder import METRICS_FILE
 from pipeline.training.checkpoint_shards import PieceReader, PieceWriter, index_writers
-from pipeline.worker_group import Gang
+from pipeline.worker_group import WorkerGroup
 
 _STATE_FILE = "state.json"
 _BUFFERS_FILE = "buffers.safetensors"
@@ -47,7 +47,7 @@ def write_checkpoint(
     pruner: Pruner | None,
     records: Path | None,
     done: TrainingState,
-    gang: Gang,
+    workers: WorkerGroup,
 ) -> None:
     """Write this worker's part of the state; all workers must call.
 
@@ -55,14 +55,14 @@ def write_checkpoint(
     later attempt goes on with.
     """
     masks = pruner.state_dict() if pruner else None
-    if gang.is_main or engine.zero_optimization_stage() > 0:  # at stage 0 all hold the same
-        writer = PieceWriter(folder, gang.rank)
+    if workers.is_main or engine.zero_optimization_stage() > 0:  # at stage 0 all hold the same
+        writer = PieceWriter(folder, workers.rank)
         writer.add_trained(deepspeed.training_state(engine))
         writer.add_masks(masks.pop("masks") if masks else ())
         writer.close()
     if records is not None:
         shutil.copyfile(records, folder / METRICS_FILE)
-    if gang.is_main:
+    if workers.is_main:
         if buffers := _buffers(engine.module):
             save_file(buffers, folder / _BUFFERS_FILE)
         state = {
@@ -73,13 +73,13 @@ def write_checkpoint(
         (folder / _STATE_FILE).write_text(json.dumps(state))
 
 
-def load_engine(saved: SavedCheckpoint, *, engine: Any, gang: Gang) -> TrainingState:
+def load_engine(saved: SavedCheckpoint, *, engine: Any, workers: WorkerGroup) -> TrainingState:
     """Load model and optimizer, whatever the layout they were saved from; all workers must call.
 
     Returns:
         How far the run had come.
     """
-    with _pieces(saved, gang) as pieces:
+    with _pieces(saved, workers) as pieces:
         deepspeed.load_training_state(engine, pieces.trained)
     if _BUFFERS_FILE in saved.manifest.files:
         loaded = load_file(saved.file(_BUFFERS_FILE))
@@ -90,10 +90,10 @@ def load_engine(saved: SavedCheckpoint, *, engine: Any, gang: Gang) -> TrainingS
     return TrainingState(**state["done"])
 
 
-def load_pruner(saved: SavedCheckpoint, *, pruner: Pruner, gang: Gang) -> None:
+def load_pruner(saved: SavedCheckpoint, *, pruner: Pruner, workers: WorkerGroup) -> None:
     """Load this worker's masks and the counters; all workers must call."""
     state = json.loads(saved.file(_STATE_FILE).read_text())["pruner"]
-    with _pieces(saved, gang) as pieces:
+    with _pieces(saved, workers) as pieces:
         held = (shard for shard in pruner.shards if shard.numel)
         masks = (m for s in held for m in pieces.masks(s.name, s.offset, s.numel))
         pruner.load_state_dict({**state, "masks": masks})
@@ -106,8 +106,8 @@ def load_records(saved: SavedCheckpoint) -> str:
     return saved.file(METRICS_FILE).read_text(encoding="utf-8")
 
 
-def _pieces(saved: SavedCheckpoint, gang: Gang) -> PieceReader:
-    return PieceReader(saved.file, index_writers(saved.manifest.files, first=gang.rank))
+def _pieces(saved: SavedCheckpoint, workers: WorkerGroup) -> PieceReader:
+    return PieceReader(saved.file, index_writers(saved.manifest.files, first=workers.rank))
 
 
 def _buffers(model: nn.Module) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from pydantic import Field
 from pipeline.section import Duration, NotNegative, Positive
 from pipeline.training.batches import BatchPlan
 from pipeline.training.engine import OptimizerConfig
+from pipeline.training.lr_schedule import linear
 
 
 class TrainConfig(OptimizerConfig):
@@ -53,8 +54,6 @@ class TrainConfig(OptimizerConfig):
         return self.length.steps(steps_per_epoch=steps_per_epoch)
 
     def lr_at(self, step: int, num_steps: int, warmup_steps: int) -> float:
-        """Return the learning rate of a step: linear up, then linear down to the final factor."""
-        if step < warmup_steps:
-            return self.lr * (step + 1) / warmup_steps
-        done = (step - warmup_steps) / max(num_steps - warmup_steps, 1)
-        return self.lr * (1 + (self.lr_final_factor - 1) * done)
+        """Return the learning rate of a step."""
+        share = linear(step, num_steps, warmup_steps, self.lr_final_factor)
+        return self.lr * share

@@ -13,7 +13,7 @@ from pipeline.section import NotNegative, Section, Share
 from pipeline.tasks import Task
 from pipeline.training.batches import BatchPlan
 from pipeline.training.deepspeed import DTYPES, ZeroConfig, check_capabilities, deepspeed_config
-from pipeline.worker_group import Gang
+from pipeline.worker_group import WorkerGroup
 
 
 class OptimizerConfig(Section):
@@ -45,7 +45,7 @@ def make_engine(
     prune: PruneConfig | None,
     model_kwargs: dict[str, Any],
     plan: BatchPlan,
-    gang: Gang,
+    workers: WorkerGroup,
 ) -> Any:
     """Load the model and hand it to DeepSpeed, with an optimizer whose first group is prunable.
 
@@ -57,7 +57,7 @@ def make_engine(
         prune: what is pruned, or None.
         model_kwargs: what the data asks of the model.
         plan: how rows are dealt out.
-        gang: the workers; all call this function.
+        workers: all of them; all call this function.
 
     Returns:
         DeepSpeed's engine, in training mode.
@@ -73,7 +73,7 @@ def make_engine(
         micro_batch_size=plan.micro_batch_size,
         accumulation=plan.accumulation,
         gradient_clipping=config.gradient_clipping,
-        on_gpu=gang.device.type == "cuda",
+        on_gpu=workers.device.type == "cuda",
     )
     model = load_model(
         model_config,
@@ -100,7 +100,7 @@ def make_engine(
 
 
 def make_inference_model(
-    config: ModelConfig, task: Task, zero: ZeroConfig, batch_size: int, gang: Gang
+    config: ModelConfig, task: Task, zero: ZeroConfig, batch_size: int, workers: WorkerGroup
 ) -> Any:
     """Load a trained model that only runs forward: whole on each worker, or sharded under ZeRO 3.
 
@@ -109,7 +109,7 @@ def make_inference_model(
         task: what it was trained on.
         zero: precision, and whether it is sharded.
         batch_size: rows a worker takes in one forward pass.
-        gang: the workers; all call this function.
+        workers: all of them; all call this function.
 
     Returns:
         The model, or under ZeRO 3 DeepSpeed's engine, in evaluation mode.
@@ -121,7 +121,7 @@ def make_inference_model(
             micro_batch_size=batch_size,
             accumulation=1,
             gradient_clipping=None,
-            on_gpu=gang.device.type == "cuda",
+            on_gpu=workers.device.type == "cuda",
         )
     model = load_model(
         config,
@@ -132,7 +132,7 @@ def make_inference_model(
         zero3=settings,
     )
     if settings is None:
-        return model.to(gang.device).eval()
+        return model.to(workers.device).eval()
     import deepspeed
 
     engine, *_ = deepspeed.initialize(model=model, config=settings)

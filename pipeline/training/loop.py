@@ -31,8 +31,8 @@ from pipeline.training.batches import BatchPlan
 from pipeline.training.config import TrainConfig
 from pipeline.training.deepspeed import ZeroConfig, init_deepspeed
 from pipeline.training.engine import make_engine
-from pipeline.training.teacher import Distillation, Lesson
-from pipeline.worker_group import Gang
+from pipeline.training.teacher import Distillation, TeacherSpec
+from pipeline.worker_group import WorkerGroup
 
 VERSION = 1
 _NUM_LAYER_RECORDS = 20
@@ -53,7 +53,7 @@ class _Run:
 
     config: TrainConfig
     zero: ZeroConfig
-    gang: Gang
+    workers: WorkerGroup
     engine: Any
     pruner: Pruner | None
     distillation: Distillation | None
@@ -74,11 +74,11 @@ def train(
     config: TrainConfig,
     zero: ZeroConfig,
     prune: PruneConfig | None,
-    lesson: Lesson | None = None,
+    teacher: TeacherSpec | None = None,
     data: Path,
     model_kwargs: dict[str, Any],
     output: Path,
-    gang: Gang,
+    workers: WorkerGroup,
     checkpoints: CheckpointStore,
     progress: Progress,
 ) -> dict[str, Any]:
@@ -90,34 +90,34 @@ def train(
         config: how.
         zero: how state is sharded.
         prune: the method and its schedule; None fine-tunes the dense model.
-        lesson: what a teacher teaches, and which; None has none.
+        teacher: which model teaches, and the weights of its losses; None for none.
         data: the data stage's folder.
         model_kwargs: what the data asks of the model.
         output: where the main worker writes.
-        gang: the workers; all call this function.
+        workers: all of them; all call this function.
         checkpoints: where checkpoints are kept.
         progress: called with each record.
 
     Returns:
         The run's figures, on every worker.
     """
-    init_deepspeed(gang.backend)
+    init_deepspeed(workers.backend)
     rows = load_from_disk(str(data / "dataset"))["train"]
-    plan = config.batch_plan(num_rows=len(rows), world_size=gang.world_size)
+    plan = config.batch_plan(num_rows=len(rows), world_size=workers.world_size)
     num_steps = config.num_steps(plan.steps_per_epoch)
-    engine = make_engine(model_config, task, config, zero, prune, model_kwargs, plan, gang)
-    done, history, pruner = _take_up(engine, checkpoints, prune, plan, num_steps, gang)
+    engine = make_engine(model_config, task, config, zero, prune, model_kwargs, plan, workers)
+    done, history, pruner = _take_up(engine, checkpoints, prune, plan, num_steps, workers)
     distillation = None
-    if lesson is not None:
-        distillation = lesson.begin(engine.module, task, zero, plan.micro_batch_size, gang)
+    if teacher is not None:
+        distillation = teacher.begin(engine.module, task, zero, plan.micro_batch_size, workers)
     run = _Run(
         config=config,
         zero=zero,
-        gang=gang,
+        workers=workers,
         engine=engine,
         pruner=pruner,
         distillation=distillation,
-        recorder=Recorder(output, progress, history) if gang.is_main else None,
+        recorder=Recorder(output, progress, history) if workers.is_main else None,
         plan=plan,
         num_steps=num_steps,
         warmup_steps=config.lr_warmup.steps(
@@ -127,15 +127,15 @@ def train(
     )
     loader = DataLoader(
         rows,
-        batch_sampler=plan.micro_batches(gang.rank, done.batches),
+        batch_sampler=plan.micro_batches(workers.rank, done.batches),
         collate_fn=task.collator(load_tokenizer(ModelConfig(path=str(data / "tokenizer")))),
-        pin_memory=gang.device.type == "cuda",
+        pin_memory=workers.device.type == "cuda",
     )
     _take_steps(run, iter(loader), checkpoints)
     figures = _finish(run, data, output)
     if run.recorder:
         run.recorder.close()
-    engine.destroy()  # the next stage of this gang needs the memory
+    engine.destroy()  # the next stage of this worker group needs the memory
     if distillation is not None:
         distillation.close()
     return figures
@@ -147,7 +147,7 @@ def _take_up(
     prune: PruneConfig | None,
     plan: BatchPlan,
     num_steps: int,
-    gang: Gang,
+    workers: WorkerGroup,
 ) -> tuple[checkpoint.TrainingState, str, Pruner | None]:
     """Load the newest checkpoint, if there is one, and attach the pruner, if there is to be one.
 
@@ -157,13 +157,13 @@ def _take_up(
     done, history, pruner = checkpoint.TrainingState(), "", None
     with checkpoints.latest() as saved:
         if saved is not None:
-            done = checkpoint.load_engine(saved, engine=engine, gang=gang)
+            done = checkpoint.load_engine(saved, engine=engine, workers=workers)
             history = checkpoint.load_records(saved)
         if prune is not None:
             schedule = prune.schedule(num_steps, plan.steps_per_epoch)
             pruner = attach_pruner(engine, prune, schedule, num_examples=plan.num_rows)
             if saved is not None:
-                checkpoint.load_pruner(saved, pruner=pruner, gang=gang)
+                checkpoint.load_pruner(saved, pruner=pruner, workers=workers)
     return done, history, pruner
 
 
@@ -215,7 +215,7 @@ def train_step(run: _Run, batches: Iterator[dict[str, Tensor]]) -> bool:
     for group in run.engine.basic_optimizer.param_groups:
         group["lr"] = run.config.lr_at(step, run.num_steps, run.warmup_steps)
     # Dropout is drawn from (seed, batch, rank), so that a resumed run draws what it would have drawn.
-    torch.manual_seed((run.config.seed * 1_000_003 + run.done.batches) * 65_537 + run.gang.rank)
+    torch.manual_seed((run.config.seed * 1_000_003 + run.done.batches) * 65_537 + run.workers.rank)
     skipped = run.engine.skipped_steps
     for _ in range(run.plan.accumulation):
         forward_backward(run, next(batches))
@@ -266,7 +266,7 @@ def _check_weights(run: _Run) -> None:
     # Piece by piece, for ZeRO 3 pads parameters with whatever was in memory.
     masters = (piece.values["master"] for piece in training_state(run.engine))
     bad = sum(not bool(torch.isfinite(master).all()) for master in masters)
-    if run.gang.sum(bad)[0]:
+    if run.workers.sum(bad)[0]:
         raise StageError(
             f"weights are not finite after step {run.done.steps}. {_NOT_FINITE_ADVICE}"
         )
@@ -274,7 +274,7 @@ def _check_weights(run: _Run) -> None:
 
 def forward_backward(run: _Run, batch: dict[str, Tensor]) -> None:
     """Run one micro-batch; its losses and tokens are added to the record under way."""
-    on_device = {name: t.to(run.gang.device, non_blocking=True) for name, t in batch.items()}
+    on_device = {name: t.to(run.workers.device, non_blocking=True) for name, t in batch.items()}
     losses: dict[str, Any] = (
         run.distillation.losses(run.engine, on_device)
         if run.distillation is not None
@@ -288,10 +288,10 @@ def forward_backward(run: _Run, batch: dict[str, Tensor]) -> None:
 
 
 def _record_step(run: _Run, step: int) -> None:
-    sums = run.gang.sum(*(float(value) for value in run.window.values()))
+    sums = run.workers.sum(*(float(value) for value in run.window.values()))
     losses = dict(zip(run.window, sums, strict=True))
     tokens = losses.pop("tokens")
-    losses = {n: s / (run.gang.world_size * run.steps_in_window) for n, s in losses.items()}
+    losses = {n: s / (run.workers.world_size * run.steps_in_window) for n, s in losses.items()}
     if not math.isfinite(losses["loss"]):
         raise StageError(f"the loss is {losses['loss']} at step {step}. {_NOT_FINITE_ADVICE}")
     now = time.perf_counter()
@@ -342,7 +342,7 @@ def _checkpoint(run: _Run, folder: Path) -> None:
         pruner=run.pruner,
         records=run.recorder.path if run.recorder else None,
         done=run.done,
-        gang=run.gang,
+        workers=run.workers,
     )
 
 
@@ -368,8 +368,8 @@ def _finish(run: _Run, data: Path, output: Path) -> dict[str, Any]:
                 "zero: the mask was not kept"
             )
     model = run.engine.module
-    state = full_state_dict(model, run.gang, partitioned=run.zero.stage == 3)
-    if run.gang.is_main:
+    state = full_state_dict(model, run.workers, partitioned=run.zero.stage == 3)
+    if run.workers.is_main:
         figures["num_parameters"] = sum(
             getattr(p, "ds_numel", p.numel()) for p in model.parameters()
         )

@@ -15,12 +15,12 @@ from pipeline.tasks.base import UNLABELLED
 from pipeline.training.deepspeed import ZeroConfig
 from pipeline.training.distill import DistillConfig, hidden_loss, output_loss, soft_target_loss
 from pipeline.training.engine import make_inference_model
-from pipeline.worker_group import Gang
+from pipeline.worker_group import WorkerGroup
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lesson:
-    """What is taught and by which model.
+class TeacherSpec:
+    """Which model teaches, and what its student learns from.
 
     Attributes:
         config: the weights of the losses.
@@ -31,7 +31,7 @@ class Lesson:
     model: ModelConfig
 
     def begin(
-        self, student: Any, task: Task, zero: ZeroConfig, batch_size: int, gang: Gang
+        self, student: Any, task: Task, zero: ZeroConfig, batch_size: int, workers: WorkerGroup
     ) -> "Distillation":
         """Load the teacher: whole on each worker, or sharded like its student under ZeRO 3.
 
@@ -40,7 +40,7 @@ class Lesson:
             task: what it is trained on.
             zero: precision, and whether the teacher is sharded.
             batch_size: rows a worker takes in one forward pass.
-            gang: the workers; all call this function.
+            workers: all of them; all call this function.
 
         Raises:
             ConfigError: if it does not load, or does not fit the student.
@@ -50,7 +50,7 @@ class Lesson:
             problems = mismatches(student.config, settings, self.config, heads=_has_labels(student))
             if problems:
                 raise ConfigError([f"distill.teacher: {self.model.path!r} {p}" for p in problems])
-            teacher = make_inference_model(self.model, task, zero, batch_size, gang)
+            teacher = make_inference_model(self.model, task, zero, batch_size, workers)
         return Distillation(config=self.config, task=task, teacher=teacher)
 
 

@@ -13,26 +13,26 @@ from pipeline.runs.stage import plan_stages
 from pipeline.runs.stages import run_stage
 from pipeline.runs.validate import validate
 from pipeline.store.artifacts import Artifact, ArtifactStore
-from pipeline.worker_group import Gang
+from pipeline.worker_group import WorkerGroup
 from tests.processes import leave
 
 
 def main(config: str, *overrides: str) -> None:
-    """Run the stages; those that need no gang on the first rank."""
+    """Run the stages; those that need no worker group on the first rank."""
     dist.init_process_group("gloo")
-    gang = Gang.current()
+    workers = WorkerGroup.current()
     settings = validate(config, overrides, None)
     store = ArtifactStore(str(Path(settings.storage).resolve()))
     artifacts: dict[str, Artifact] = {}
     for stage in plan_stages(settings):
         made = None
-        if stage.gang or gang.is_main:
+        if stage.on_all_workers or workers.is_main:
             inputs = {name: artifacts[name] for name in stage.inputs}
-            whole = gang if stage.gang else None
+            whole = workers if stage.on_all_workers else None
             made = run_stage(
-                stage, settings, store, inputs, gang=whole, progress=lambda record: None
+                stage, settings, store, inputs, workers=whole, progress=lambda record: None
             )
-        artifacts[stage.name] = gang.broadcast(made)
+        artifacts[stage.name] = workers.broadcast(made)
     leave()
 
 

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from pipeline.data.stage import FunctionConfig, load_splits
+from pipeline.data.function import FunctionConfig
+from pipeline.data.stage import load_splits
 from tests.consistency.__main__ import averages, write_figure
 from tests.consistency.cell import Cell, path_of, run_and_keep
 from tests.consistency.planted import (

@@ -146,7 +146,7 @@ def test_ranks_that_come_to_other_masks_are_found_out():
             weights[1].view(-1)[4] = 0.0  # a replica that went its own way
         shards = per_weight_shards(weights, 0, 1)
         shapes = {f"layers.{i}.weight": tuple(w.shape) for i, w in enumerate(weights)}
-        replica = Pruner(shards, shapes, method=GMP(), schedule=SCHEDULE, witnesses=collectives)
+        replica = Pruner(shards, shapes, method=GMP(), schedule=SCHEDULE, replica_group=collectives)
         for _ in range(4):
             replica.finish_step()
 

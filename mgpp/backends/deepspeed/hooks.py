@@ -53,8 +53,8 @@ def attach(
     refuse_unsupported(engine)
     group = engine.basic_optimizer.param_groups[0]
     layout = layout_of(engine, group, prunable)
-    witnesses = Collectives.over(dp_group(engine), collective_device(engine))
-    collectives = Collectives() if layout.replicated else witnesses
+    replica_group = Collectives.over(dp_group(engine), collective_device(engine))
+    collectives = Collectives() if layout.replicated else replica_group
     shards = sorted((s for unit in layout.shards for s in unit), key=lambda shard: shard.index)
     shapes = {name: full_shape(parameter) for name, parameter in prunable.items()}
     pruner = Pruner(
@@ -65,7 +65,7 @@ def attach(
         placement=placement,
         transposed=transposed,
         collectives=collectives,
-        witnesses=witnesses,
+        replica_group=replica_group,
         group=group,
     )
     _hook(engine, group, layout, pruner)

@@ -10,7 +10,9 @@ from launch.driver.locking import made_once
 from pipeline.runs.stage import Stage
 from pipeline.store.artifacts import ArtifactStore
 
-PAGE = Stage(name="campaign", key="0123456789abcdef", params={"a": 1}, inputs=(), gang=False)
+PAGE = Stage(
+    name="campaign", key="0123456789abcdef", params={"a": 1}, inputs=(), on_all_workers=False
+)
 
 
 @pytest.fixture

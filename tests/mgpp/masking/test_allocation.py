@@ -34,7 +34,7 @@ def allocation(sparsity=0.7, initial=0.0, shapes=SHAPES, transposed=(), **placem
 
 def counts(made, step):
     """Return the units that go, by the weights that are cut together."""
-    groups = made.groups(made.num_going(step), step)
+    groups = made.groups(made.num_pruned(step), step)
     return {group.indices: group.k for group in groups}
 
 
@@ -140,8 +140,8 @@ def test_rounding_never_stops_a_run_under_way(sparsity, settings):
     )
     made = Allocation(Placement(**settings), shapes, schedule)
     for step in range(1500):
-        num_going = made.num_going(step)
-        assert sum(group.k for group in made.groups(num_going, step)) == num_going // made.unit
+        num_pruned = made.num_pruned(step)
+        assert sum(group.k for group in made.groups(num_pruned, step)) == num_pruned // made.unit
 
 
 def test_min_kept_caps_every_matrix():
@@ -210,7 +210,7 @@ def test_a_pattern_that_yaml_read_as_a_number_and_budgets_that_are_no_mapping():
 def test_the_most_that_n_of_m_allows_is_not_rounded_down(pattern, share):
     shapes = {f"layers.{i}.w": (7, 30) for i in range(11)}
     made = allocation(share, shapes=shapes, pattern=pattern)
-    assert made.num_going(16) == round(11 * 210 * share)
+    assert made.num_pruned(16) == round(11 * 210 * share)
     with pytest.raises(ValueError, match="allows"):
         allocation(share + 1e-6, shapes=shapes, pattern=pattern)
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, load_dataset
 
+from pipeline.data.files import FilesConfig
 from pipeline.data.squad_json import flatten_articles, has_articles
-from pipeline.data.stage import FilesConfig, load_splits
+from pipeline.data.stage import load_splits
 from pipeline.errors import ConfigError
 
 XQUAD = Path(__file__).parents[4] / "shared/data/xquad/xquad.en.json"

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from pipeline.models.weights import fingerprints, full_state_dict, positive_zeros
-from pipeline.worker_group import Gang
+from pipeline.worker_group import WorkerGroup
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-MAIN = Gang(rank=0, world_size=2, device=torch.device("cpu"))
-OTHER = Gang(rank=1, world_size=2, device=torch.device("cpu"))
+MAIN = WorkerGroup(rank=0, world_size=2, device=torch.device("cpu"))
+OTHER = WorkerGroup(rank=1, world_size=2, device=torch.device("cpu"))
 
 
 def fingerprint(tensor, prunable=()):

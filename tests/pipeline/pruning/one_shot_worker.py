@@ -18,7 +18,7 @@ from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import make_task
 from pipeline.tasks.causal_lm import CausalLMConfig
 from pipeline.tracking.recorder import Progress
-from pipeline.worker_group import Gang
+from pipeline.worker_group import WorkerGroup
 from tests.processes import leave
 
 TASK = make_task(CausalLMConfig(type="causal-lm", max_length=10))
@@ -53,7 +53,7 @@ def run(
         data=folder / "data",
         model_kwargs={},
         output=output,
-        gang=Gang.current(),
+        workers=WorkerGroup.current(),
         checkpoints=checkpoints,
         progress=progress,
     )
@@ -63,7 +63,7 @@ def main(folder: str, output: str) -> None:
     dist.init_process_group("gloo")
     for case in CASES:
         target = Path(output) / case
-        store = CheckpointStore(f"{target}-checkpoints", Gang.current())
+        store = CheckpointStore(f"{target}-checkpoints", WorkerGroup.current())
         figures = run(case, Path(folder), target, store)
         (Path(output) / f"{case}-{dist.get_rank()}.json").write_text(json.dumps(figures))
     leave()

@@ -20,7 +20,7 @@ from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import make_task
 from pipeline.tasks.sequence import ClassificationConfig
 from pipeline.tracking.recorder import read_records
-from pipeline.worker_group import Gang
+from pipeline.worker_group import WorkerGroup
 from tests.pipeline.models.tiny_decoders import (
     NUM_LAYERS,
     make_decoder,
@@ -32,9 +32,9 @@ from tests.processes import torchrun
 
 
 @pytest.fixture(scope="module")
-def gang():
+def workers():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield Gang.current()
+    yield WorkerGroup.current()
     dist.destroy_process_group()
 
 
@@ -48,12 +48,12 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pruned(folder, gang, tmp_path_factory):
+def pruned(folder, workers, tmp_path_factory):
     """Every case on one rank: its folder and its figures."""
     output = tmp_path_factory.mktemp("alone")
     found = {}
     for case in CASES:
-        store = CheckpointStore(str(output / f"{case}-checkpoints"), gang)
+        store = CheckpointStore(str(output / f"{case}-checkpoints"), workers)
         found[case] = (output / case, run(case, folder, output / case, store))
     return found
 
@@ -178,11 +178,11 @@ class StoppedError(Exception):
 
 @pytest.mark.parametrize("corrupt", [False, True])
 def test_a_run_that_was_stopped_goes_on_after_the_last_layer(
-    corrupt, folder, pruned, gang, tmp_path, monkeypatch
+    corrupt, folder, pruned, workers, tmp_path, monkeypatch
 ):
     path, figures = pruned["llama-sparsegpt"]
     notes = []
-    store = CheckpointStore(str(tmp_path / "kept"), gang, notify=notes.append)
+    store = CheckpointStore(str(tmp_path / "kept"), workers, notify=notes.append)
 
     def stop(record):
         if record["event"] == "layer" and record["step"] == 1:
@@ -209,8 +209,8 @@ def test_a_run_that_was_stopped_goes_on_after_the_last_layer(
     assert not (tmp_path / "kept").exists()
 
 
-def test_low_precision_holds_the_same_count(folder, gang, tmp_path):
-    store = CheckpointStore(str(tmp_path / "kept"), gang)
+def test_low_precision_holds_the_same_count(folder, workers, tmp_path):
+    store = CheckpointStore(str(tmp_path / "kept"), workers)
     found = run("llama-sparsegpt", folder, tmp_path / "out", store, dtype=torch.bfloat16)
     tensors = load_file(tmp_path / "out" / "model" / "model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
@@ -218,13 +218,13 @@ def test_low_precision_holds_the_same_count(folder, gang, tmp_path):
     assert found["num_zeros"] >= found["num_pruned"]
 
 
-def test_a_matrix_that_nothing_goes_into_is_named_on_every_rank(folder, gang, tmp_path):
+def test_a_matrix_that_nothing_goes_into_is_named_on_every_rank(folder, workers, tmp_path):
     model = make_decoder("llama")
     with torch.no_grad():
         model.get_parameter("model.layers.1.post_attention_layernorm.weight").zero_()
     shutil.copytree(folder / "data", tmp_path / "data")
     model.save_pretrained(tmp_path / "llama")
-    store = CheckpointStore(str(tmp_path / "kept"), gang)
+    store = CheckpointStore(str(tmp_path / "kept"), workers)
     with pytest.raises(
         StageError, match=r"nothing but zeros into model\.layers\.1\.mlp\.gate_proj"
     ):

@@ -22,7 +22,7 @@ from pipeline.training.config import TrainConfig
 from pipeline.training.deepspeed import ZeroConfig, init_deepspeed
 from pipeline.training.engine import make_engine
 from pipeline.training.loop import attach_pruner
-from pipeline.worker_group import Gang
+from pipeline.worker_group import WorkerGroup
 from tests.memory import held_bytes
 from tests.processes import leave
 
@@ -50,7 +50,9 @@ def measure(case: str, bert: str, folder: Path) -> dict[str, int]:
     prune = PruneConfig(sparsity=0.5)
     task = make_task(ClassificationConfig(type="classification", text=["text"], label="label"))
     model = ModelConfig(path=bert)
-    engine = make_engine(model, task, config, zero, prune, {"num_labels": 2}, plan, Gang.current())
+    engine = make_engine(
+        model, task, config, zero, prune, {"num_labels": 2}, plan, WorkerGroup.current()
+    )
     pruner = attach_pruner(engine, prune, prune.schedule(100, 10), num_examples=8)
     found: list[int] = []
 
@@ -70,7 +72,7 @@ def measure(case: str, bert: str, folder: Path) -> dict[str, int]:
         pruner=pruner,
         records=None,
         done=TrainingState(),
-        gang=Gang.current(),
+        workers=WorkerGroup.current(),
     )
     dist.barrier()
     checkpoint = sum(file.stat().st_size for file in written.iterdir())

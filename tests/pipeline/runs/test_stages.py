@@ -10,7 +10,7 @@ from pipeline.runs.config import parse_config
 from pipeline.runs.stage import plan_stages
 from pipeline.runs.stages import run_stage
 from pipeline.store.artifacts import Artifact, ArtifactStore
-from pipeline.worker_group import Gang
+from pipeline.worker_group import WorkerGroup
 from tests.pipeline.models.tiny_decoders import text, write_decoder
 
 
@@ -117,12 +117,14 @@ def one_shot_run(tmp_path, datasets_cache):
 
 
 def test_a_one_shot_run_from_data_to_report(one_shot_run):
-    store, gang, records = ArtifactStore(one_shot_run.storage), Gang.current(), []
+    store, workers, records = ArtifactStore(one_shot_run.storage), WorkerGroup.current(), []
     done: dict[str, Artifact] = {}
     for stage in plan_stages(one_shot_run):
         inputs = {name: done[name] for name in stage.inputs}
-        workers = gang if stage.gang else None
-        made = run_stage(stage, one_shot_run, store, inputs, gang=workers, progress=records.append)
+        workers = workers if stage.on_all_workers else None
+        made = run_stage(
+            stage, one_shot_run, store, inputs, workers=workers, progress=records.append
+        )
         assert made is not None
         done[stage.name] = made
     assert [record["step"] for record in records if record["event"] == "layer"] == [0, 1, 2]

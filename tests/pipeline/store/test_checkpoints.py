@@ -10,14 +10,14 @@ import torch.distributed as dist
 
 from pipeline.errors import StageError
 from pipeline.store.checkpoints import CheckpointStore
-from pipeline.worker_group import Gang
+from pipeline.worker_group import WorkerGroup
 
 
 @pytest.fixture(scope="module")
-def gang():
+def workers():
     """One real process group of one."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield Gang.current()
+    yield WorkerGroup.current()
     dist.destroy_process_group()
 
 
@@ -32,8 +32,8 @@ def notes():
 
 
 @pytest.fixture
-def store(url, gang, notes):
-    return CheckpointStore(url, gang, keep=2, notify=notes.append)
+def store(url, workers, notes):
+    return CheckpointStore(url, workers, keep=2, notify=notes.append)
 
 
 def writer(step):
@@ -142,9 +142,9 @@ def test_a_full_disk_is_told_and_the_last_checkpoint_stays_good(store, by):
     assert step_found(store) == 3
 
 
-def test_storage_that_takes_nothing_is_told(gang, tmp_path):
+def test_storage_that_takes_nothing_is_told(workers, tmp_path):
     (tmp_path / "file").write_text("")
-    store = CheckpointStore(str(tmp_path / "file" / "checkpoints"), gang)
+    store = CheckpointStore(str(tmp_path / "file" / "checkpoints"), workers)
     with pytest.raises(StageError, match="could not be written"):
         store.save(writer(3), 3)
 

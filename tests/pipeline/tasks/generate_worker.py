@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGene
 from pipeline.evaluation.evaluate import EvaluateConfig, evaluate
 from pipeline.tasks.text_to_text import TextToText, TextToTextConfig
 from pipeline.training.deepspeed import ZeroConfig
-from pipeline.worker_group import Gang
+from pipeline.worker_group import WorkerGroup
 from tests.processes import leave
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "red", "green", "blue", "one", "two"]
@@ -93,7 +93,7 @@ def main(folder: Path) -> None:
             zero=ZeroConfig(stage=stage, extra=SHARD_ALL if stage == 3 else {}),
             data=folder / "data",
             trust_remote_code=False,
-            gang=Gang.current(),
+            workers=WorkerGroup.current(),
             progress=lambda record: None,
         )
         if dist.get_rank() == 0:

@@ -343,7 +343,8 @@ def test_rows_of_one_source_are_written_once_and_keep_all_their_references():
 
 @pytest.mark.skipif(not E2E.exists(), reason="needs ../shared/data/e2e, E2E NLG's dev set")
 def test_e2e_has_547_sources_of_several_references(datasets_cache):
-    from pipeline.data.stage import FilesConfig, load_splits
+    from pipeline.data.files import FilesConfig
+    from pipeline.data.stage import load_splits
 
     config = FilesConfig(source="files", train=str(E2E), validation=str(E2E))
     task = make_task_of(source="mr", target="ref", group_references=True)

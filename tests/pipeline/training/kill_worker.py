@@ -32,7 +32,7 @@ import transformers.models.bert.tokenization_bert  # noqa: F401
 
 from pipeline.section import Duration
 from pipeline.store.checkpoints import CheckpointStore
-from pipeline.worker_group import Gang
+from pipeline.worker_group import WorkerGroup
 from tests.pipeline.training.train_worker import PRUNE, TRAIN
 from tests.pipeline.training.train_worker import run as train
 
@@ -87,9 +87,9 @@ def run_rank(rank: int, meeting: Path, arguments: list[str], output: Path, pipe:
 
     os.environ["LOCAL_RANK"] = str(rank)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=WORLD)
-    gang = Gang.current()
+    workers = WorkerGroup.current()
     notes: list[str] = []
-    checkpoints = Telling(f"{output}-checkpoints", gang, notify=notes.append)
+    checkpoints = Telling(f"{output}-checkpoints", workers, notify=notes.append)
     checkpoints.tell = tell
     config = TRAIN.model_copy(
         update={"length": Duration(LENGTH), "log_every": 1, "checkpoint_every": EVERY}
@@ -105,7 +105,7 @@ def run_rank(rank: int, meeting: Path, arguments: list[str], output: Path, pipe:
         prune=PRUNE.model_copy(update=phases),
         progress=lambda record: tell("step", record["step"]),
     )
-    if gang.is_main:
+    if workers.is_main:
         (output / "figures.json").write_text(json.dumps(figures))
 
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from mgpp import Pruner
 from pipeline.section import Duration
 from pipeline.training import checkpoint
-from pipeline.worker_group import Gang
+from pipeline.worker_group import WorkerGroup
 from tests.pipeline.training.train_worker import (
     TRAIN,
     InterruptedRunError,
@@ -55,10 +55,10 @@ def folder_of(out: Path, case: str, stop: int, ranks: int, into: str) -> Path:
     return out / f"{case}-{stop}-{ranks}-{into}"
 
 
-def whole_masks(pruner: Pruner, gang: Gang) -> dict[str, np.ndarray] | None:
+def whole_masks(pruner: Pruner, workers: WorkerGroup) -> dict[str, np.ndarray] | None:
     """Return the masks of all whole weights on the main rank."""
     held = [(s.name, s.full_numel, s.offset, pruner.mask(s).numpy()) for s in pruner.shards]
-    parts = gang.gather(held)
+    parts = workers.gather(held)
     if parts is None:
         return None
     masks: dict[str, np.ndarray] = {}
@@ -71,9 +71,9 @@ def keep_masks(name: str, path: Path) -> None:
     """Have a function of `checkpoint` write the masks as they are when it was called."""
     original = getattr(checkpoint, name)
 
-    def wrapped(*args: Any, pruner: Pruner, gang: Gang, **kwargs: Any) -> Any:
-        result = original(*args, pruner=pruner, gang=gang, **kwargs)
-        masks = whole_masks(pruner, gang)
+    def wrapped(*args: Any, pruner: Pruner, workers: WorkerGroup, **kwargs: Any) -> Any:
+        result = original(*args, pruner=pruner, workers=workers, **kwargs)
+        masks = whole_masks(pruner, workers)
         if masks is not None:
             np.savez(path, **masks)
         return result
@@ -89,11 +89,11 @@ def restore(name: str) -> None:
 def save(bert: Path, data: Path, out: Path) -> None:
     for case, stops in STOPS.items():
         prune = prune_by(METHOD_OF.get(case, "mgpp"))
-        checkpoints = StoppingCheckpoints(f"{out / case}-checkpoints", Gang.current())
+        checkpoints = StoppingCheckpoints(f"{out / case}-checkpoints", WorkerGroup.current())
         run(case, bert, data, out / case, checkpoints, config=CONFIG, prune=prune)
         for stop in stops:
             folder = out / f"{case}-{stop}"
-            checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", Gang.current())
+            checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", WorkerGroup.current())
             checkpoints.stop_at = stop
             keep_masks("write_checkpoint", Path(f"{folder}-masks.npz"))
             try:
@@ -103,15 +103,15 @@ def save(bert: Path, data: Path, out: Path) -> None:
 
 
 def resume(bert: Path, data: Path, out: Path) -> None:
-    gang = Gang.current()
+    workers = WorkerGroup.current()
     for case, stop, ranks, into in RESUMED:
-        if ranks != gang.world_size:
+        if ranks != workers.world_size:
             continue
         folder = folder_of(out, case, stop, ranks, into)
-        if gang.is_main:
+        if workers.is_main:
             shutil.copytree(out / f"{case}-{stop}-checkpoints", f"{folder}-checkpoints")
-        gang.barrier()
-        checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", gang)
+        workers.barrier()
+        checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", workers)
         keep_masks("load_pruner", Path(f"{folder}-masks.npz"))
         prune = prune_by(METHOD_OF.get(case, "mgpp"))
         run(into, bert, data, folder, checkpoints, config=CONFIG, prune=prune)

@@ -24,8 +24,8 @@ from pipeline.training.config import TrainConfig
 from pipeline.training.deepspeed import ZeroConfig
 from pipeline.training.distill import DistillConfig
 from pipeline.training.loop import train
-from pipeline.training.teacher import Lesson
-from pipeline.worker_group import Gang
+from pipeline.training.teacher import TeacherSpec
+from pipeline.worker_group import WorkerGroup
 from tests.processes import leave
 
 CASES: dict[str, dict[str, Any]] = {
@@ -102,7 +102,7 @@ def run(
     task: Any = CLASSIFICATION,
     config: TrainConfig = TRAIN,
     prune: PruneConfig = PRUNE,
-    lesson: Lesson | None = None,
+    teacher: TeacherSpec | None = None,
     progress: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> dict[str, Any]:
     return train(
@@ -111,11 +111,11 @@ def run(
         config=config,
         zero=ZeroConfig(**LAYOUTS[case], bucket_elements=10_000),
         prune=prune,
-        lesson=lesson,
+        teacher=teacher,
         data=data,
         model_kwargs={"num_labels": 2} if task is CLASSIFICATION else {"num_labels": 1},
         output=output,
-        gang=Gang.current(),
+        workers=WorkerGroup.current(),
         checkpoints=checkpoints,
         progress=progress,
     )
@@ -131,7 +131,7 @@ def main(bert: str, data: str, output: str) -> None:
         prune = prune_by(METHOD_OF.get(case, "mgpp"))
         for stop in (None, *STOP_AFTER):
             folder = Path(output) / f"{case}-{stop}"
-            checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", Gang.current())
+            checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", WorkerGroup.current())
             checkpoints.stop_at = stop
             if stop is not None:
                 try:
@@ -153,7 +153,7 @@ def main(bert: str, data: str, output: str) -> None:
 
 def run_distilled(bert: Path, data: Path, output: Path) -> None:
     """Learn from a model that was trained before, at several ZeRO stages; resume at the last."""
-    lesson = Lesson(
+    teacher = TeacherSpec(
         config=DistillConfig(temperature=3.0, hidden_weight=0.5),
         model=ModelConfig(path=str(output / "stage0-None" / "model")),
     )
@@ -161,27 +161,27 @@ def run_distilled(bert: Path, data: Path, output: Path) -> None:
     for case in DISTILLED:
         for stop in (None, DISTILL_STOP) if case == DISTILLED[-1] else (None,):
             folder = output / f"distilled-{case}-{stop}"
-            checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", Gang.current())
+            checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", WorkerGroup.current())
             checkpoints.stop_at = stop
             if stop is not None:
                 with suppress(InterruptedRunError):
-                    run(case, bert, data, folder, checkpoints, config=often, lesson=lesson)
+                    run(case, bert, data, folder, checkpoints, config=often, teacher=teacher)
                 dist.barrier()
                 checkpoints.stop_at = None
-            run(case, bert, data, folder, checkpoints, config=often, lesson=lesson)
+            run(case, bert, data, folder, checkpoints, config=often, teacher=teacher)
     # Here once more without a teacher: DeepSpeed's ZeRO 3 leaves the process with another
     # torch.nn.functional.linear, which rounds otherwise than the one the first cases ran with.
-    silent = Lesson(config=DistillConfig(weight=1e-60), model=lesson.model)
+    silent = TeacherSpec(config=DistillConfig(weight=1e-60), model=teacher.model)
     for name, teacher in (("untaught", None), ("silent", silent)):
-        checkpoints = StoppingCheckpoints(f"{output / name}-checkpoints", Gang.current())
-        run("stage2", bert, data, output / name, checkpoints, lesson=teacher)
+        checkpoints = StoppingCheckpoints(f"{output / name}-checkpoints", WorkerGroup.current())
+        run("stage2", bert, data, output / name, checkpoints, teacher=teacher)
     dist.barrier()
 
 
 def run_with_nan(case: str, bert: Path, data: Path, output: Path) -> None:
     """Train on rows one of which has no number for its label: once stopped by it, once not."""
     name = f"{case}-nan"
-    checkpoints = CheckpointStore(f"{output / name}-checkpoints", Gang.current(), keep=3)
+    checkpoints = CheckpointStore(f"{output / name}-checkpoints", WorkerGroup.current(), keep=3)
     found: dict[str, Any] = {}
     try:
         run(case, bert, data, output / name, checkpoints, task=REGRESSION)

@@ -21,7 +21,7 @@ from pipeline.runs.stage import plan_stages
 from pipeline.runs.stages import run_stage
 from pipeline.runs.validate import validate
 from pipeline.store.artifacts import ArtifactStore
-from pipeline.worker_group import Gang
+from pipeline.worker_group import WorkerGroup
 from tests.pipeline.training.train_worker import InterruptedRunError, StoppingCheckpoints, run
 from tests.processes import leave
 
@@ -32,38 +32,45 @@ RESUMED = ("stage2", "stage3")
 
 
 def run_file(path: str) -> dict[str, Any]:
-    """Run all stages of a configuration on this gang."""
-    gang = Gang.current()
+    """Run all stages of a configuration on this worker group."""
+    workers = WorkerGroup.current()
     config = validate(path, [], None)
     store = ArtifactStore(config.storage)
     made: dict[str, Any] = {}
     for stage in plan_stages(config):
-        if stage.gang or gang.is_main:
+        if stage.on_all_workers or workers.is_main:
             inputs = {name: made[name] for name in stage.inputs}
-            place = gang if stage.gang else None
-            run_stage(stage, config, store, inputs, gang=place, progress=lambda record: None)
-        gang.barrier()
+            place = workers if stage.on_all_workers else None
+            run_stage(stage, config, store, inputs, workers=place, progress=lambda record: None)
+        workers.barrier()
         made[stage.name] = store.find(stage.name, stage.key)
     return made
 
 
 def interrupted(bert: Path, data: Path, out: Path) -> None:
     """Train with the zeros kept: whole, and stopped and gone on with."""
-    gang = Gang.current()
-    run("stage2", bert, data, out / "whole", StoppingCheckpoints(f"{out}/none", gang), prune=PRUNE)
-    stopping = StoppingCheckpoints(f"{out}/stopped", gang)
+    workers = WorkerGroup.current()
+    run(
+        "stage2",
+        bert,
+        data,
+        out / "whole",
+        StoppingCheckpoints(f"{out}/none", workers),
+        prune=PRUNE,
+    )
+    stopping = StoppingCheckpoints(f"{out}/stopped", workers)
     stopping.stop_at = STOP
     try:
         run("stage2", bert, data, out / "part", stopping, prune=PRUNE)
     except InterruptedRunError:
-        gang.barrier()
+        workers.barrier()
     for layout in RESUMED:
-        if gang.is_main:
+        if workers.is_main:
             shutil.copytree(out / "stopped", out / f"{layout}-checkpoints")
-        gang.barrier()
-        resuming = StoppingCheckpoints(f"{out}/{layout}-checkpoints", gang)
+        workers.barrier()
+        resuming = StoppingCheckpoints(f"{out}/{layout}-checkpoints", workers)
         figures = run(layout, bert, data, out / layout, resuming, prune=PRUNE)
-        if gang.is_main:
+        if workers.is_main:
             (out / layout / "figures.json").write_text(json.dumps(figures))
 
 
@@ -86,7 +93,7 @@ def main(upstream: str, transfer: str, out: str) -> None:
             Path(sys.argv[1]).parent / "bert",
             dense,
             Path(out) / "dense",
-            StoppingCheckpoints(f"{out}/none", Gang.current()),
+            StoppingCheckpoints(f"{out}/none", WorkerGroup.current()),
             prune=PRUNE,
         )
     except ConfigError as error:

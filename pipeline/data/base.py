@@ -1,0 +1,46 @@
+"""What all sources of rows share."""
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+
+from pipeline.section import NotNegative, Positive, Section
+
+
+def _not_taken(name: str) -> str:
+    if name in ("train", "validation"):
+        raise ValueError(f"{name!r} is the name of a split there is already; choose another")
+    return name
+
+
+SetName = Annotated[str, Field(pattern=r"^\w[\w.-]*$"), AfterValidator(_not_taken)]
+"""Name of a further validation set: of its metrics (`mismatched/accuracy`) and of a folder."""
+
+
+class DataConfig(Section):
+    """What all sources share."""
+
+    rename: dict[str, str] = {}
+    """Columns to rename, wherever they occur: old name -> new name."""
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the training rows held out where the source has no validation split."""
+    split_seed: NotNegative = 0
+    """Seed of that split."""
+    max_train_rows: Positive | None = None
+    """Use only the first rows of the (shuffled) training split."""
+    max_validation_rows: Positive | None = None
+    """Use only the first rows of the validation split, and of each further one."""
+    num_proc: Positive | None = None
+    """Processes that tokenize."""
+
+
+def with_columns(split: Any) -> Any:
+    """Return a split that knows its columns; a streamed one may have to read its first row."""
+    return split if split.column_names is not None else split._resolve_features()
+
+
+def root(error: BaseException) -> str:
+    """Return what lies at the bottom of a chain of errors, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

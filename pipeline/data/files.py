@@ -1,0 +1,122 @@
+"""Rows of local files."""
+
+import csv
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+from datasets import DatasetDict
+
+from pipeline.data.base import DataConfig, SetName, root, with_columns
+from pipeline.data.squad_json import flatten_articles, has_articles
+from pipeline.errors import ConfigError
+from pipeline.section import OneOrMore
+from pipeline.store.locations import content_sha256, resolve_path
+
+# Words such as "null" and "NA" are words; only an empty field is a missing value.
+_AS_WRITTEN: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
+
+# suffix -> (builder of `datasets`, its arguments). TSV has no quoting in the form GLUE is given in.
+_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".csv": ("csv", _AS_WRITTEN),
+    ".tsv": ("csv", {"delimiter": "\t", "quoting": csv.QUOTE_NONE, **_AS_WRITTEN}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".parquet": ("parquet", {}),
+    ".txt": ("text", {}),
+    ".text": ("text", {}),
+}
+
+
+class FilesConfig(DataConfig):
+    """Local files: CSV, TSV, JSON, JSONL, Parquet or text, by their ending."""
+
+    source: Literal["files"]
+    train: OneOrMore
+    """Path or paths; `package:NAME/inner/path` reaches into an installed package."""
+    validation: OneOrMore | None = None
+    """Path or paths; without them a share of the training rows is held out."""
+    extra_validation: dict[SetName, OneOrMore] = {}
+    """Further sets to score on: name -> path or paths. Their metrics are called `name/metric`."""
+    options: dict[str, Any] = {}
+    """Arguments for the reader of `datasets` (column_names, delimiter, quoting, field, ...);
+    `field: data` reads SQuAD's own JSON files as questions."""
+
+
+def load_files(config: FilesConfig, streaming: bool) -> DatasetDict:
+    """Return the rows of each split.
+
+    Raises:
+        ConfigError: if a file is not there or cannot be read.
+    """
+    splits = DatasetDict() if not streaming else datasets.IterableDatasetDict()
+    problems, found = [], {}
+    for split, (key, given) in _wanted_files(config).items():
+        try:
+            found[split] = (key, _paths(key, given))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    for split, (key, paths) in found.items():
+        suffix = paths[0].suffix.lower()
+        builder, arguments = _FORMATS[suffix]
+        try:
+            rows = with_columns(
+                datasets.load_dataset(
+                    builder,
+                    data_files=[str(path) for path in paths],
+                    split="train",
+                    streaming=streaming,
+                    **{**arguments, **config.options},
+                )
+            )
+            splits[split] = flatten_articles(rows) if has_articles(rows) else rows
+        except Exception as error:  # readers raise what they like; all of it is the file's fault
+            raise ConfigError([f"{key}: {paths[0]} cannot be read: {root(error)}"]) from error
+    return splits
+
+
+def identify_files(config: FilesConfig) -> dict[str, Any]:
+    """Return what names the rows' content: the settings, and a checksum of every file."""
+    values: dict[str, Any] = config.model_dump(mode="json", exclude={"num_proc"})
+    files = {name: _checksums(*given) for name, given in _wanted_files(config).items()}
+    values |= {split: files.pop(split, []) for split in ("train", "validation")}
+    values["extra_validation"] = files
+    return values
+
+
+def _wanted_files(config: FilesConfig) -> dict[str, tuple[str, list[str]]]:
+    """Return what is to be read: split -> (key of the configuration, paths as given)."""
+    wanted = {
+        "train": ("data.train", config.train),
+        "validation": ("data.validation", config.validation or []),
+    }
+    for name, paths in config.extra_validation.items():
+        wanted[name] = (f"data.extra_validation.{name}", paths)
+    return {split: (key, paths) for split, (key, paths) in wanted.items() if paths}
+
+
+def _paths(key: str, given: list[str]) -> list[Path]:
+    paths = []
+    for text in given:
+        try:
+            path = Path(resolve_path(text)).expanduser()
+        except ValueError as error:
+            raise ConfigError([f"{key}: {error}"]) from error
+        if not path.is_file():
+            raise ConfigError([f"{key}: {text} is not a file"])
+        if path.suffix.lower() not in _FORMATS:
+            raise ConfigError(
+                [f"{key}: {text} ends in {path.suffix!r}; allowed are {', '.join(_FORMATS)}"]
+            )
+        paths.append(path)
+    suffixes = {path.suffix.lower(): path for path in paths}
+    if len(suffixes) > 1:
+        names = ", ".join(path.name for path in suffixes.values())
+        raise ConfigError([f"{key}: files of one split must end alike, got {names}"])
+    return paths
+
+
+def _checksums(key: str, given: list[str]) -> list[list[str]]:
+    return [[path.suffix.lower(), content_sha256(path)] for path in _paths(key, given)]

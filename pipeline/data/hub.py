@@ -1,0 +1,82 @@
+"""Rows of a dataset of the Hugging Face hub."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+from datasets import DatasetDict
+
+from pipeline.data.base import DataConfig, SetName, root, with_columns
+from pipeline.errors import ConfigError
+from pipeline.store.locations import content_sha256
+
+
+class HubConfig(DataConfig):
+    """A dataset of the Hugging Face hub, or a local copy of one."""
+
+    source: Literal["hub"]
+    path: str
+    """Name on the hub ("nyu-mll/glue") or folder."""
+    name: str | None = None
+    """Configuration of the dataset ("sst2")."""
+    revision: str | None = None
+    """Branch, tag or commit."""
+    train_split: str = "train"
+    """Split to train on."""
+    validation_split: str | None = "validation"
+    """Split to evaluate on; null holds out a share of the training rows."""
+    extra_validation: dict[SetName, str] = {}
+    """Further splits to score on: name -> split. Their metrics are called `name/metric`."""
+
+
+def load_hub(config: HubConfig, streaming: bool) -> DatasetDict:
+    """Return the rows of each split.
+
+    Raises:
+        ConfigError: if the hub, the dataset or a split cannot be reached.
+    """
+    wanted = {
+        "train": ("data.path", config.train_split),
+        "validation": ("data.path", config.validation_split),
+    }
+    for name, split in config.extra_validation.items():
+        wanted[name] = (f"data.extra_validation.{name}", split)
+    splits = DatasetDict() if not streaming else datasets.IterableDatasetDict()
+    for split, (key, name_there) in wanted.items():
+        if name_there is None:
+            continue
+        try:
+            splits[split] = with_columns(
+                datasets.load_dataset(
+                    config.path,
+                    config.name,
+                    split=name_there,
+                    revision=config.revision,
+                    streaming=streaming,
+                )
+            )
+        except Exception as error:  # of many kinds: no hub, no dataset, no split
+            raise ConfigError(
+                [f"{key}: {config.path!r} (split {name_there!r}) cannot be loaded: {root(error)}"]
+            ) from error
+    return splits
+
+
+def identify_hub(config: HubConfig) -> dict[str, Any]:
+    """Return what names the rows' content: the settings, and the commit or a local copy's checksum."""
+    values: dict[str, Any] = config.model_dump(mode="json", exclude={"num_proc"})
+    if Path(config.path).exists():
+        values["path"] = content_sha256(Path(config.path))
+    else:
+        values["revision"] = config.revision or _hub_commit(config.path)
+    return values
+
+
+def _hub_commit(path: str) -> str | None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        return HfApi().dataset_info(path).sha
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
+        return None  # offline: the cached copy is what there is, and its name identifies it

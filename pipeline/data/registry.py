@@ -1,0 +1,79 @@
+"""The sources of rows by name: how each is loaded, and what names its content.
+
+A source is one file (its section, a function that loads it, one that identifies it) and an entry here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from datasets import DatasetDict
+from pydantic import Field
+
+from pipeline.data.files import FilesConfig, identify_files, load_files
+from pipeline.data.function import FunctionConfig, identify_function, load_function
+from pipeline.data.hub import HubConfig, identify_hub, load_hub
+from pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What can be done with a source, given its section.
+
+    Attributes:
+        load: reads the raw rows by split; its second argument asks for lazy reading.
+        identity: what names the rows' content, for the key of the data stage.
+    """
+
+    load: Callable[[Any, bool], DatasetDict]
+    identity: Callable[[Any], dict[str, Any]]
+
+
+SOURCES = {
+    "files": Source(load=load_files, identity=identify_files),
+    "hub": Source(load=load_hub, identity=identify_hub),
+    "function": Source(load=load_function, identity=identify_function),
+}
+AnySourceConfig = Annotated[FilesConfig | HubConfig | FunctionConfig, Field(discriminator="source")]
+
+
+def load_source(config: Any, *, streaming: bool = False) -> DatasetDict:
+    """Return a source's raw rows, columns renamed: `train`, what there is of `validation`, further sets.
+
+    Args:
+        config: of files, the hub or a function.
+        streaming: read lazily, for a look at the columns.
+
+    Raises:
+        ConfigError: if a file, a dataset or a split is not there or cannot be read.
+    """
+    splits = SOURCES[config.source].load(config, streaming)
+    return renamed(splits, config.rename)
+
+
+def renamed(splits: DatasetDict, rename: dict[str, str]) -> DatasetDict:
+    """Return the splits with columns renamed, wherever they occur.
+
+    Raises:
+        ConfigError: if a split has a column of the new name already.
+    """
+    return type(splits)({name: _renamed(name, split, rename) for name, split in splits.items()})
+
+
+def source_identity(config: Any) -> dict[str, Any]:
+    """Return what names the rows' content: checksums of files, a hub commit, a function's source."""
+    return SOURCES[config.source].identity(config)
+
+
+def _renamed(name: str, split: Any, rename: dict[str, str]) -> Any:
+    columns = list(split.column_names)
+    present = {old: new for old, new in rename.items() if old in columns}
+    kept = [column for column in columns if column not in present]
+    taken = [
+        new for new in present.values() if new in kept or list(present.values()).count(new) > 1
+    ]
+    if taken:
+        raise ConfigError(
+            [f"data.rename: {name} data has a column {taken[0]!r} already; there are: {columns}"]
+        )
+    return split.rename_columns(present) if present else split
