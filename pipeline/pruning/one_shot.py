@@ -18,7 +18,7 @@ from datasets import load_from_disk
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mgpp import OneShotMethod, select_prunable
+from mgpp import OneShotMethod
 from mgpp.methods.one_shot.base import portions
 from pipeline.errors import ConfigError, StageError
 from pipeline.models.decoder import (
@@ -32,7 +32,7 @@ from pipeline.models.decoder import (
 )
 from pipeline.models.loading import ModelConfig, load_model, load_tokenizer
 from pipeline.models.weights import positive_zeros, write_model
-from pipeline.pruning.config import PruneConfig
+from pipeline.pruning.config import PruneSection
 from pipeline.pruning.layer import LayerPruner, MatrixFigures
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import Task
@@ -67,7 +67,7 @@ def prune_one_shot(
     *,
     model_config: ModelConfig,
     task: Task,
-    prune: PruneConfig,
+    prune: PruneSection,
     dtype: torch.dtype,
     seed: int,
     data: Path,
@@ -173,16 +173,17 @@ def prunable_layers(
 def _begin(
     model: nn.Module,
     task: Task,
-    prune: PruneConfig,
+    prune: PruneSection,
     workers: WorkerGroup,
     checkpoints: CheckpointStore,
 ) -> _Run:
-    method = prune.one_shot
+    settings = prune.settings
+    method = settings.one_shot
     assert method is not None
-    assert prune.sparsity is not None
-    names = select_prunable(model, prune.include, prune.exclude)
+    assert settings.sparsity is not None
+    names = settings.select(model)
     sizes = [model.get_parameter(name).numel() for name in names]
-    counts = portions(method.count(sum(sizes), prune.sparsity), sizes)
+    counts = portions(method.count(sum(sizes), settings.sparsity), sizes)
     return _Run(
         workers=workers,
         model=model,

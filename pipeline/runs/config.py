@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation.evaluate import EvaluateConfig
 from pipeline.export.checkpoint import ExportConfig
 from pipeline.models.loading import ModelConfig
-from pipeline.pruning.config import PruneConfig
+from pipeline.pruning.config import PruneSection
 from pipeline.section import Duration, NotNegative, Positive, Section
 from pipeline.tasks import AnyTaskConfig
 from pipeline.training.config import TrainConfig
@@ -24,6 +24,13 @@ from pipeline.training.distill import DistillConfig
 _Kind = TypeVar("_Kind", bound=Section)
 # Keys that say which kind of section theirs is.
 _TAGS = ("data.source", "task.type", "prune.method.name")
+# Keys of earlier versions, and what they are called now.
+RENAMED = {
+    "prune.start": "prune.start_from",
+    "prune.warmup": "prune.start_after",
+    "prune.method.pattern": "prune.pattern",
+    "train.lr_warmup": "train.lr_warmup_length",
+}
 
 
 class DenseConfig(Section):
@@ -94,7 +101,7 @@ class RunConfig(Section):
     """How it is fine-tuned."""
     dense: DenseConfig = DenseConfig()
     """The dense baseline."""
-    prune: PruneConfig
+    prune: PruneSection
     """How it is pruned."""
     distill: DistillConfig | None = None
     """What it learns from a dense teacher meanwhile; null for nothing."""
@@ -286,6 +293,11 @@ def _describe(section: str, item: Any) -> str:
         inner = _sections(model.model_fields[part].annotation) if part in _fields(model) else []
         model = inner[0] if len(inner) == 1 else inner or model
     key = ".".join(path)
+    if item["type"] == "extra_forbidden" and key in RENAMED:
+        return f"{key}: renamed to {RENAMED[key]}"
+    if item["type"] == "setting":
+        inner = [key, item["ctx"]["key"]] if item["ctx"]["key"] else [key]
+        return f"{'.'.join(inner)}: {item['ctx']['text']}"
     if item["type"] == "extra_forbidden":
         return f"{key}: unknown key; allowed are {', '.join(_fields(model))}"
     if item["type"] == "missing":

@@ -141,7 +141,7 @@ def plan_stages(config: RunConfig, *, pruned: bool = True) -> list[Stage]:
 def _prune_needs_dense(config: RunConfig) -> bool:
     """Whether pruning starts from the dense fine-tune, or learns from it."""
     learns = config.distill is not None and config.distill.model(config.model) is None
-    return config.prune.start == "dense" or learns
+    return config.prune.start_from == "dense" or learns
 
 
 def _distill_identity(config: RunConfig) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def _run_dense(config: RunConfig, context: Context) -> dict[str, Any]:
 
 def _run_prune(config: RunConfig, context: Context) -> dict[str, Any]:
     model, teaching = config.model, None
-    if config.prune.start == "dense":
+    if config.prune.start_from == "dense":
         model = _dense_model(config, context)
     if config.prune.one_shot is not None:
         return _run_one_shot(config, model, context)
@@ -236,7 +236,7 @@ def _run_export(config: RunConfig, context: Context) -> dict[str, Any]:
             "sparsity": figures["sparsity"],
             "num_pruned": figures["num_pruned"],
             "mask_hash": figures["mask_hash"],
-            "scope": config.prune.scope,
+            "scope": config.prune.settings.scope,
             **config.prune.placement_given(),
             **scheduled,
             "tool": f"mgpp {version('mgpp')}",

@@ -19,7 +19,7 @@ class TrainConfig(OptimizerConfig):
     """Rows an optimizer step takes, over all workers and accumulation."""
     micro_batch_size: Positive | None = None
     """Rows a worker takes in one forward pass; batch_size over the workers unless given."""
-    lr_warmup: Duration = Duration(0)
+    lr_warmup_length: Duration = Duration(0)
     """Linear warm-up of the rate."""
     lr_final_factor: Annotated[float, Field(ge=0, le=1)] = 0.1
     """The rate falls linearly to this share of the peak."""

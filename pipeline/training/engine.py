@@ -6,9 +6,9 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from mgpp import grouped_parameters, select_prunable
+from mgpp import grouped_parameters
 from pipeline.models.loading import ModelConfig, load_model
-from pipeline.pruning.config import PruneConfig
+from pipeline.pruning.config import PruneSection
 from pipeline.section import NotNegative, Section, Share
 from pipeline.tasks import Task
 from pipeline.training.batches import BatchPlan
@@ -42,7 +42,7 @@ def make_engine(
     task: Task,
     config: OptimizerConfig,
     zero: ZeroConfig,
-    prune: PruneConfig | None,
+    prune: PruneSection | None,
     model_kwargs: dict[str, Any],
     plan: BatchPlan,
     workers: WorkerGroup,
@@ -86,7 +86,7 @@ def make_engine(
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     freeze(model, config.freeze)
-    prunable = select_prunable(model, prune.include, prune.exclude) if prune else []
+    prunable = prune.settings.select(model) if prune else []
     optimizer = torch.optim.AdamW(
         grouped_parameters(model, prunable, weight_decay=config.weight_decay),
         lr=config.lr,

@@ -17,12 +17,12 @@ from datasets import load_from_disk
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mgpp import Pruner, PruningSchedule, select_prunable, transposed_weights
+from mgpp import Pruner, PruningSchedule, transposed_weights
 from mgpp.backends.deepspeed import attach, training_state
 from pipeline.errors import ConfigError, StageError
 from pipeline.models.loading import ModelConfig, load_tokenizer
 from pipeline.models.weights import full_state_dict, write_model
-from pipeline.pruning.config import PruneConfig
+from pipeline.pruning.config import PruneSection
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import Task
 from pipeline.tracking.recorder import Progress, Recorder
@@ -38,7 +38,7 @@ VERSION = 1
 _NUM_LAYER_RECORDS = 20
 _NOT_FINITE_ADVICE = (
     "Look for values that are not finite in the data, lower train.lr, set train.gradient_clipping or "
-    "train.lr_warmup, or use bf16 or fp32 instead of fp16; the last checkpoint is good"
+    "train.lr_warmup_length, or use bf16 or fp32 instead of fp16; the last checkpoint is good"
 )
 
 
@@ -73,7 +73,7 @@ def train(
     task: Task,
     config: TrainConfig,
     zero: ZeroConfig,
-    prune: PruneConfig | None,
+    prune: PruneSection | None,
     teacher: TeacherSpec | None = None,
     data: Path,
     model_kwargs: dict[str, Any],
@@ -120,7 +120,7 @@ def train(
         recorder=Recorder(output, progress, history) if workers.is_main else None,
         plan=plan,
         num_steps=num_steps,
-        warmup_steps=config.lr_warmup.steps(
+        warmup_steps=config.lr_warmup_length.steps(
             steps_per_epoch=plan.steps_per_epoch, num_steps=num_steps
         ),
         done=done,
@@ -144,7 +144,7 @@ def train(
 def _take_up(
     engine: Any,
     checkpoints: CheckpointStore,
-    prune: PruneConfig | None,
+    prune: PruneSection | None,
     plan: BatchPlan,
     num_steps: int,
     workers: WorkerGroup,
@@ -160,7 +160,7 @@ def _take_up(
             done = checkpoint.load_engine(saved, engine=engine, workers=workers)
             history = checkpoint.load_records(saved)
         if prune is not None:
-            schedule = prune.schedule(num_steps, plan.steps_per_epoch)
+            schedule = prune.settings.schedule(num_steps, plan.steps_per_epoch)
             pruner = attach_pruner(engine, prune, schedule, num_examples=plan.num_rows)
             if saved is not None:
                 checkpoint.load_pruner(saved, pruner=pruner, workers=workers)
@@ -181,7 +181,7 @@ def _take_steps(
 
 
 def attach_pruner(
-    engine: Any, prune: PruneConfig, schedule: PruningSchedule, num_examples: int
+    engine: Any, prune: PruneSection, schedule: PruningSchedule, num_examples: int
 ) -> Pruner:
     """Prune the engine's weights as the settings say.
 
@@ -189,16 +189,16 @@ def attach_pruner(
         ConfigError: if this engine or these weights cannot be pruned so.
     """
     weights = dict(engine.module.named_parameters())
-    names = select_prunable(engine.module, prune.include, prune.exclude)
+    names = prune.settings.select(engine.module)
     prunable = {name: weights[name] for name in names}
-    method = prune.method.build(num_examples=num_examples)
+    method = prune.settings.build_method(num_examples)
     try:
         return attach(
             engine,
             prunable,
             method=method,
             schedule=schedule,
-            placement=prune.placement(),
+            placement=prune.settings.placement(),
             transposed=transposed_weights(engine.module),
         )
     except ValueError as error:

@@ -25,7 +25,7 @@ def write(project, folder, **changes):
             "dense.length": 12,
             "dense.lr": 0.002,  # or that of train, which one of the methods changes
             "prune.finetune": 2,
-            "prune.start": "dense",
+            "prune.start_from": "dense",
             "evaluate.max_rows": 40,
         },
         "tasks": {"words": {"recipe": str(project / "run.yaml")}},

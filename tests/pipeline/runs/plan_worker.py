@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.models.loading import ModelConfig
-from pipeline.pruning.config import PruneConfig
+from pipeline.pruning.config import PruneSection
 from pipeline.tasks import make_task
 from pipeline.tasks.sequence import ClassificationConfig
 from pipeline.training.checkpoint import TrainingState, write_checkpoint
@@ -47,13 +47,13 @@ def measure(case: str, bert: str, folder: Path) -> dict[str, int]:
     zero = ZeroConfig(**CASES[case], bucket_elements=BUCKET)
     config = TrainConfig(batch_size=4, micro_batch_size=2)
     plan = config.batch_plan(num_rows=8, world_size=2)
-    prune = PruneConfig(sparsity=0.5)
+    prune = PruneSection(sparsity=0.5)
     task = make_task(ClassificationConfig(type="classification", text=["text"], label="label"))
     model = ModelConfig(path=bert)
     engine = make_engine(
         model, task, config, zero, prune, {"num_labels": 2}, plan, WorkerGroup.current()
     )
-    pruner = attach_pruner(engine, prune, prune.schedule(100, 10), num_examples=8)
+    pruner = attach_pruner(engine, prune, prune.settings.schedule(100, 10), num_examples=8)
     found: list[int] = []
 
     def at_step(*_: Any) -> None:

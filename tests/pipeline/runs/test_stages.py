@@ -75,7 +75,7 @@ ONE_SHOT = {"method": {"name": "sparsegpt"}, "sparsity": 0.5}
         ({"zero": {"precision": "bf16"}}, {"data"}),
         ({"prune": {**ONE_SHOT, "calibration_rows": 64}}, {"data", "dense"}),
         ({"prune": {"method": {"name": "sparsegpt", "damping": 0.1}}}, {"data", "dense"}),
-        ({"prune": {**ONE_SHOT, "start": "dense"}}, {"data", "dense"}),
+        ({"prune": {**ONE_SHOT, "start_from": "dense"}}, {"data", "dense"}),
     ],
 )
 def test_what_a_one_shot_method_s_result_depends_on(tiny_bert, words_csv, changes, kept):
@@ -85,7 +85,7 @@ def test_what_a_one_shot_method_s_result_depends_on(tiny_bert, words_csv, change
 
 
 def test_started_from_the_dense_model_it_depends_on_that_one_s_training(tiny_bert, words_csv):
-    prune = {**ONE_SHOT, "start": "dense"}
+    prune = {**ONE_SHOT, "start_from": "dense"}
     before = keys(tiny_bert, words_csv, prune=prune)
     after = keys(tiny_bert, words_csv, prune=prune, train={"lr": 1e-3})
     assert before["prune"] != after["prune"]
