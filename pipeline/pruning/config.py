@@ -138,18 +138,8 @@ class PruneConfig(Section):
         )
         return Allocation(self.placement(), shapes, schedule, transposed)
 
-    def identity(self) -> dict[str, Any]:
-        """Return those settings that the result depends on.
-
-        What places sparsity is among them only where it is not the default, so that artifacts made before
-        there was such a setting keep their keys.
-        """
-        names, _ = self._meaningless()
-        values = self.model_dump(mode="json", exclude={*names, *_PLACED})
-        return values | self.placement_given()
-
     def placement_given(self) -> dict[str, Any]:
-        """Return the settings of where sparsity goes that are not the defaults, for records and keys."""
+        """Return the settings of where sparsity goes that are not the defaults, for records."""
         return self.model_dump(mode="json", include=set(_PLACED), exclude_defaults=True)
 
     def schedule(self, num_steps: int, steps_per_epoch: int) -> PruningSchedule:
