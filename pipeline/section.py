@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -65,6 +65,13 @@ class Section(BaseModel):
                 getattr(self, name), specs[name].get_default(call_default_factory=True)
             )
         }
+
+
+def sections_in(annotation: Any) -> list[type[Section]]:
+    """Return the section classes inside an annotation, such as the members of a union."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for inner in get_args(annotation) for section in sections_in(inner)]
 
 
 def _is_default(value: Any, default: Any) -> bool:
