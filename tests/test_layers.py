@@ -1,12 +1,5 @@
 """Imports between packages run downward only, and no package grows beyond a dozen modules."""
 
-import ast
-from pathlib import Path
-
-import pytest
-
-from tests.processes import ROOT
-
 MAX_MODULES = 12
 # Each package, and those it may import from: itself and what stands below it. Top first.
 FLOORS: tuple[tuple[str, ...], ...] = (

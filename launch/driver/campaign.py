@@ -11,7 +11,7 @@ from launch.driver.many_runs import PlannedRun, plan_run, run_all
 from pipeline.campaigns.grid import VERSION, CampaignCell, CampaignConfig, campaign_cells
 from pipeline.campaigns.report import CellResult, write_campaign
 from pipeline.errors import ConfigError
-from pipeline.runs.stage import Stage
+from pipeline.runs.stage import PlannedStage
 from pipeline.store.artifacts import Artifact, ArtifactStore, make_key
 from pipeline.store.leases import LeaseFolder
 from pipeline.tasks import make_task
@@ -86,7 +86,7 @@ def run_campaign(
     params = config.model_dump(mode="json", exclude={"storage", "runs_at_once"})
     inputs = {p.run.title: p.run.stages[-1].key for p in planned}
     key = make_key("campaign", VERSION, {**params, "failures": failures}, inputs)
-    stage = Stage(name="campaign", key=key, params=params, inputs=(), on_all_workers=False)
+    stage = PlannedStage(name="campaign", key=key, params=params, inputs=(), on_all_workers=False)
     return made_once(
         stage, store, lambda folder: write_campaign(folder, config, results), tell=console.print
     )

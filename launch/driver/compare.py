@@ -20,7 +20,7 @@ from pipeline.campaigns.selection import (
     table,
 )
 from pipeline.errors import StageError
-from pipeline.runs.stage import Stage
+from pipeline.runs.stage import PlannedStage
 from pipeline.store.artifacts import Artifact, ArtifactStore, make_key
 from pipeline.tasks import make_task
 from pipeline.tracking.recorder import METRICS_FILE, parse_records
@@ -83,7 +83,7 @@ def run_comparison(config: ComparisonConfig, store: ArtifactStore, console: Cons
     params = config.model_dump(mode="json", exclude={"storage", "cells_at_once"})
     inputs = {p.cell.title: p.score_key[1] for p in [*selecting, *finals]}
     key = make_key("compare", VERSION, params, inputs)
-    stage = Stage(name="compare", key=key, params=params, inputs=(), on_all_workers=False)
+    stage = PlannedStage(name="compare", key=key, params=params, inputs=(), on_all_workers=False)
     return made_once(
         stage,
         store,

@@ -16,8 +16,6 @@ from pipeline.errors import ConfigError
 from pipeline.tasks import Task
 from pipeline.tasks.base import num_tokens
 
-VERSION = 2
-
 AnyDataConfig = Annotated[
     FilesConfig | HubConfig | FunctionConfig | JoinedConfig, Field(discriminator="source")
 ]

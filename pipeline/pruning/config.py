@@ -112,18 +112,8 @@ class PruneSection(_Settings):
         )
         return Allocation(self.settings.placement(), shapes, schedule, transposed)
 
-    def identity(self) -> dict[str, Any]:
-        """Return those settings that the result depends on.
-
-        What places sparsity is among them only where it is not the default, so that artifacts made before
-        there was such a setting keep their keys.
-        """
-        settings = self.settings
-        unused = {*settings.meaningless(), *self._meaningless(settings), *_PLACED}
-        return self.model_dump(mode="json", exclude=unused) | self.placement_given()
-
     def placement_given(self) -> dict[str, Any]:
-        """Return the settings of where sparsity is placed that are not the defaults."""
+        """Return the settings of where sparsity goes that are not the defaults, for records."""
         return self.model_dump(mode="json", include=set(_PLACED), exclude_defaults=True)
 
 

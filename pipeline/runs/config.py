@@ -15,7 +15,7 @@ from pipeline.evaluation.evaluate import EvaluateConfig
 from pipeline.export.checkpoint import ExportConfig
 from pipeline.models.loading import ModelConfig
 from pipeline.pruning.config import PruneSection
-from pipeline.section import Duration, NotNegative, Positive, Section
+from pipeline.section import Duration, NotNegative, Positive, Section, sections_in
 from pipeline.tasks import AnyTaskConfig
 from pipeline.training.config import TrainConfig
 from pipeline.training.deepspeed import ZeroConfig
@@ -290,14 +290,18 @@ def _describe(section: str, item: Any) -> str:
             model = member
             continue
         path.append(part)
-        inner = _sections(model.model_fields[part].annotation) if part in _fields(model) else []
+        inner = sections_in(model.model_fields[part].annotation) if part in _fields(model) else []
         model = inner[0] if len(inner) == 1 else inner or model
     key = ".".join(path)
     if item["type"] == "extra_forbidden" and key in RENAMED:
         return f"{key}: renamed to {RENAMED[key]}"
     if item["type"] == "setting":
-        inner = [key, item["ctx"]["key"]] if item["ctx"]["key"] else [key]
-        return f"{'.'.join(inner)}: {item['ctx']['text']}"
+        setting = item["ctx"]["key"]
+        return (
+            f"{key}.{setting}: {item['ctx']['text']}"
+            if setting
+            else f"{key}: {item['ctx']['text']}"
+        )
     if item["type"] == "extra_forbidden":
         return f"{key}: unknown key; allowed are {', '.join(_fields(model))}"
     if item["type"] == "missing":
@@ -328,10 +332,3 @@ def _member(model: Any, part: str) -> Any:
 
 def _fields(model: Any) -> list[str]:
     return [] if isinstance(model, list) else list(model.model_fields)
-
-
-def _sections(annotation: Any) -> list[Any]:
-    """Return the section classes inside an annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [section for inner in get_args(annotation) for section in _sections(inner)]

@@ -1,6 +1,6 @@
 """The settings of a fine-tune: how long, in what batches, at what rate."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -12,6 +12,17 @@ from pipeline.training.lr_schedule import linear
 
 class TrainConfig(OptimizerConfig):
     """Fine-tuning, with or without pruning."""
+
+    not_in_key: ClassVar[frozenset[str]] = frozenset(
+        {
+            "micro_batch_size",
+            "log_every",
+            "checkpoint_every",
+            "checkpoints_kept",
+            "max_skipped_steps",
+            "gradient_checkpointing",
+        }
+    )
 
     length: Duration = Duration("3ep")
     """How long to train: steps (500) or epochs ("3ep")."""

@@ -11,6 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 import torch.distributed as dist
 
+from pipeline.context import Context
 from pipeline.models.loading import ModelConfig
 from pipeline.pruning.config import PruneSection
 from pipeline.pruning.one_shot import prune_one_shot
@@ -44,18 +45,21 @@ def run(
     progress: Progress = lambda record: None,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
-    return prune_one_shot(
-        model_config=ModelConfig(path=str(folder / case.partition("-")[0])),
-        task=TASK,
-        prune=prune_of(case),
-        dtype=dtype,
-        seed=0,
-        data=folder / "data",
+    context = Context(
+        inputs={"data": folder / "data"},
         model_kwargs={},
         output=output,
         workers=WorkerGroup.current(),
         checkpoints=checkpoints,
         progress=progress,
+    )
+    return prune_one_shot(
+        context,
+        model_config=ModelConfig(path=str(folder / case.partition("-")[0])),
+        task=TASK,
+        prune=prune_of(case),
+        dtype=dtype,
+        seed=0,
     )
 
 

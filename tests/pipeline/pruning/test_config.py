@@ -47,13 +47,11 @@ def test_settings_written_out_in_full_are_read_back(name):
     assert PruneSection.model_validate(config.model_dump(mode="json")) == config
 
 
-def test_the_identity_holds_what_the_result_depends_on():
-    gradual = PruneSection(sparsity=0.5).identity()
-    assert "calibration_rows" not in gradual
-    assert {"start_after", "finetune", "interval", "initial_sparsity"} <= gradual.keys()
-    wanda = PruneSection(method={"name": "wanda"}, sparsity=0.5).identity()
-    assert wanda["calibration_rows"] == 128
-    assert not {"start_after", "finetune", "interval", "initial_sparsity"} & wanda.keys()
+def test_what_means_nothing_for_the_method_does_not_count_when_it_is_written_out():
+    gradual = PruneSection(sparsity=0.5, interval=5, calibration_rows=128)
+    assert gradual.given() == {"method": {"name": "mgpp"}, "sparsity": 0.5, "interval": 5}
+    wanda = PruneSection(method={"name": "wanda"}, sparsity=0.5, interval=10, calibration_rows=64)
+    assert wanda.given() == {"method": {"name": "wanda"}, "sparsity": 0.5, "calibration_rows": 64}
 
 
 def test_a_pattern_goes_with_one_sparsity():

@@ -7,8 +7,7 @@ import pytest
 import torch.distributed as dist
 
 from pipeline.runs.config import parse_config
-from pipeline.runs.stage import plan_stages
-from pipeline.runs.stages import run_stage
+from pipeline.runs.flow import plan_stages, run_stage
 from pipeline.store.artifacts import Artifact, ArtifactStore
 from pipeline.worker_group import WorkerGroup
 from tests.pipeline.models.tiny_decoders import text, write_decoder
@@ -174,18 +173,3 @@ def test_a_dense_teacher_is_an_input_and_another_is_named_by_its_content(
         )
     }
     assert len(keys) == 6
-
-
-def test_what_places_sparsity_is_in_the_key_only_where_it_is_given(tiny_bert, words_csv):
-    """So that what was pruned before there were such settings is found again."""
-    prune = {"sparsity": 0.5, "min_kept": 0.1, "budgets": {"*.query.*": 0.4}}
-    values = {
-        "name": "keys",
-        "model": {"path": str(tiny_bert)},
-        "task": {"type": "question-answering"},
-        "data": {"source": "files", "train": str(words_csv)},
-        "prune": prune,
-    }
-    params = {s.name: s.params for s in plan_stages(parse_config(values))}["prune"]["prune"]
-    assert (params["min_kept"], params["budgets"]) == (0.1, {"*.query.*": 0.4})
-    assert not {"scope", "pattern"} & set(params)

@@ -14,6 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch.distributed as dist
 
+from pipeline.context import Context
 from pipeline.errors import StageError
 from pipeline.models.loading import ModelConfig, load_tokenizer
 from pipeline.pruning.config import METHOD_CONFIGS, PruneSection
@@ -105,19 +106,22 @@ def run(
     teacher: TeacherSpec | None = None,
     progress: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> dict[str, Any]:
+    context = Context(
+        inputs={"data": data},
+        model_kwargs={"num_labels": 2} if task is CLASSIFICATION else {"num_labels": 1},
+        output=output,
+        workers=WorkerGroup.current(),
+        checkpoints=checkpoints,
+        progress=progress,
+    )
     return train(
+        context,
         model_config=ModelConfig(path=str(bert)),
         task=make_task(task),
         config=config,
         zero=ZeroConfig(**LAYOUTS[case], bucket_elements=10_000),
         prune=prune,
         teacher=teacher,
-        data=data,
-        model_kwargs={"num_labels": 2} if task is CLASSIFICATION else {"num_labels": 1},
-        output=output,
-        workers=WorkerGroup.current(),
-        checkpoints=checkpoints,
-        progress=progress,
     )
 
 

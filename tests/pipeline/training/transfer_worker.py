@@ -17,8 +17,7 @@ import torch.distributed as dist
 
 from pipeline.errors import ConfigError
 from pipeline.pruning.config import METHOD_CONFIGS, PruneSection
-from pipeline.runs.stage import plan_stages
-from pipeline.runs.stages import run_stage
+from pipeline.runs.flow import plan_stages, run_stage
 from pipeline.runs.validate import validate
 from pipeline.store.artifacts import ArtifactStore
 from pipeline.worker_group import WorkerGroup
