@@ -92,7 +92,10 @@ def test_a_recipe_runs(found, recipe):
     assert figures["planned"] == figures["prune"]["num_prunable"]
     assert figures["export"]["num_zeros"] >= figures["prune"]["num_pruned"]
     names = set(figures["evaluate"]["pruned"])
-    assert make_task(config.task).headline in names
+    task = make_task(config.task)
+    assert task.headline in names
+    declared = {metric.name for metric in task.metrics}
+    assert {name.rpartition("/")[2] for name in names} <= declared
     if config.task.type == "masked-lm":
         assert figures["resumed"]
     assert {n.split("/")[0] for n in names if "/" in n} == set(
