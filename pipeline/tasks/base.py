@@ -68,6 +68,13 @@ class Task(ABC):
         known = {metric.name: metric for metric in self.metrics}
         return replace(known[name.rpartition("/")[2]], name=name)
 
+    def written(self, metrics: Mapping[str, Metrics]) -> dict[str, dict[str, str]]:
+        """Return the metrics of each model as text."""
+        return {
+            model: {name: self.metric(name).text(value) for name, value in of.items()}
+            for model, of in metrics.items()
+        }
+
     @abstractmethod
     def columns(self) -> dict[str, str]:
         """Return the data columns it needs: configuration key -> column name."""
