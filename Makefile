@@ -19,7 +19,7 @@ bench: $(VENV)/dev
 
 # MGPP against its rivals on one budget; goes on where it was stopped.
 compare: $(VENV)/demo
-	$(BIN)/mgpp compare configs/compare/lexicon.yaml
+	$(BIN)/mgpp campaign configs/campaigns/lexicon.yaml
 
 # How much of a planted structure is found as samples grow; goes on where it was stopped.
 consistency: $(VENV)/dev

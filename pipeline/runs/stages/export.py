@@ -67,7 +67,7 @@ def _card(context: StageContext) -> dict[str, Any]:
         "method": config.prune.method.name,
         "sparsity": figures["sparsity"],
         "num_pruned": figures["num_pruned"],
-        "metrics": context.artifacts["evaluate"].metrics,
+        "metrics": make_task(config.task).written(context.artifacts["evaluate"].metrics),
         "num_rows": min(num_rows, config.evaluate.max_rows or sys.maxsize),
         "config": config.to_yaml(),
         "versions": package_versions(),

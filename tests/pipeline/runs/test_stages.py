@@ -10,6 +10,7 @@ from pipeline.runs.config import parse_config
 from pipeline.runs.flow import plan_stages, run_stage
 from pipeline.store.artifacts import Artifact, ArtifactStore
 from pipeline.worker_group import WorkerGroup
+from tests.html_page import Page
 from tests.pipeline.models.tiny_decoders import text, write_decoder
 
 
@@ -135,13 +136,16 @@ def test_a_one_shot_run_from_data_to_report(one_shot_run):
     assert not (
         Path(store.folder_of("prune", plan_stages(one_shot_run)[1].key)) / "checkpoints"
     ).exists()
-    page = (done["report"].path / "report.html").read_text()
-    assert "50.00%" in page
-    assert "SparseGPT" in page
-    assert "Sparsity by layer and matrix" in page
+    page = Page((done["report"].path / "report.html").read_text())
+    assert "50.00%" in page.text
+    assert "SparseGPT" in page.text
+    assert "Sparsity by layer and matrix" in page.titles
+    perplexity = f"{done['evaluate'].metrics['pruned']['perplexity']:,.2f}"
+    assert perplexity in page.text
     card = (done["export"].path / "model" / "README.md").read_text()
     assert "`, pruned to **50.00%** by\nSPARSEGPT" in card
     assert "Pruned in one shot, without training" in card
+    assert f"| perplexity | {perplexity} |" in card
 
 
 def test_a_dense_teacher_is_an_input_and_another_is_named_by_its_content(

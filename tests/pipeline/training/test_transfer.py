@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from pipeline.store.artifacts import open_artifact
 from pipeline.tracking.recorder import read_records
+from tests.html_page import Page
 from tests.pipeline.training.transfer_worker import RESUMED
 from tests.processes import torchrun
 
@@ -115,9 +116,9 @@ def test_records_card_and_report_tell_of_the_two_steps(found):
     assert [record["step"] for record in records["prune"]] == [0]
     assert len(records["layers"][0]["sparsity"]) == 12
     with open(f"{found['transfer']['report']}/report.html", encoding="utf-8") as file:
-        page = file.read()
-    assert "Sparse transfer" in page
-    assert "Sparsity by layer and matrix" in page
+        page = Page(file.read())
+    assert "Sparse transfer" in page.text
+    assert "Sparsity by layer and matrix" in page.titles
 
 
 @pytest.mark.parametrize("layout", RESUMED)
