@@ -165,7 +165,7 @@ def fresh(wheel, tmp_path_factory) -> Path:
     return folder / "bin"
 
 
-CLEAN = {"PYTHONPATH": "", "PYTHONNOUSERSITE": "1", "OMP_NUM_THREADS": "1"}
+CLEAN = {"PYTHONPATH": "", "PYTHONNOUSERSITE": "1", "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.packaging
@@ -192,7 +192,7 @@ class TestWheel:
 
     def test_the_loop_of_one_s_own_runs(self, fresh, tmp_path):
         checker, example = ROOT / "tests" / "run_example.py", ROOT / "examples" / "own_loop.py"
-        command = [str(fresh / "python"), "-P", str(checker), str(example), str(tmp_path / "out")]
+        command = [str(fresh / "python"), str(checker), str(example), str(tmp_path / "out")]
         done = run(command, timeout=300, env=CLEAN)
         assert done.returncode == 0, done.stderr[-4000:]
         assert f"mgpp {fresh.parent}" in done.stdout  # of the wheel, not of the working tree
