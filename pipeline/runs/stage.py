@@ -17,6 +17,7 @@ from pipeline.runs.config import RunConfig
 from pipeline.store.artifacts import make_key
 from pipeline.tasks import make_task
 from pipeline.training import loop as train
+from pipeline.training.config import TrainConfig
 
 _REPORT_VERSION = 1
 # Settings of training that do not change what comes out, but for rounding.
@@ -58,8 +59,8 @@ def plan_stages(config: RunConfig, *, pruned: bool = True) -> list[Stage]:
     """
     model = model_identity(config.model)
     precision = config.zero.model_dump(mode="json", include={"precision", "grad_accum_dtype"})
-    settings = config.train.model_dump(mode="json", exclude=_NOT_IN_KEY)
-    dense = config.dense.train_config(config.train).model_dump(mode="json", exclude=_NOT_IN_KEY)
+    settings = _train_identity(config.train)
+    dense = _train_identity(config.dense.train_config(config.train))
     scoring = set(config.task.only_scoring)
     models = tuple(
         name for name, wanted in (("dense", config.dense.enabled), ("prune", pruned)) if wanted
@@ -136,6 +137,16 @@ def plan_stages(config: RunConfig, *, pruned: bool = True) -> list[Stage]:
             )
         )
     return stages
+
+
+def _train_identity(config: TrainConfig) -> dict[str, Any]:
+    """Return what of the training's settings names its output.
+
+    Grouping is among them only where it is on, so that artifacts made before there was such a setting
+    keep their keys.
+    """
+    off = set() if config.group_by_length else {"group_by_length"}
+    return config.model_dump(mode="json", exclude=_NOT_IN_KEY | off)
 
 
 def _prune_needs_dense(config: RunConfig) -> bool:

@@ -25,6 +25,7 @@ from pipeline.models.weights import full_state_dict, write_model
 from pipeline.pruning.config import PruneConfig
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import Task
+from pipeline.tasks.base import token_lengths
 from pipeline.tracking.recorder import Progress, Recorder
 from pipeline.training import checkpoint
 from pipeline.training.batches import BatchPlan
@@ -103,7 +104,8 @@ def train(
     """
     init_deepspeed(workers.backend)
     rows = load_from_disk(str(data / "dataset"))["train"]
-    plan = config.batch_plan(num_rows=len(rows), world_size=workers.world_size)
+    lengths = token_lengths(rows) if config.group_by_length else None
+    plan = config.batch_plan(num_rows=len(rows), world_size=workers.world_size, lengths=lengths)
     num_steps = config.num_steps(plan.steps_per_epoch)
     engine = make_engine(model_config, task, config, zero, prune, model_kwargs, plan, workers)
     done, history, pruner = _take_up(engine, checkpoints, prune, plan, num_steps, workers)
