@@ -26,6 +26,7 @@ from pipeline.models.weights import full_state_dict, write_model
 from pipeline.pruning.config import PruneSection
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import Task
+from pipeline.tasks.base import token_lengths
 from pipeline.tracking.recorder import Recorder
 from pipeline.training import checkpoint
 from pipeline.training.batches import BatchPlan
@@ -94,7 +95,8 @@ def train(
     workers = context.workers
     init_deepspeed(workers.backend)
     rows = load_from_disk(str(context.data / "dataset"))["train"]
-    plan = config.batch_plan(num_rows=len(rows), world_size=workers.world_size)
+    lengths = token_lengths(rows) if config.group_by_length else None
+    plan = config.batch_plan(num_rows=len(rows), world_size=workers.world_size, lengths=lengths)
     num_steps = config.num_steps(plan.steps_per_epoch)
     engine = make_engine(context, model_config, task, config, zero, prune, plan)
     done, history, pruner = _take_up(context, engine, prune, plan, num_steps)

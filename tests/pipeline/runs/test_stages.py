@@ -50,6 +50,11 @@ def stages(tiny_bert, words_csv, **changes):
         ),
         ({"prune": {"method": {"name": "platon", "beta1": 0.5}}}, {"data", "dense"}),
         ({"train": {"lr": 1e-3}}, {"data"}),
+        ({"train": {"group_by_length": True}}, {"data"}),
+        (
+            {"train": {"group_by_length": False}},
+            {"data", "dense", "prune", "evaluate", "export", "report"},
+        ),
         ({"zero": {"precision": "bf16"}}, {"data"}),
         ({"distill": {"teacher": "dense"}}, {"data", "dense"}),
         (

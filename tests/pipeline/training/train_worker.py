@@ -54,6 +54,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         },
     },
 }
+GROUPED = "stage2-bf16"  # the case whose batches are grouped by length
 METHOD_OF = {"stage0": "platon", "stage3": "soft-movement"}  # what keeps state of every weight
 NAN_CASES = ("stage2", "stage3")
 DISTILLED = ("stage2", "stage3-small")  # the last with all of both models sharded
@@ -133,20 +134,31 @@ def main(bert: str, data: str, output: str) -> None:
     load_tokenizer(ModelConfig(path=bert))
     for case in CASES:
         prune = prune_by(METHOD_OF.get(case, "mgpp"))
+        config = TRAIN.model_copy(update={"group_by_length": case == GROUPED})
         for stop in (None, *STOP_AFTER):
             folder = Path(output) / f"{case}-{stop}"
             checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", WorkerGroup.current())
             checkpoints.stop_at = stop
             if stop is not None:
                 try:
-                    run(case, Path(bert), Path(data), folder, checkpoints, prune=prune)
+                    run(
+                        case,
+                        Path(bert),
+                        Path(data),
+                        folder,
+                        checkpoints,
+                        prune=prune,
+                        config=config,
+                    )
                 except InterruptedRunError:
                     dist.barrier()
                     if dist.get_rank() == 0:
                         shutil.rmtree(folder)
                     dist.barrier()
                 checkpoints.stop_at = None
-            figures = run(case, Path(bert), Path(data), folder, checkpoints, prune=prune)
+            figures = run(
+                case, Path(bert), Path(data), folder, checkpoints, prune=prune, config=config
+            )
             if dist.get_rank() == 0:
                 (folder / "figures.json").write_text(json.dumps(figures))
     run_distilled(Path(bert), Path(data), Path(output))
