@@ -84,6 +84,7 @@ def found(request, tmp_path_factory):
     return json.loads((folder / "found.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_runs(found, recipe):
     assert "error" not in found[recipe], found[recipe]["error"]
@@ -103,6 +104,7 @@ def test_a_recipe_runs(found, recipe):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_found(found, mistake):
     (result,) = (found[path] for path in found if path.endswith(f"/{mistake}.yaml"))
@@ -117,6 +119,7 @@ def test_a_schedule_that_cannot_be_is_found(tmp_path):
         check_schedule(read(path), NUM_EXAMPLES["rajpurkar/squad/None"])
 
 
+@pytest.mark.slow
 def test_rows_of_two_validation_sets_are_scored_apart(found):
     figures = found.get("configs/glue/mnli.yaml")
     if figures is None:
