@@ -1,7 +1,7 @@
 """Imports between packages run downward only, and no package grows beyond a dozen modules.
 
-The floors are the order of the packages, the top one first; packages on one floor do not import each other.
-What each may import is listed, so that a new dependency between packages is a decision and not an accident.
+The floors are the order of the packages, the top one first; packages on one floor do not import each
+other. What each may import is listed: a new dependency between packages is a decision, not an accident.
 """
 
 import ast
