@@ -6,12 +6,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 export HF_HUB_OFFLINE ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test bench compare consistency torture lint format schema clean
+.PHONY: demo test bench compare consistency torture docs lint format schema clean
 
 demo: $(VENV)/demo
 	$(BIN)/mgpp run configs/demo.yaml
 
-test: lint
+test: lint docs
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: $(VENV)/dev
@@ -30,6 +30,10 @@ torture: export MGPP_TORTURE_KILLS ?= 24
 torture: $(VENV)/dev
 	$(BIN)/python -m pytest -m torture
 	$(BIN)/python -m pytest tests/pipeline/training/test_kill.py
+
+# The documentation, in build/docs; warnings are errors.
+docs: $(VENV)/dev
+	$(BIN)/sphinx-build -E -W --keep-going -q -b html docs build/docs
 
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
