@@ -17,11 +17,11 @@ test: lint docs
 bench: $(VENV)/dev
 	$(BIN)/python -m tests.bench
 
-# MGPP against its rivals on one budget; goes on where it was stopped.
+# Methods on one budget; rerun it to resume.
 compare: $(VENV)/demo
 	$(BIN)/mgpp compare configs/compare/lexicon.yaml
 
-# How much of a planted structure is found as samples grow; goes on where it was stopped.
+# How much of a planted structure is found as samples grow; rerun it to resume.
 consistency: $(VENV)/dev
 	$(BIN)/python -m tests.consistency
 

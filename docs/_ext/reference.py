@@ -146,6 +146,8 @@ def _type(value: dict[str, Any]) -> str:
 def _commands(command: Any, name: str) -> Iterator[list[str]]:
     import typer
 
+    if getattr(command, "hidden", False):
+        return
     if hasattr(command, "commands"):
         if command.help and name != "mgpp":
             yield [f"## {name}", _text(command.help)]

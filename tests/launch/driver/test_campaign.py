@@ -75,7 +75,7 @@ def test_two_campaigns_on_one_store_share_the_work_and_a_failure_stops_neither(p
         assert error.startswith("1 of 4 cells failed")
         assert other.process.wait(timeout=300) == 1, other.log.read_text()[-4000:]
     told = done.stderr + other.log.read_text()
-    assert "works on it; waiting" not in done.stdout
+    assert "which is working on it" not in done.stdout
     # What is done was done once; what cannot be, was tried by both.
     assert len(artifacts(tmp_path, "prune")) == 2
     assert len(attempts(tmp_path, "data")) == 1
