@@ -1,6 +1,7 @@
 """Reference pages made from the code as they are built, so that they cannot differ from it.
 
-A page holds `<!-- generated: NAME -->` where one of these goes: `configuration`, `commands`, `api`.
+A page holds `<!-- generated: NAME -->` where one of these goes: `configuration`, `campaign`, `commands`,
+`api`.
 """
 
 import inspect
@@ -22,6 +23,18 @@ def configuration() -> str:
     parts = ["## Top level", _table({"properties": plain, "required": required}, schema)]
     for name, value in sections.items():
         parts += _section(name, value, schema, level=2)
+    return "\n\n".join(parts)
+
+
+def campaign() -> str:
+    """Return every key of a campaign's file, and of what its lists and mappings hold."""
+    from pipeline.campaigns.config import CampaignConfig
+
+    schema = CampaignConfig.model_json_schema()
+    parts = [_table(schema, schema)]
+    for name, value in schema["properties"].items():
+        for kind in _entries(value, schema):
+            parts += [f"### {name}", _text(kind["description"]), _table(kind, schema)]
     return "\n\n".join(parts)
 
 
@@ -87,6 +100,13 @@ def _kinds(value: dict[str, Any], schema: dict[str, Any]) -> dict[str, dict[str,
         options = [value, *value.get("anyOf", [])]
         found = {o["$ref"]: o["$ref"] for o in options if "$ref" in o}
     return {name: schema["$defs"][ref.rpartition("/")[2]] for name, ref in found.items()}
+
+
+def _entries(value: dict[str, Any], schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the sections that a key holds, itself or in a list or mapping."""
+    inner = [value, value.get("items", {}), value.get("additionalProperties", {})]
+    options = [option for option in inner if isinstance(option, dict)]
+    return [kind for option in options for kind in _kinds(option, schema).values()]
 
 
 def _table(kind: dict[str, Any], schema: dict[str, Any]) -> str:
@@ -179,6 +199,7 @@ def _text(text: str) -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "configuration": configuration,
+    "campaign": campaign,
     "commands": commands,
     "api": api,
 }
