@@ -19,7 +19,7 @@ bench: $(VENV)/dev
 
 # Methods on one budget; rerun it to resume.
 compare: $(VENV)/demo
-	$(BIN)/mgpp compare configs/compare/lexicon.yaml
+	$(BIN)/mgpp campaign configs/campaigns/lexicon.yaml
 
 # How much of a planted structure is found as samples grow; rerun it to resume.
 consistency: $(VENV)/dev

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(1000)  # one process runs them all
 RECIPES = [
     str(path.relative_to(ROOT))
     for path in sorted((ROOT / "configs").rglob("*.yaml"))
-    if not path.name.startswith("_") and path.parent.name != "compare"
+    if not path.name.startswith("_") and path.parent.name != "campaigns"
 ]
 # Training examples of the data sets as published (blocks and windows: about), which schedules that count
 # steps and epochs are held against. Of others, schedules in one unit need no number.

@@ -145,8 +145,7 @@ def read_as(kind: type[_Kind], path: str, overrides: Sequence[str] = ()) -> _Kin
         return kind.model_validate(values)
     except ValidationError as error:
         raise ConfigError(
-            f"{'.'.join(str(part) for part in item['loc']) or path}: "
-            f"{item['msg'].removeprefix('Value error, ')}"
+            _describe(kind, item) if item["loc"] else item["msg"].removeprefix("Value error, ")
             for item in error.errors()
         ) from None
 
@@ -234,7 +233,7 @@ def parse_sections(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         try:
             sections[name] = adapter.validate_python(values[name])
         except ValidationError as error:
-            problems += [_describe(name, item) for item in error.errors()]
+            problems += [_describe(RunConfig, item, name) for item in error.errors()]
     return sections, problems
 
 
@@ -271,12 +270,16 @@ def _annotate(annotation: Any, *metadata: Any, discriminator: Any) -> Any:
     return annotation
 
 
-def _describe(section: str, item: Any) -> str:
-    """Return a problem in the file's own terms: the key, what was got, what is allowed."""
-    parts = [str(part) for part in item["loc"]]
-    model: Any = RunConfig
+def _describe(model: Any, item: Any, *above: str) -> str:
+    """Return a problem in the file's own terms: the key, what was got, what is allowed.
+
+    Args:
+        model: class of the file.
+        item: pydantic's own description.
+        *above: the keys above what pydantic was given.
+    """
     path: list[str] = []
-    for part in [section, *parts]:
+    for part in [*above, *map(str, item["loc"])]:
         # pydantic puts the tag of a chosen union member into the location; it is no key of the file.
         member = _member(model, part)
         if member is not None:

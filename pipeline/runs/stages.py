@@ -19,7 +19,7 @@ from pipeline.runs.config import RunConfig
 from pipeline.runs.stage import Stage
 from pipeline.store.artifacts import Artifact, ArtifactStore
 from pipeline.store.checkpoints import CheckpointStore
-from pipeline.tasks import make_task
+from pipeline.tasks import Task, make_task
 from pipeline.tracking.recorder import METRICS_FILE, Progress, read_records
 from pipeline.training import loop as train
 from pipeline.training.config import TrainConfig
@@ -247,7 +247,7 @@ def _run_export(config: RunConfig, context: Context) -> dict[str, Any]:
             "method": config.prune.method.name,
             "sparsity": figures["sparsity"],
             "num_pruned": figures["num_pruned"],
-            "metrics": context.inputs["evaluate"].metrics,
+            "metrics": _written(make_task(config.task), context.inputs["evaluate"].metrics),
             "num_rows": min(
                 context.inputs["data"].metrics["num_rows"]["validation"],
                 config.evaluate.max_rows or sys.maxsize,
@@ -275,7 +275,9 @@ def _run_report(config: RunConfig, context: Context) -> dict[str, Any]:
             model=config.model.path,
             method=config.prune.method.name,
             metric=task.headline,
-            higher_is_better=task.higher_is_better,
+            kinds={
+                name: task.metric(name) for name in context.inputs["evaluate"].metrics["pruned"]
+            },
             metrics=context.inputs["evaluate"].metrics,
             sparsity=exported.metrics["sparsity"],
             num_pruned=exported.metrics["num_zeros"],
@@ -326,6 +328,14 @@ def _model_kwargs(artifact: Artifact) -> dict[str, Any]:
     if "id2label" in kwargs:
         kwargs["id2label"] = {int(i): name for i, name in kwargs["id2label"].items()}
     return kwargs
+
+
+def _written(task: Task, metrics: dict[str, dict[str, float]]) -> dict[str, dict[str, str]]:
+    """Return the metrics of each model as text."""
+    return {
+        kind: {name: task.metric(name).text(value) for name, value in of.items()}
+        for kind, of in metrics.items()
+    }
 
 
 def _versions() -> dict[str, str]:
