@@ -6,13 +6,17 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 export HF_HUB_OFFLINE ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test bench compare consistency torture docs lint format schema clean
+.PHONY: demo test test-all bench compare consistency torture docs lint format schema clean
 
 demo: $(VENV)/demo
 	$(BIN)/mgpp run configs/demo.yaml
 
 test: lint docs
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Also builds the wheel and installs it into a fresh environment, with a package index at hand.
+test-all: lint docs
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not torture'
 
 bench: $(VENV)/dev
 	$(BIN)/python -m tests.bench
