@@ -45,10 +45,11 @@ PACKAGES = ("mgpp", "pipeline", "launch")
 # Folders whose strings are not yet rewritten.
 NOT_YET: tuple[str, ...] = (
     "mgpp/",
-    *(f"pipeline/{name}" for name in ("campaigns", "evaluation", "export", "pruning", "runs")),
-    *(f"pipeline/{name}" for name in ("training", "tracking", "errors.py")),
-    *(f"launch/{name}" for name in ("cli/campaign.py", "driver/campaign.py", "driver/compare.py")),
+    *(f"pipeline/{name}" for name in ("errors.py", "pruning", "runs", "tracking", "training")),
 )
+# Where names of before are given, as code, to those who know them; and the keys that are refused.
+NAMES_OF_BEFORE = ("CHANGELOG.md", "docs/migrating.md")
+REFUSED_KEYS = {("pipeline/campaigns/config.py", "cells")}
 # Files that people read, beside code.
 TEXTS = [
     name
@@ -91,7 +92,10 @@ def test_the_help_of_a_command_is_in_plain_words(command):
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_text_is_in_plain_words(name):
-    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    text = (ROOT / name).read_text(encoding="utf-8")
+    if name in NAMES_OF_BEFORE:
+        text = re.sub(r"`[^`\n]*`", "", text)
+    lines = text.splitlines()
     found = [f"{name}:{i}: {p}" for i, line in enumerate(lines, 1) for p in problems_in(line)]
     assert found == []
 
@@ -104,6 +108,7 @@ def test_what_a_module_says_is_in_plain_words(name):
     found = [
         f"{name}:{line}: {problem} in {text!r}"
         for line, text in placed_strings_of(Path(ROOT / name))
+        if (name, text) not in REFUSED_KEYS
         for problem in problems_in(text)
     ]
     assert found == []
