@@ -35,7 +35,7 @@ class PruningConfig:
             those of one matrix.
         budgets: final sparsity by pattern; what remains of `sparsity` goes to the other weights.
         min_kept: share of every matrix that stays, at least.
-        pattern: "N:M" ("2:4": 2 of every 4 inputs stay) or "ROWSxCOLUMNS" ("32x1": whole blocks go).
+        pattern: "N:M" ("2:4": 2 of every 4 inputs stay) or "ROWSxCOLUMNS" ("32x1": whole blocks).
 
     Raises:
         ValueError: if a number is out of range or the method is not known.
@@ -69,7 +69,7 @@ class PruningConfig:
         self.placement()
 
     def placement(self) -> Placement:
-        """Return where sparsity goes."""
+        """Return how sparsity is distributed."""
         return Placement(
             scope=self.scope, budgets=self.budgets, min_kept=self.min_kept, pattern=self.pattern
         )

@@ -44,7 +44,6 @@ PATTERNS = {
 PACKAGES = ("mgpp", "pipeline", "launch")
 # Folders whose strings are not yet rewritten.
 NOT_YET: tuple[str, ...] = (
-    "mgpp/",
     *(f"pipeline/{name}" for name in ("errors.py", "pruning", "runs", "tracking", "training")),
 )
 # Where names of before are given, as code, to those who know them; and the keys that are refused.

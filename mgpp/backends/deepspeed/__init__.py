@@ -11,7 +11,7 @@ second one writes is copied to the low-precision weights by ZeRO itself.
     1, bf16 + fp32    1                   the same (BF16_Optimizer)
     3                 1 a sub-group       one flat partition a sub-group
 
-    layout.py     where this rank's pieces of parameters lie
+    layout.py     where this rank's shards of parameters lie
     hooks.py      pruning at the inner optimizer's steps
     state.py      training state by parameter and range, for checkpoints of any layout
     refusals.py   modes in which DeepSpeed is wrong or cannot be hooked
