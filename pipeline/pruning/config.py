@@ -60,7 +60,7 @@ class PruneConfig(Section):
     min_kept: Share = 0.0
     """Share of every matrix that stays, at least."""
     pattern: str | None = None
-    """What goes together: "2:4" keeps 2 of every 4 inputs; "32x1" prunes blocks, 32 outputs x 1 input."""
+    """Pattern: "2:4" keeps 2 of every 4 inputs; "32x1" prunes whole blocks, 32 outputs x 1 input."""
 
     @field_validator("pattern", mode="before")
     @classmethod
@@ -123,7 +123,7 @@ class PruneConfig(Section):
     def allocation(
         self, shapes: dict[str, tuple[int, ...]], transposed: Collection[str]
     ) -> Allocation:
-        """Return how much of each weight goes, on the shortest schedule there is.
+        """Return how much of each weight is pruned, on the shortest schedule there is.
 
         Raises:
             ValueError: if that cannot be.

@@ -56,7 +56,7 @@ def make_engine(
         zero: how state is sharded.
         prune: what is pruned, or None.
         model_kwargs: what the data asks of the model.
-        plan: how rows are dealt out.
+        plan: how rows are split among workers.
         workers: all of them; all call this function.
 
     Returns:

@@ -21,7 +21,7 @@ Only these files know DeepSpeed's insides; they were written against 0.19.
 
 from mgpp.backends.deepspeed.hooks import attach
 from mgpp.backends.deepspeed.state import (
-    TrainedPiece,
+    TrainedShard,
     engine_counters,
     load_engine_counters,
     load_training_state,
@@ -29,7 +29,7 @@ from mgpp.backends.deepspeed.state import (
 )
 
 __all__ = [
-    "TrainedPiece",
+    "TrainedShard",
     "attach",
     "engine_counters",
     "load_engine_counters",

@@ -11,7 +11,7 @@ from mgpp.backends.deepspeed.layout import parameter_shards
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedPiece:
+class TrainedShard:
     """What this rank holds of one trained parameter, with what the optimizer keeps of it.
 
     Attributes:
@@ -31,7 +31,7 @@ class TrainedPiece:
     counters: dict[str, float]
 
 
-def training_state(engine: Any) -> Iterator[TrainedPiece]:
+def training_state(engine: Any) -> Iterator[TrainedShard]:
     """Give this rank's part of the training state by parameter and range.
 
     All ranks' shards make up the whole state, each element once, but at stage 0, where every rank holds
@@ -48,7 +48,7 @@ def training_state(engine: Any) -> Iterator[TrainedPiece]:
                 counters[key] = float(value)
             else:
                 values[key] = shard.part_of(value)
-        yield TrainedPiece(
+        yield TrainedShard(
             name=names[id(shard.parameter)],
             offset=shard.offset,
             numel=shard.numel,
@@ -65,7 +65,7 @@ def load_training_state(
     Args:
         engine: what `deepspeed.initialize` returned.
         read: given a parameter's name, an offset and a number of elements, returns the values of that
-            range and the counters, as in `TrainedPiece`.
+            range and the counters, as in `TrainedShard`.
     """
     names, optimizer = _names(engine), engine.basic_optimizer
     on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
