@@ -21,8 +21,8 @@ nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!mgpp\.|pipeline\.).*")]
 # Internal types in the signatures of public ones.
 nitpick_ignore = [
-    ("py:class", "mgpp.masking.pattern.Blocks"),
-    ("py:class", "mgpp.masking.pattern.NofM"),
+    ("py:class", "mgpp.pattern.Blocks"),
+    ("py:class", "mgpp.pattern.NofM"),
     ("py:class", "mgpp.masking.threshold.Group"),
     ("py:class", "mgpp.methods.one_shot.base.PrunedMatrix"),
 ]

@@ -89,6 +89,14 @@ def test_every_requirement_has_a_lowest_version():
         assert re.search(r">=|==", requirement), requirement
 
 
+def test_the_files_that_contributors_are_sent_to_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:mgpp|pipeline|launch|tests|configs)/[\w./-]+)`", text))
+    assert named
+    for name in named:
+        assert (ROOT / name).exists() or "NAME" in name, name
+
+
 def test_the_workflow_runs_the_versions_of_python_that_are_claimed():
     import yaml
 

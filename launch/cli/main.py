@@ -51,7 +51,7 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
         from launch.cli.signals import announced_stop
         from launch.cluster.connect import cluster_capacity, connected, local_capacity
         from launch.driver.run import all_done, run_stages
-        from pipeline.runs.stage import plan_stages
+        from pipeline.runs.flow import plan_stages
         from pipeline.runs.validate import cluster_problems, validate
         from pipeline.store.artifacts import ArtifactStore
         from pipeline.store.storage import absolute_url, storage_problems
@@ -84,7 +84,7 @@ def validate(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = 
     """Check a configuration, its model, its data and whether its workers fit; start nothing."""
     with reported_errors(as_json) as emit:
         from launch.cluster.connect import local_capacity
-        from pipeline.runs.stage import plan_stages
+        from pipeline.runs.flow import plan_stages
         from pipeline.runs.validate import validate as check
         from pipeline.store.storage import storage_problems
 

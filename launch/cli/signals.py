@@ -8,13 +8,13 @@ from typing import NoReturn
 import typer
 
 from launch.cli.output import Terminated
-from pipeline.runs.stage import Stage
+from pipeline.runs.stage import PlannedStage
 from pipeline.store.artifacts import ArtifactStore
 from pipeline.store.checkpoints import newest_step
 
 
 @contextmanager
-def announced_stop(stages: Sequence[Stage], store: ArtifactStore) -> Iterator[None]:
+def announced_stop(stages: Sequence[PlannedStage], store: ArtifactStore) -> Iterator[None]:
     """Turn SIGTERM into an exception while the block runs; print then where the next run resumes."""
 
     def stop(*_: object) -> NoReturn:
@@ -34,7 +34,7 @@ def announced_stop(stages: Sequence[Stage], store: ArtifactStore) -> Iterator[No
         signal.signal(signal.SIGTERM, before)
 
 
-def last_saved(stages: Sequence[Stage], store: ArtifactStore) -> str:
+def last_saved(stages: Sequence[PlannedStage], store: ArtifactStore) -> str:
     """Return what a run has saved, in words."""
     done = [stage for stage in stages if store.find(stage.name, stage.key) is not None]
     missing = next((stage for stage in stages if stage not in done), None)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -16,7 +17,7 @@ from pipeline.campaigns.selection import NO_CHOICE, Choice, choose, selection_ru
 from pipeline.campaigns.summary import Outcome
 from pipeline.errors import ConfigError, StageError
 from pipeline.metric import Metric
-from pipeline.runs.stage import Stage
+from pipeline.runs.stage import PlannedStage
 from pipeline.store.artifacts import Artifact, ArtifactStore, make_key
 from pipeline.store.leases import LeaseFolder
 from pipeline.tasks import make_task
@@ -85,7 +86,7 @@ def run_campaign(
     choice, final = NO_CHOICE, planned.final
     if planned.selecting:
         choice = _select(config, planned.selecting, store, console)
-        final = _plan(config, campaign_runs(config, choice.chosen))
+        final = _plan(config, campaign_runs(config, choice.chosen), planned.final)
     failures = _run(final, config, store, console)
     outcomes = [
         _outcome(run, p, store, failures.get(run.title, ""), curves=config.curves)
@@ -94,7 +95,7 @@ def run_campaign(
     params = config.model_dump(mode="json", exclude={"storage", "runs_at_once"})
     inputs = {run.title: p.stages[-1].key for run, p in {**planned.selecting, **final}.items()}
     key = make_key("campaign", VERSION, {**params, "failures": failures}, inputs)
-    stage = Stage(name="campaign", key=key, params=params, inputs=(), on_all_workers=False)
+    stage = PlannedStage(name="campaign", key=key, params=params, inputs=(), on_all_workers=False)
     return made_once(
         stage,
         store,
@@ -117,15 +118,22 @@ def campaign_states(
             for run, p in final.items()
         ]
     if states:
-        final = _plan(
-            config, campaign_runs(config, _choice(config, planned.selecting, store).chosen)
-        )
+        choice = _choice(config, planned.selecting, store)
+        final = _plan(config, campaign_runs(config, choice.chosen), final)
     return states + [_state(run, p, store) for run, p in final.items()]
 
 
-def _plan(config: CampaignConfig, runs: Sequence[CampaignRun]) -> Planned:
+def _plan(
+    config: CampaignConfig,
+    runs: Sequence[CampaignRun],
+    known: Planned = MappingProxyType({}),
+) -> Planned:
+    """Return runs with their stages; planning one reads its recipe, so those known are taken over."""
     planned, problems = {}, []
     for run in runs:
+        if run in known:
+            planned[run] = known[run]
+            continue
         whole = config.export and run.place.is_pruned and not run.selecting
         try:
             planned[run] = plan_run(

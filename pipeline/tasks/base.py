@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow.compute as pc
+import torch
 from datasets import Dataset, DatasetDict
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from pipeline.section import Positive, Section
 Metrics = dict[str, float]
 Predictions = Mapping[str, np.ndarray]
 
+_ROWS_AT_A_TIME = 100_000
 UNLABELLED = -100  # the label of a token that is not predicted
 
 
@@ -68,6 +71,13 @@ class Task(ABC):
         known = {metric.name: metric for metric in self.metrics}
         return replace(known[name.rpartition("/")[2]], name=name)
 
+    def written(self, metrics: Mapping[str, Metrics]) -> dict[str, dict[str, str]]:
+        """Return the metrics of each model as text."""
+        return {
+            model: {name: self.metric(name).text(value) for name, value in of.items()}
+            for model, of in metrics.items()
+        }
+
     @abstractmethod
     def columns(self) -> dict[str, str]:
         """Return the data columns it needs: configuration key -> column name."""
@@ -120,8 +130,15 @@ class Task(ABC):
         """
 
 
+def token_lengths(rows: Dataset) -> Tensor:
+    """Return the tokens of each tokenized row: 1-D int64, in the order of the rows."""
+    tables = rows.select_columns("input_ids").with_format("arrow").iter(_ROWS_AT_A_TIME)
+    lengths = [pc.list_value_length(table["input_ids"]).to_numpy() for table in tables]
+    return torch.from_numpy(np.concatenate(lengths or [np.empty(0)]).astype(np.int64))
+
+
 def num_tokens(rows: Dataset) -> int:
     """Return how many tokens tokenized rows hold."""
     if "input_ids" not in rows.column_names:
         return 0  # no row at all came out of the tokenizer
-    return sum(len(ids) for batch in rows.iter(1000) for ids in batch["input_ids"])
+    return int(token_lengths(rows).sum())
