@@ -1,7 +1,7 @@
 """Reference pages made from the code as they are built, so that they cannot differ from it.
 
-A page holds `<!-- generated: NAME -->` where one of these goes: `configuration`, `campaign`, `commands`,
-`api`.
+A page holds `<!-- generated: NAME -->` where one of these goes: `configuration`, `campaign`, `settings`,
+`commands`, `api`.
 """
 
 import inspect
@@ -36,6 +36,18 @@ def campaign() -> str:
         for kind in _entries(value, schema):
             parts += [f"### {name}", _text(kind["description"]), _table(kind, schema)]
     return "\n\n".join(parts)
+
+
+def settings() -> str:
+    """Return the settings of `mgpp.PruningConfig`: key, default, meaning."""
+    import mgpp
+    from mgpp.settings import default_of
+
+    rows = ["| key | default | meaning |", "|---|---|---|"]
+    for entry in mgpp.settings_of(mgpp.PruningConfig):
+        description = _text(entry.metadata["description"])
+        rows.append(f"| `{entry.name}` | `{default_of(entry)}` | {description} |")
+    return "\n".join(rows)
 
 
 def commands() -> str:
@@ -200,6 +212,7 @@ def _text(text: str) -> str:
 PAGES: dict[str, Callable[[], str]] = {
     "configuration": configuration,
     "campaign": campaign,
+    "settings": settings,
     "commands": commands,
     "api": api,
 }
