@@ -1,6 +1,6 @@
 """The pruning stage of one-shot methods: a decoder, layer by layer, on what text sends through it.
 
-Each worker holds the model on its CPU and one layer at a time on its device. Rows are dealt out among
+Each worker holds the model on its CPU and one layer at a time on its device. Rows are split among
 the workers, and so are the matrices of a layer; statistics are summed over all. Each layer is pruned on
 the outputs of the pruned layers before it. A plain function; it runs the same under Ray and torchrun.
 """
@@ -75,7 +75,7 @@ def prune_one_shot(
     """Prune the model once; write it and the records to the context's output, as training does.
 
     What is done is kept layer by layer: a run that was killed takes the layers that were pruned, runs the
-    rows through them again and goes on, on any number of workers.
+    rows through them again and continues, on any number of workers.
 
     Args:
         context: what it reads, where it writes and the workers, all of which call this function.
@@ -268,7 +268,7 @@ def _save_layer(
     figures: dict[str, MatrixFigures],
     index: int,
 ) -> None:
-    """Keep a pruned layer; what lay there is of another run that cannot be gone on from."""
+    """Keep a pruned layer; what lay there is of another run that cannot be resumed."""
     if workers.is_main:
         store.discard()
     store.save(partial(_write_layer, workers, layer, figures), index)
@@ -285,7 +285,7 @@ def _write_layer(
 
 
 def _load_layer(store: CheckpointStore, layer: DecoderLayer) -> dict[str, MatrixFigures] | None:
-    """Take up a layer that was pruned before, if it was."""
+    """Restore a layer that was pruned before, if it was."""
     with store.latest(announced=False) as saved:
         if saved is None:
             return None

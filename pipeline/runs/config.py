@@ -65,7 +65,7 @@ class ClusterConfig(Section):
     max_failures: NotNegative = 3
     """How often a worker group is restarted from its last checkpoint."""
     min_workers: Positive | None = None
-    """Fewest workers to go on with, from the last checkpoint, if some are lost for good; null for all."""
+    """Fewest workers to resume with from the last checkpoint if some are lost for good; null for all."""
     wait_seconds: Positive = 300
     """How long workers are waited for: at the start, and after some were lost."""
     timeout_seconds: Positive = 1800

@@ -253,7 +253,8 @@ def _schedule_problems(
     for key, length in lengths.items():
         if length.steps(steps_per_epoch=per_epoch) < 1:
             problems.append(
-                f"{key}.length: {length.text!r} of {per_epoch} steps an epoch is no step at all"
+                f"{key}.length: {length.text!r} of {per_epoch} steps per epoch is less than one "
+                "optimizer step"
             )
     if not problems and prune.one_shot is None:
         try:

@@ -252,8 +252,8 @@ def _check_weights(run: _Run) -> None:
     Raises:
         StageError: if there are any, on whatever worker.
     """
-    # Piece by piece, for ZeRO 3 pads parameters with whatever was in memory.
-    masters = (piece.values["master"] for piece in training_state(run.engine))
+    # Shard by shard, for ZeRO 3 pads parameters with whatever was in memory.
+    masters = (shard.values["master"] for shard in training_state(run.engine))
     bad = sum(not bool(torch.isfinite(master).all()) for master in masters)
     if run.workers.sum(bad)[0]:
         raise StageError(

@@ -204,7 +204,7 @@ def test_a_run_that_was_stopped_goes_on_after_the_last_layer(
     )
     assert run("llama-sparsegpt", folder, tmp_path / "out", store) == figures
     assert len(layers) == (2 if corrupt else 1)
-    assert any("is corrupt and left out" in note for note in notes) == corrupt
+    assert any("is corrupt and skipped" in note for note in notes) == corrupt
     for name in ("weights.json", "metrics.jsonl"):
         assert (tmp_path / "out" / name).read_text() == (path / name).read_text()
     store.discard()

@@ -259,8 +259,14 @@ def test_a_schedule_in_steps_and_epochs_is_held_against_the_rows(config_file, ov
     ("overrides", "problem"),
     [
         (["data.max_train_rows=7"], "train.batch_size: 7 training rows do not fill one batch"),
-        (["train.length=0.05ep"], "train.length: '0.05ep' of 5 steps an epoch is no step at all"),
-        (["dense.length=0.05ep"], "dense.length: '0.05ep' of 5 steps an epoch is no step at all"),
+        (
+            ["train.length=0.05ep"],
+            "train.length: '0.05ep' of 5 steps per epoch is less than one optimizer step",
+        ),
+        (
+            ["dense.length=0.05ep"],
+            "dense.length: '0.05ep' of 5 steps per epoch is less than one optimizer step",
+        ),
         (["data.validation_share=0.99"], "data.validation_share: 0.99 of 48 training rows leaves"),
     ],
 )
