@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.processes import leave, run, torchrun_command
 
-_GRACE = 5.0  # seconds in which the other ranks of a failed case may write how it ended for them
+_GRACE = 2.0  # seconds in which the other ranks of a failed case may write how it ended for them
 _ENDED = "ended.json"
 
 
