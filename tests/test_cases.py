@@ -28,7 +28,7 @@ def test_a_case_among_failing_ones_passes_once_on_every_rank(launched, case):
 
 
 @pytest.mark.parametrize(
-    ("case", "told"),
+    ("case", "expected"),
     [
         ("one", ["rank 0 ", "in barrier", "rank 1 failed", "ValueError: only rank 1"]),
         ("both", ["rank 0 failed", "KeyError: 'rank 0'", "rank 1 failed", "KeyError: 'rank 1'"]),
@@ -36,13 +36,13 @@ def test_a_case_among_failing_ones_passes_once_on_every_rank(launched, case):
         ("left", ["not run", "'hung'"]),
     ],
 )
-def test_a_failing_case_says_what_became_of_it_on_every_rank(launched, case, told):
+def test_a_failing_case_says_what_became_of_it_on_every_rank(launched, case, expected):
     with pytest.raises(AssertionError) as raised:
         launched.folder("first", case)
     text = str(raised.value)
     assert text.startswith(f"case {case}: ")
     position = 0
-    for part in told:  # in this order
+    for part in expected:  # in this order
         position = text.find(part, position)
         assert position >= 0, (part, text)
 
