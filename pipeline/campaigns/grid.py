@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from pipeline.campaigns.overrides import Changes, overrides_of
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Problem
 from pipeline.runs.config import read_as
 from pipeline.section import NotNegative, Positive, Section, Share
 
@@ -165,15 +165,15 @@ def read_campaign(path: str, overrides: Sequence[str] = ()) -> CampaignConfig:
     for name, task in config.tasks.items():
         recipe = Path(path).parent / task.recipe
         if not recipe.is_file():
-            problems.append(f"tasks.{name}.recipe: {recipe} is not a file")
+            problems.append(Problem(f"tasks.{name}.recipe", f"{recipe} is not a file"))
         tasks[name] = task.model_copy(update={"recipe": str(recipe)})
     config = config.model_copy(update={"tasks": tasks})
     cells = campaign_cells(config)
     if not any(cell.is_pruned for cell in cells):
-        problems.append(f"{path}: no cells; give sparsities, or cells")
+        problems.append(Problem(path, "no cells", hint="give sparsities, or cells"))
     titles = [cell.title for cell in cells]
     problems += [
-        f"{path}: {title}: given twice, in the grid or in cells"
+        Problem(title, "given twice, in the grid or in cells", where=path)
         for title in sorted({title for title in titles if titles.count(title) > 1})
     ]
     if problems:

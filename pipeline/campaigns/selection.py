@@ -13,7 +13,7 @@ from statistics import mean, stdev
 from pydantic import Field, model_validator
 
 from pipeline.campaigns.overrides import Changes, overrides_of
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Problem
 from pipeline.runs.config import read_as
 from pipeline.section import NotNegative, Positive, Section, Share
 
@@ -123,7 +123,7 @@ def read_comparison(path: str, overrides: Sequence[str] = ()) -> ComparisonConfi
     config = read_as(ComparisonConfig, path, overrides)
     recipe = Path(path).parent / config.recipe
     if not recipe.is_file():
-        raise ConfigError([f"recipe: {recipe} is not a file"])
+        raise ConfigError([Problem("recipe", f"{recipe} is not a file")])
     return config.model_copy(update={"recipe": str(recipe)})
 
 

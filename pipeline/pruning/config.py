@@ -16,6 +16,7 @@ from mgpp import (
     make_one_shot,
 )
 from mgpp.masking.pattern import parse_pattern
+from pipeline.errors import Problem, SettingError
 from pipeline.pruning.methods import METHOD_CONFIGS, AnyMethodConfig
 from pipeline.section import Duration, Positive, Section, Share
 
@@ -87,13 +88,21 @@ class PruneConfig(Section):
             # A default that was written out is none of the user's wishes: recorded settings hold all.
             if getattr(self, name) != type(self).model_fields[name].default:
                 got = self.model_dump(mode="json")[name]
-                raise ValueError(
-                    f"{name} means nothing for {self.method.name}, which {kind}: got {got!r}, leave "
-                    "it out"
+                raise SettingError(
+                    Problem(
+                        name,
+                        f"means nothing for {self.method.name}, which {kind}",
+                        got=got,
+                        hint="leave it out",
+                    )
                 )
         if self.sparsity is not None and self.initial_sparsity > self.sparsity:
-            raise ValueError(
-                f"initial_sparsity ({self.initial_sparsity}) must not exceed sparsity ({self.sparsity})"
+            raise SettingError(
+                Problem(
+                    "initial_sparsity",
+                    f"must not exceed sparsity ({self.sparsity})",
+                    got=self.initial_sparsity,
+                )
             )
         if self.one_shot is not None:
             assert self.sparsity is not None

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DataCollatorForSeq2Seq
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Problem
 from pipeline.section import NotNegative, Positive
 from pipeline.tasks.base import Metrics, Predictions, Task, TaskConfig, TokenizedData
 
@@ -124,8 +124,12 @@ class TextToText(Task):
         if missing:
             raise ConfigError(
                 [
-                    f"task.target: {missing} rows of the {name} data have no value in column "
-                    f"{self.config.target!r}; leave them out"
+                    Problem(
+                        "task.target",
+                        f"{missing} rows of the {name} data have no value in column "
+                        f"{self.config.target!r}",
+                        hint="leave them out",
+                    )
                 ]
             )
 

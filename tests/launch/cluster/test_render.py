@@ -214,7 +214,7 @@ def test_the_slurm_script_runs_a_whole_pipeline_on_two_nodes(project, tmp_path):
 def test_what_cannot_be_is_told(config, target, values, settings, complaint):
     with pytest.raises(ConfigError) as caught:
         rendered(target, config, *settings, **values)
-    assert any(p.startswith(complaint) for p in caught.value.problems), caught.value.problems
+    assert any(str(p).startswith(complaint) for p in caught.value.problems), caught.value.problems
 
 
 def test_a_storage_that_nodes_do_not_share_is_refused(config):

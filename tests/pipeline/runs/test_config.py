@@ -53,8 +53,8 @@ def changed(**sections):
 def problems(values):
     with pytest.raises(ConfigError) as raised:
         parse_config(values)
-    assert str(raised.value) == "\n".join(raised.value.problems)
-    return raised.value.problems
+    assert str(raised.value) == "\n".join(map(str, raised.value.problems))
+    return [str(problem) for problem in raised.value.problems]
 
 
 def only_problem(values):
