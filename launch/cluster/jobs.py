@@ -91,9 +91,9 @@ def make_submission(
             [
                 Problem(
                     "storage",
-                    "would lie in the job's temporary folder",
                     got=storage,
-                    hint="give an absolute path that all nodes share, or a URL (storage=s3://...)",
+                    hint="it would lie in the job's temporary folder: give an absolute path that all "
+                    "nodes share, or a URL (storage=s3://...)",
                 )
             ]
         )

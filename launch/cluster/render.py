@@ -88,7 +88,7 @@ class ClusterDescription(Section):
             raise SettingError(
                 Problem(
                     "shared_memory_gib",
-                    f"of memory_gib: {self.memory_gib}",
+                    f"must not exceed memory_gib, {self.memory_gib}",
                     got=self.shared_memory_gib,
                 )
             )

@@ -35,7 +35,7 @@ def resolve_upstream(
     try:
         path = _exported_model(reference, above)
     except ConfigError as error:
-        return values, [problem.within("model.path") for problem in error.problems]
+        return values, error.problems
     return {**values, "model": {**model, "path": path}}, []
 
 
@@ -48,11 +48,11 @@ def _exported_model(reference: str, above: tuple[str, ...]) -> str:
     try:
         command = shlex.split(reference.removeprefix(RUN))
     except ValueError as error:
-        raise ConfigError([Problem(repr(reference), str(error))]) from error
+        raise ConfigError([Problem("model.path", f"{reference!r}: {error}")]) from error
     if not command:
-        raise ConfigError([Problem(repr(reference), "names no file")])
+        raise ConfigError([Problem("model.path", f"{reference!r} names no file")])
     if reference in above:
-        raise ConfigError([Problem(repr(reference), "leads back to itself")])
+        raise ConfigError([Problem("model.path", f"{reference!r} leads back to itself")])
     try:
         values, problems = read_config(command[0], command[1:])
         if not problems:
@@ -62,16 +62,16 @@ def _exported_model(reference: str, above: tuple[str, ...]) -> str:
         config = parse_config(values)
         key = next(stage.key for stage in plan_stages(config) if stage.name == "export")
     except ConfigError as error:
-        raise ConfigError(p.within(repr(reference)) for p in error.problems) from error
+        raise ConfigError(p.within(f"model.path: {reference!r}") for p in error.problems) from error
     store = ArtifactStore(absolute_url(config.storage))
     exported = store.find("export", key)
     if exported is None:
         raise ConfigError(
             [
                 Problem(
-                    repr(reference),
-                    "was not run yet, or what it is made of has changed since: there is no "
-                    f"export-{key} in {store.url}",
+                    "model.path",
+                    f"{reference!r} was not run yet, or what it is made of has changed since: there is "
+                    f"no export-{key} in {store.url}",
                     hint=f"`mgpp run {shlex.join(command)}` first",
                 )
             ]

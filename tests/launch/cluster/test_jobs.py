@@ -193,7 +193,7 @@ def test_what_is_shipped_and_how_it_is_named(shipped, monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "complaint"),
     [
-        (["storage=runs"], "storage: got 'runs', which would lie in the job's temporary folder"),
+        (["storage=runs"], "storage: got 'runs'; it would lie in the job's temporary folder"),
         (["train.lr=-1"], "train.lr: "),
         (["cluster.address=ray://head:10001"], "cluster.address: got 'ray://head:10001'"),
     ],

@@ -207,7 +207,7 @@ def test_the_slurm_script_runs_a_whole_pipeline_on_two_nodes(project, tmp_path):
         ("slurm", {"nodes": 0}, [], "nodes: "),
         ("slurm", {"name": "Not a name"}, [], "name: "),
         ("slurm", {}, ["colour=red"], "--set colour=red: must be key=value; keys are name, nodes"),
-        ("slurm", {}, ["shared_memory_gib=2000"], "cluster: shared_memory_gib: got 2000"),
+        ("slurm", {}, ["shared_memory_gib=2000"], "shared_memory_gib: "),
         ("slurm", {}, ["time_limit=1;rm"], "time_limit: "),
     ],
 )

@@ -104,7 +104,9 @@ def test_a_list_may_stand_for_the_grid(read):
 def test_mistakes_are_told(read, changes, complaint):
     with pytest.raises(ConfigError) as caught:
         read(**changes)
-    assert any(complaint in str(problem) for problem in caught.value.problems), caught.value.problems
+    assert any(complaint in str(problem) for problem in caught.value.problems), (
+        caught.value.problems
+    )
 
 
 def results(config):

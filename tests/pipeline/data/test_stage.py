@@ -417,13 +417,15 @@ def test_what_is_wrong_with_a_part_names_the_part(corpora, tmp_path):
         ({"source": "files"}, "data.parts.0.train: missing"),
         ({"source": "files", "train": "t", "trian": 1}, "data.parts.0.trian: unknown key"),
         ({"source": "joined", "parts": []}, "data.parts.0.source: got 'joined'; allowed are"),
-        ({"source": "files", "train": "t", "split_seed": 1}, "data: parts.0.split_seed is of all"),
+        ({"source": "files", "train": "t", "split_seed": 1}, "data.parts.0.split_seed: is of all"),
     ],
 )
 def test_settings_of_a_part_are_checked_as_such(part, problem):
     with pytest.raises(ConfigError) as raised:
         parse_config({"data": {"source": "joined", "parts": [part]}})
-    assert any(str(found).startswith(problem) for found in raised.value.problems), raised.value.problems
+    assert any(str(found).startswith(problem) for found in raised.value.problems), (
+        raised.value.problems
+    )
 
 
 def test_identity_of_joined_sources_follows_each_part(corpora, tmp_path):

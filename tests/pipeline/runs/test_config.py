@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from mgpp import METHODS, ONE_SHOT
 from pipeline.errors import ConfigError
 from pipeline.pruning.config import METHOD_CONFIGS
-from pipeline.runs.config import ClusterConfig, RunConfig, json_schema, parse_config, read_config
+from pipeline.runs import config as run_config
+from pipeline.runs.config import ClusterConfig, RunConfig, json_schema, parse_config
 from pipeline.section import Duration
 from pipeline.tasks import TASKS
 
@@ -48,6 +49,12 @@ def write(folder, text):
 
 def changed(**sections):
     return {**SMALL, **sections}
+
+
+def read_config(path, overrides=()):
+    """As the one that is tested, with the problems written out."""
+    values, found = run_config.read_config(path, overrides)
+    return values, [str(problem) for problem in found]
 
 
 def problems(values):
@@ -258,7 +265,7 @@ def test_every_problem_of_a_file_at_once():
         "prune.sparsity",
         "prune.warmup",
         "zero.stage",
-        "cluster",
+        "cluster.gpus_per_worker",
     ]
 
 
@@ -381,7 +388,7 @@ def test_a_wrong_tag_lists_the_right_ones(section, values, key, got, allowed):
 
 def test_initial_sparsity_above_sparsity():
     problem = only_problem(changed(prune={"sparsity": 0.5, "initial_sparsity": 0.6}))
-    assert problem == "prune: initial_sparsity (0.6) must not exceed sparsity (0.5)"
+    assert problem == "prune.initial_sparsity: must not exceed sparsity (0.5), got 0.6"
     parse_config(changed(prune={"sparsity": 0.5, "initial_sparsity": 0.5}))
 
 
@@ -394,7 +401,7 @@ def test_sparse_transfer_takes_no_schedule():
     assert parse_config(config.model_dump(mode="json")) == config
     for key, value in (("sparsity", 0.5), ("warmup", 3), ("interval", 2), ("start", "dense")):
         problem = only_problem(changed(prune={**transfer, key: value}))
-        assert problem.startswith(f"prune: {key} means nothing for sparse-transfer, which keeps")
+        assert problem.startswith(f"prune.{key}: means nothing for sparse-transfer, which keeps")
     assert only_problem(changed(prune={"method": {"name": "gmp"}})) == "prune.sparsity: missing"
 
 
@@ -434,7 +441,7 @@ def test_a_wrong_setting_of_a_method_is_named(method, problem):
 
 def test_a_worker_has_one_gpu_at_most():
     problem = only_problem(changed(cluster={"gpus_per_worker": 2}))
-    assert problem.startswith("cluster: gpus_per_worker is 2; a worker drives one GPU")
+    assert problem.startswith("cluster.gpus_per_worker: got 2; a worker drives one GPU")
     with pytest.raises(ValidationError, match="use more workers"):
         ClusterConfig(gpus_per_worker=2)
 
