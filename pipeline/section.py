@@ -1,6 +1,5 @@
 """The base of every section of the configuration, and the types several of them share."""
 
-import re
 from collections.abc import Collection
 from typing import Annotated, Any, ClassVar, get_args
 
@@ -13,6 +12,8 @@ from pydantic import (
     GetJsonSchemaHandler,
 )
 from pydantic_core import core_schema
+
+import mgpp
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -89,51 +90,15 @@ def _reduced(value: Any, as_json: Any) -> Any:
     return as_json
 
 
-class Duration:
-    """A length of training: steps (`500`), epochs (`"2ep"`) or a share of all steps (`"10%"`)."""
-
-    _PATTERN = re.compile(r"^(?P<value>\d+(\.\d+)?)(?P<unit>ep|%)?$")
-
-    def __init__(self, text: str | int) -> None:
-        match = self._PATTERN.match(str(text).strip()) if not isinstance(text, bool) else None
-        if match is None or (match["unit"] is None and "." in match["value"]):
-            raise ValueError(
-                "not a length; allowed are steps (500), epochs ('2ep') or a share ('10%')"
-            )
-        self.text = str(text).strip()
-        self.value = float(match["value"])
-        self.unit = match["unit"] or "steps"
-
-    def steps(self, *, steps_per_epoch: int, num_steps: int | None = None) -> int:
-        """Return the length in optimizer steps.
-
-        Args:
-            steps_per_epoch: optimizer steps in one pass over the training data.
-            num_steps: all steps of the run, which a share is taken of.
-        """
-        if self.unit == "ep":
-            return round(self.value * steps_per_epoch)
-        if self.unit == "%":
-            if num_steps is None:
-                raise ValueError(f"{self.text!r} is a share of the run and cannot be its length")
-            return round(self.value / 100 * num_steps)
-        return int(self.value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Duration) and self.text == other.text
-
-    def __hash__(self) -> int:
-        return hash(self.text)
-
-    def __repr__(self) -> str:
-        return f"Duration({self.text!r})"
+class Duration(mgpp.Duration):
+    """A length of training in a section: steps (`500`), epochs (`"2ep"`) or a share (`"10%"`)."""
 
     @classmethod
     def __get_pydantic_core_schema__(
         cls, source: Any, handler: GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
         def parse(value: Any) -> "Duration":
-            return value if isinstance(value, Duration) else cls(value)
+            return value if isinstance(value, cls) else cls(value)
 
         return core_schema.no_info_plain_validator_function(
             parse,
@@ -147,6 +112,7 @@ class Duration:
         return {
             "anyOf": [
                 {"type": "integer", "minimum": 0},
+                {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
                 {
                     "type": "string",
                     "pattern": r"^(\d+|\d+(\.\d+)?(ep|%))$",

@@ -36,7 +36,7 @@ from tests.recipe_models import WORDS, family, make_model
 # Keys that say how long something is, wherever they stand, and what they are set to.
 _SHORT: dict[str, Any] = {
     "length": 6,
-    "warmup": 2,
+    "start_after": 2,
     "finetune": 2,
     "interval": 2,
     "batch_size": 4,

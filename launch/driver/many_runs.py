@@ -105,7 +105,7 @@ def run_all(
     """
     missing = [run for run in planned if not all_done(run.stages, store)]
     done = len(planned) - len(missing)
-    console.print(f"{len(planned)} cells, {done} of them done before")
+    console.print(f"{len(planned)} runs, {done} of them cached")
     jobs = _jobs(missing, store)
     runs = {run.title: run for run in missing}
     waiting, running, ended = list(jobs), dict[Any, tuple[_Job, Any]](), 0

@@ -18,7 +18,7 @@ from datasets import load_from_disk
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mgpp import OneShotMethod, select_prunable
+from mgpp import OneShotMethod
 from mgpp.methods.one_shot.base import portions
 from pipeline.context import Context
 from pipeline.errors import ConfigError, Problem, StageError
@@ -33,7 +33,7 @@ from pipeline.models.decoder import (
 )
 from pipeline.models.loading import ModelConfig, load_model, load_tokenizer
 from pipeline.models.weights import positive_zeros, write_model
-from pipeline.pruning.config import PruneConfig
+from pipeline.pruning.config import PruneSection
 from pipeline.pruning.layer import LayerPruner, MatrixFigures
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import Task
@@ -68,7 +68,7 @@ def prune_one_shot(
     *,
     model_config: ModelConfig,
     task: Task,
-    prune: PruneConfig,
+    prune: PruneSection,
     dtype: torch.dtype,
     seed: int,
 ) -> dict[str, Any]:
@@ -165,13 +165,14 @@ def prunable_layers(
     return layers
 
 
-def _begin(context: Context, model: nn.Module, task: Task, prune: PruneConfig) -> _Run:
-    method = prune.one_shot
+def _begin(context: Context, model: nn.Module, task: Task, prune: PruneSection) -> _Run:
+    settings = prune.settings
+    method = settings.one_shot
     assert method is not None
-    assert prune.sparsity is not None
-    names = select_prunable(model, prune.include, prune.exclude)
+    assert settings.sparsity is not None
+    names = settings.select(model)
     sizes = [model.get_parameter(name).numel() for name in names]
-    counts = portions(method.count(sum(sizes), prune.sparsity), sizes)
+    counts = portions(method.count(sum(sizes), settings.sparsity), sizes)
     return _Run(
         workers=context.workers,
         model=model,

@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError, Problem, SettingError
 from pipeline.evaluation.evaluate import EvaluateConfig
 from pipeline.export.checkpoint import ExportConfig
 from pipeline.models.loading import ModelConfig
-from pipeline.pruning.config import PruneConfig
+from pipeline.pruning.config import PruneSection
 from pipeline.section import Duration, NotNegative, Positive, Section, sections_in
 from pipeline.tasks import AnyTaskConfig
 from pipeline.training.config import TrainConfig
@@ -25,6 +25,13 @@ from pipeline.training.distill import DistillConfig
 _Kind = TypeVar("_Kind", bound=Section)
 # Keys that say which kind of section theirs is.
 _TAGS = ("data.source", "task.type", "prune.method.name")
+# Keys of earlier versions, and what they are called now.
+RENAMED = {
+    "prune.start": "prune.start_from",
+    "prune.warmup": "prune.start_after",
+    "prune.method.pattern": "prune.pattern",
+    "train.lr_warmup": "train.lr_warmup_length",
+}
 
 
 class DenseConfig(Section):
@@ -103,7 +110,7 @@ class RunConfig(Section):
     """How it is fine-tuned."""
     dense: DenseConfig = DenseConfig()
     """The dense baseline."""
-    prune: PruneConfig
+    prune: PruneSection
     """How it is pruned."""
     distill: DistillConfig | None = None
     """What it learns from a dense teacher meanwhile; null for nothing."""
@@ -153,7 +160,10 @@ def read_as(kind: type[_Kind], path: str, overrides: Sequence[str] = ()) -> _Kin
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(problem_of(item, whole=path) for item in error.errors()) from None
+        raise ConfigError(
+            _describe(kind, item) if item["loc"] else problem_of(item, whole=path)
+            for item in error.errors()
+        ) from None
 
 
 def _load(path: Path, below: tuple[Path, ...] = ()) -> DictConfig:
@@ -249,7 +259,7 @@ def parse_sections(values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem
         try:
             sections[name] = adapter.validate_python(values[name])
         except ValidationError as error:
-            problems += [_describe(name, item) for item in error.errors()]
+            problems += [_describe(RunConfig, item, name) for item in error.errors()]
     return sections, problems
 
 
@@ -286,12 +296,16 @@ def _annotate(annotation: Any, *metadata: Any, discriminator: Any) -> Any:
     return annotation
 
 
-def _describe(section: str, item: Any) -> Problem:
-    """Return pydantic's error in the file's own terms: the key, what was got, what is allowed."""
-    parts = [str(part) for part in item["loc"]]
-    model: Any = RunConfig
+def _describe(model: Any, item: Any, *above: str) -> Problem:
+    """Return pydantic's error in the file's own terms: the key, what was got, what is allowed.
+
+    Args:
+        model: class of the file.
+        item: pydantic's own description.
+        *above: the keys above what pydantic was given.
+    """
     path: list[str] = []
-    for part in [section, *parts]:
+    for part in [*above, *map(str, item["loc"])]:
         # pydantic puts the tag of a chosen union member into the location; it is no key of the file.
         member = _member(model, part)
         if member is not None:
@@ -301,6 +315,8 @@ def _describe(section: str, item: Any) -> Problem:
         inner = sections_in(model.model_fields[part].annotation) if part in _fields(model) else []
         model = inner[0] if len(inner) == 1 else inner or model
     key = ".".join(path)
+    if item["type"] == "extra_forbidden" and key in RENAMED:
+        return Problem(key, f"renamed to {RENAMED[key]}")
     if item["type"] == "extra_forbidden":
         return Problem(key, "unknown key", allowed=tuple(_fields(model)))
     if item["type"] == "missing":

@@ -2,18 +2,22 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow.compute as pc
+import torch
 from datasets import Dataset, DatasetDict
 from torch import Tensor
 
+from pipeline.metric import Metric
 from pipeline.section import Positive, Section
 
 Metrics = dict[str, float]
 Predictions = Mapping[str, np.ndarray]
 
+_ROWS_AT_A_TIME = 100_000
 UNLABELLED = -100  # the label of a token that is not predicted
 
 
@@ -48,13 +52,31 @@ class Task(ABC):
 
     auto_model: ClassVar[str]
     """The transformers auto class that loads the model."""
+    metrics: ClassVar[tuple[Metric, ...]]
+    """All that `score` may return."""
     headline: str
-    """The metric shown first."""
-    higher_is_better: bool
+    """Name of the metric shown first."""
     row_is_example: ClassVar[bool] = True
     """Whether counting rows counts examples; otherwise they must be tokenized for it."""
     predicts_numbers: ClassVar[bool] = False
     """Whether the outputs are numbers; otherwise they are logits of choices."""
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a larger headline metric is better."""
+        return self.metric(self.headline).higher_is_better
+
+    def metric(self, name: str) -> Metric:
+        """Return what a metric is; one of a further validation set is called `set/metric`."""
+        known = {metric.name: metric for metric in self.metrics}
+        return replace(known[name.rpartition("/")[2]], name=name)
+
+    def written(self, metrics: Mapping[str, Metrics]) -> dict[str, dict[str, str]]:
+        """Return the metrics of each model as text."""
+        return {
+            model: {name: self.metric(name).text(value) for name, value in of.items()}
+            for model, of in metrics.items()
+        }
 
     @abstractmethod
     def columns(self) -> dict[str, str]:
@@ -99,7 +121,7 @@ class Task(ABC):
 
     @abstractmethod
     def score(self, predictions: Predictions, rows: Dataset, tokenizer: Any) -> Metrics:
-        """Compute the metrics over all examples.
+        """Compute the metrics over all examples, each of them one of `metrics`.
 
         Args:
             predictions: what `infer` returned, in the order of `rows`.
@@ -108,8 +130,15 @@ class Task(ABC):
         """
 
 
+def token_lengths(rows: Dataset) -> Tensor:
+    """Return the tokens of each tokenized row: 1-D int64, in the order of the rows."""
+    tables = rows.select_columns("input_ids").with_format("arrow").iter(_ROWS_AT_A_TIME)
+    lengths = [pc.list_value_length(table["input_ids"]).to_numpy() for table in tables]
+    return torch.from_numpy(np.concatenate(lengths or [np.empty(0)]).astype(np.int64))
+
+
 def num_tokens(rows: Dataset) -> int:
     """Return how many tokens tokenized rows hold."""
     if "input_ids" not in rows.column_names:
         return 0  # no row at all came out of the tokenizer
-    return sum(len(ids) for batch in rows.iter(1000) for ids in batch["input_ids"])
+    return int(token_lengths(rows).sum())

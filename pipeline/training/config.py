@@ -3,6 +3,7 @@
 from typing import Annotated, ClassVar
 
 from pydantic import Field
+from torch import Tensor
 
 from pipeline.section import Duration, NotNegative, Positive
 from pipeline.training.batches import BatchPlan
@@ -30,7 +31,9 @@ class TrainConfig(OptimizerConfig):
     """Rows an optimizer step takes, over all workers and accumulation."""
     micro_batch_size: Positive | None = None
     """Rows a worker takes in one forward pass; batch_size over the workers unless given."""
-    lr_warmup: Duration = Duration(0)
+    group_by_length: bool = False
+    """Put rows of like length in one batch, so that less of it is padding."""
+    lr_warmup_length: Duration = Duration(0)
     """Linear warm-up of the rate."""
     lr_final_factor: Annotated[float, Field(ge=0, le=1)] = 0.1
     """The rate falls linearly to this share of the peak."""
@@ -50,14 +53,17 @@ class TrainConfig(OptimizerConfig):
         """Tell whether batches can be dealt out to so many workers."""
         return self.batch_size % (self._rows_of_a_pass(num_workers) * num_workers) == 0
 
-    def batch_plan(self, *, num_rows: int, world_size: int) -> BatchPlan:
-        """Return how rows are dealt out."""
+    def batch_plan(
+        self, *, num_rows: int, world_size: int, lengths: Tensor | None = None
+    ) -> BatchPlan:
+        """Return how rows are dealt out; `lengths`, tokens of each row, count with `group_by_length`."""
         return BatchPlan(
             num_rows=num_rows,
             batch_size=self.batch_size,
             micro_batch_size=self._rows_of_a_pass(world_size),
             world_size=world_size,
             seed=self.seed,
+            lengths=lengths if self.group_by_length else None,
         )
 
     def num_steps(self, steps_per_epoch: int) -> int:

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from mgpp import grouped_parameters, select_prunable
+from mgpp import grouped_parameters
 from pipeline.context import Context
 from pipeline.models.loading import ModelConfig, load_model
-from pipeline.pruning.config import PruneConfig
+from pipeline.pruning.config import PruneSection
 from pipeline.section import NotNegative, Section, Share
 from pipeline.tasks import Task
 from pipeline.training.batches import BatchPlan
@@ -44,7 +44,7 @@ def make_engine(
     task: Task,
     config: OptimizerConfig,
     zero: ZeroConfig,
-    prune: PruneConfig | None,
+    prune: PruneSection | None,
     plan: BatchPlan,
 ) -> Any:
     """Load the model and hand it to DeepSpeed, with an optimizer whose first group is prunable.
@@ -85,7 +85,7 @@ def make_engine(
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     freeze(model, config.freeze)
-    prunable = select_prunable(model, prune.include, prune.exclude) if prune else []
+    prunable = prune.settings.select(model) if prune else []
     optimizer = torch.optim.AdamW(
         grouped_parameters(model, prunable, weight_decay=config.weight_decay),
         lr=config.lr,

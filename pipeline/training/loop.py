@@ -17,15 +17,16 @@ from datasets import load_from_disk
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mgpp import Pruner, PruningSchedule, select_prunable, transposed_weights
+from mgpp import Pruner, PruningSchedule, transposed_weights
 from mgpp.backends.deepspeed import attach, training_state
 from pipeline.context import Context
 from pipeline.errors import ConfigError, Problem, StageError
 from pipeline.models.loading import ModelConfig, load_tokenizer
 from pipeline.models.weights import full_state_dict, write_model
-from pipeline.pruning.config import PruneConfig
+from pipeline.pruning.config import PruneSection
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import Task
+from pipeline.tasks.base import token_lengths
 from pipeline.tracking.recorder import Recorder
 from pipeline.training import checkpoint
 from pipeline.training.batches import BatchPlan
@@ -38,7 +39,7 @@ from pipeline.worker_group import WorkerGroup
 _NUM_LAYER_RECORDS = 20
 _NOT_FINITE_ADVICE = (
     "Look for values that are not finite in the data, lower train.lr, set train.gradient_clipping or "
-    "train.lr_warmup, or use bf16 or fp32 instead of fp16; the last checkpoint is good"
+    "train.lr_warmup_length, or use bf16 or fp32 instead of fp16; the last checkpoint is good"
 )
 
 
@@ -74,7 +75,7 @@ def train(
     task: Task,
     config: TrainConfig,
     zero: ZeroConfig,
-    prune: PruneConfig | None,
+    prune: PruneSection | None,
     teacher: TeacherSpec | None = None,
 ) -> dict[str, Any]:
     """Fine-tune and, with `prune`, prune; write the model and its records to the context's output.
@@ -94,7 +95,8 @@ def train(
     workers = context.workers
     init_deepspeed(workers.backend)
     rows = load_from_disk(str(context.data / "dataset"))["train"]
-    plan = config.batch_plan(num_rows=len(rows), world_size=workers.world_size)
+    lengths = token_lengths(rows) if config.group_by_length else None
+    plan = config.batch_plan(num_rows=len(rows), world_size=workers.world_size, lengths=lengths)
     num_steps = config.num_steps(plan.steps_per_epoch)
     engine = make_engine(context, model_config, task, config, zero, prune, plan)
     done, history, pruner = _take_up(context, engine, prune, plan, num_steps)
@@ -111,7 +113,7 @@ def train(
         recorder=Recorder(context.output, context.progress, history) if workers.is_main else None,
         plan=plan,
         num_steps=num_steps,
-        warmup_steps=config.lr_warmup.steps(
+        warmup_steps=config.lr_warmup_length.steps(
             steps_per_epoch=plan.steps_per_epoch, num_steps=num_steps
         ),
         done=done,
@@ -133,7 +135,7 @@ def train(
 
 
 def _take_up(
-    context: Context, engine: Any, prune: PruneConfig | None, plan: BatchPlan, num_steps: int
+    context: Context, engine: Any, prune: PruneSection | None, plan: BatchPlan, num_steps: int
 ) -> tuple[checkpoint.TrainingState, str, Pruner | None]:
     """Load the newest checkpoint, if there is one, and attach the pruner, if there is to be one.
 
@@ -147,7 +149,7 @@ def _take_up(
             done = checkpoint.load_engine(saved, engine=engine, workers=workers)
             history = checkpoint.load_records(saved)
         if prune is not None:
-            schedule = prune.schedule(num_steps, plan.steps_per_epoch)
+            schedule = prune.settings.schedule(num_steps, plan.steps_per_epoch)
             pruner = attach_pruner(engine, prune, schedule, num_examples=plan.num_rows)
             if saved is not None:
                 checkpoint.load_pruner(saved, pruner=pruner, workers=workers)
@@ -168,7 +170,7 @@ def _take_steps(
 
 
 def attach_pruner(
-    engine: Any, prune: PruneConfig, schedule: PruningSchedule, num_examples: int
+    engine: Any, prune: PruneSection, schedule: PruningSchedule, num_examples: int
 ) -> Pruner:
     """Prune the engine's weights as the settings say.
 
@@ -176,16 +178,16 @@ def attach_pruner(
         ConfigError: if this engine or these weights cannot be pruned so.
     """
     weights = dict(engine.module.named_parameters())
-    names = select_prunable(engine.module, prune.include, prune.exclude)
+    names = prune.settings.select(engine.module)
     prunable = {name: weights[name] for name in names}
-    method = prune.method.build(num_examples=num_examples)
+    method = prune.settings.build_method(num_examples)
     try:
         return attach(
             engine,
             prunable,
             method=method,
             schedule=schedule,
-            placement=prune.placement(),
+            placement=prune.settings.placement(),
             transposed=transposed_weights(engine.module),
         )
     except ValueError as error:

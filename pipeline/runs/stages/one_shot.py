@@ -26,7 +26,7 @@ class OneShotStage(Stage):
 
     def inputs(self, config: RunConfig) -> tuple[str, ...]:
         """Return the data, and the dense fine-tune where that is pruned."""
-        return ("data", "dense") if config.prune.start == "dense" else ("data",)
+        return ("data", "dense") if config.prune.start_from == "dense" else ("data",)
 
     def content(self, config: RunConfig) -> dict[str, Any]:
         """Return what names the model's weights."""
@@ -37,7 +37,9 @@ class OneShotStage(Stage):
         config = context.config
         return prune_one_shot(
             context,
-            model_config=dense_model(context) if config.prune.start == "dense" else config.model,
+            model_config=dense_model(context)
+            if config.prune.start_from == "dense"
+            else config.model,
             task=make_task(config.task),
             prune=config.prune,
             dtype=DTYPES[config.zero.precision],

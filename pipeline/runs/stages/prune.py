@@ -38,7 +38,7 @@ class PruneStage(Stage):
     def inputs(self, config: RunConfig) -> tuple[str, ...]:
         """Return the data, and the dense fine-tune where the model starts or learns from it."""
         learns = config.distill is not None and config.distill.model(config.model) is None
-        return ("data", "dense") if config.prune.start == "dense" or learns else ("data",)
+        return ("data", "dense") if config.prune.start_from == "dense" or learns else ("data",)
 
     def content(self, config: RunConfig) -> dict[str, Any]:
         """Return what names the weights of the model and of its teacher; the dense one is an input."""
@@ -57,7 +57,9 @@ class PruneStage(Stage):
             teacher = TeacherSpec(config=config.distill, model=model)
         return train(
             context,
-            model_config=dense_model(context) if config.prune.start == "dense" else config.model,
+            model_config=dense_model(context)
+            if config.prune.start_from == "dense"
+            else config.model,
             task=make_task(config.task),
             config=config.train,
             zero=config.zero,

@@ -33,7 +33,7 @@ class ReportStage(Stage):
 
         config, artifacts = context.config, context.artifacts
         figures, exported = artifacts["prune"].metrics, artifacts["export"].metrics
-        task = make_task(config.task)
+        task, metrics = make_task(config.task), artifacts["evaluate"].metrics
         records = read_records(context.inputs["prune"] / METRICS_FILE)
         dense_steps: list[dict[str, Any]] = []
         if DENSE.name in artifacts:
@@ -44,8 +44,8 @@ class ReportStage(Stage):
                 model=config.model.path,
                 method=config.prune.method.name,
                 metric=task.headline,
-                higher_is_better=task.higher_is_better,
-                metrics=artifacts["evaluate"].metrics,
+                kinds={name: task.metric(name) for name in metrics["pruned"]},
+                metrics=metrics,
                 sparsity=exported["sparsity"],
                 num_pruned=exported["num_zeros"],
                 num_prunable=exported["num_prunable"],

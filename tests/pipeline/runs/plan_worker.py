@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from pipeline.context import Context
 from pipeline.models.loading import ModelConfig
-from pipeline.pruning.config import PruneConfig
+from pipeline.pruning.config import PruneSection
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import make_task
 from pipeline.tasks.sequence import ClassificationConfig
@@ -49,7 +49,7 @@ def measure(case: str, bert: str, folder: Path) -> dict[str, int]:
     zero = ZeroConfig(**CASES[case], bucket_elements=BUCKET)
     config = TrainConfig(batch_size=4, micro_batch_size=2)
     plan = config.batch_plan(num_rows=8, world_size=2)
-    prune = PruneConfig(sparsity=0.5)
+    prune = PruneSection(sparsity=0.5)
     task = make_task(ClassificationConfig(type="classification", text=["text"], label="label"))
     model = ModelConfig(path=bert)
     workers = WorkerGroup.current()
@@ -62,7 +62,7 @@ def measure(case: str, bert: str, folder: Path) -> dict[str, int]:
         progress=lambda record: None,
     )
     engine = make_engine(context, model, task, config, zero, prune, plan)
-    pruner = attach_pruner(engine, prune, prune.schedule(100, 10), num_examples=8)
+    pruner = attach_pruner(engine, prune, prune.settings.schedule(100, 10), num_examples=8)
     found: list[int] = []
 
     def at_step(*_: Any) -> None:
