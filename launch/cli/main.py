@@ -150,13 +150,15 @@ def show(
 ) -> None:
     """Show what an artifact holds and what it was made from."""
     with reported_errors(as_json) as emit:
-        from pipeline.errors import ConfigError
+        from pipeline.errors import ConfigError, Problem
         from pipeline.store.artifacts import open_artifact
 
         try:
             found = open_artifact(artifact)
         except FileNotFoundError as error:
-            raise ConfigError([str(error)]) from error
+            raise ConfigError(
+                [Problem(artifact, str(error).removeprefix(f"{artifact}: "))]
+            ) from error
         values = dict(vars(found))
         if not as_json:
             from omegaconf import OmegaConf

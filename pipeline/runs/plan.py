@@ -12,7 +12,7 @@ from torch import nn
 
 from mgpp import METHODS, OneShotMethod, transposed_weights
 from mgpp.masking.threshold import sent_bytes
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Problem
 from pipeline.models.decoder import weight_rows
 from pipeline.models.loading import build_empty
 from pipeline.pruning.one_shot import prunable_layers
@@ -141,7 +141,7 @@ def plan_one_shot(config: RunConfig, empty: nn.Module, method: OneShotMethod) ->
     try:
         layers = prunable_layers(empty, make_task(config.task), names, method)
     except ValueError as error:
-        raise ConfigError([f"prune.method: {method.name}: {error}"]) from error
+        raise ConfigError([Problem("prune.method", f"{method.name}: {error}")]) from error
     width, hidden = (
         DTYPES[config.zero.precision].itemsize,
         int(cast(Any, empty).config.hidden_size),

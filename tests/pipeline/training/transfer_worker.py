@@ -78,7 +78,7 @@ def main(upstream: str, transfer: str, out: str) -> None:
     try:
         validate(transfer, [], None)
     except ConfigError as error:
-        before = error.problems
+        before = [str(problem) for problem in error.problems]
     found: dict[str, Any] = {"before": before}
     found["upstream"] = {n: a.url for n, a in run_file(upstream).items()}
     made = run_file(transfer)
@@ -96,7 +96,7 @@ def main(upstream: str, transfer: str, out: str) -> None:
             prune=PRUNE,
         )
     except ConfigError as error:
-        found["not pruned"] = error.problems
+        found["not pruned"] = [str(problem) for problem in error.problems]
     interrupted(Path(found["upstream"]["export"]) / "model", dense, Path(out))
     if dist.get_rank() == 0:
         (Path(out) / "found.json").write_text(json.dumps(found))
