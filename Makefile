@@ -6,22 +6,26 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 export HF_HUB_OFFLINE ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test bench compare consistency torture lint format schema clean
+.PHONY: demo test test-all bench compare consistency torture docs lint format schema clean
 
 demo: $(VENV)/demo
 	$(BIN)/mgpp run configs/demo.yaml
 
-test: lint
+test: lint docs
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Also builds the wheel and installs it into a fresh environment, with a package index at hand.
+test-all: lint docs
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not torture'
 
 bench: $(VENV)/dev
 	$(BIN)/python -m tests.bench
 
-# MGPP against its rivals on one budget; goes on where it was stopped.
+# Methods on one budget; rerun it to resume.
 compare: $(VENV)/demo
 	$(BIN)/mgpp campaign configs/campaigns/lexicon.yaml
 
-# How much of a planted structure is found as samples grow; goes on where it was stopped.
+# How much of a planted structure is found as samples grow; rerun it to resume.
 consistency: $(VENV)/dev
 	$(BIN)/python -m tests.consistency
 
@@ -30,6 +34,10 @@ torture: export MGPP_TORTURE_KILLS ?= 24
 torture: $(VENV)/dev
 	$(BIN)/python -m pytest -m torture
 	$(BIN)/python -m pytest tests/pipeline/training/test_kill.py
+
+# The documentation, in build/docs; warnings are errors.
+docs: $(VENV)/dev
+	$(BIN)/sphinx-build -E -W --keep-going -q -b html docs build/docs
 
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .

@@ -32,9 +32,9 @@ class StageError(RuntimeError):
 
 
 def is_storage_failure(error: BaseException) -> bool:
-    """Tell whether storage was full or not writable, which trying again does not mend."""
+    """Return whether storage was full or not writable, which a retry does not fix."""
     if isinstance(error, StageError):
-        return False  # told already
+        return False  # reported already
     if isinstance(error, OSError):
         return error.errno in _FROM_STORAGE
     return any(mark in str(error) for mark in _FROM_WRITERS)

@@ -112,7 +112,7 @@ def test_a_mistake_is_found(found, mistake):
 def test_a_schedule_that_cannot_be_is_found(tmp_path):
     path = tmp_path / "late.yaml"
     base = f"extends: {ROOT / 'configs' / 'squad' / 'bert-base.yaml'}\n"
-    path.write_text(f"{base}prune: {{warmup: 60000}}\n")
+    path.write_text(f"{base}prune: {{start_after: 60000}}\n")
     with pytest.raises(ConfigError, match="prune"):
         check_schedule(read(path), NUM_EXAMPLES["rajpurkar/squad/None"])
 

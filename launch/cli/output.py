@@ -20,12 +20,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standar
 
 
 def narrator() -> Console:
-    """Return where a command tells how it goes: standard error, every line as it is, none wrapped."""
+    """Return the console for progress: standard error, lines printed as they are, none wrapped."""
     return Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
 
 
 def screen() -> Console:
-    """Return where a command shows what it found: standard output, words in brackets left alone."""
+    """Return the console for results: standard output, words in brackets left alone."""
     return Console(markup=False, highlight=False)
 
 
@@ -34,7 +34,7 @@ class Terminated(KeyboardInterrupt):
 
 
 class RunByDefault(TyperGroup):
-    """A group of commands whose first argument may also be what its `run` takes."""
+    """A group of commands whose first argument may also be that of its command `run`."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command that is meant and its arguments."""
@@ -81,7 +81,9 @@ def reported_errors(as_json: bool) -> Iterator[Any]:
         emit({"status": "stopped"})
         raise typer.Exit(_EXIT_STOPPED) from None
     except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on from the last checkpoint", err=True)
+        typer.echo(
+            "interrupted; rerun the same command to resume from the last checkpoint", err=True
+        )
         emit({"status": "interrupted"})
         raise typer.Exit(130) from None
     finally:
@@ -97,7 +99,7 @@ def raise_for(problems: list[str]) -> None:
 
 
 def size_text(size: float) -> str:
-    """Return a number of bytes for people."""
+    """Return a number of bytes with its unit."""
     unit = next((u for u in ("TiB", "GiB", "MiB") if size >= 2 ** (10 * _POWERS[u])), "KiB")
     return f"{size / 2 ** (10 * _POWERS[unit]):,.1f} {unit}"
 

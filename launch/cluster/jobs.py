@@ -75,7 +75,7 @@ def make_submission(
     """
     root, file = Path(working_dir).resolve(), Path(config).resolve()
     if not file.is_relative_to(root):
-        raise ConfigError([f"{config}: must lie in the folder that is shipped, {root}"])
+        raise ConfigError([f"{config}: must be in the folder that is shipped, {root}"])
     values, problems = read_config(config, overrides)
     if problems:
         raise ConfigError(problems)
@@ -89,7 +89,7 @@ def make_submission(
     if "://" not in storage and not Path(storage).is_absolute():
         raise ConfigError(
             [
-                f"storage: got {storage!r}, which would lie in the job's temporary folder; give an "
+                f"storage: got {storage!r}, which would be in the job's temporary folder; give an "
                 "absolute path that all nodes share, or a URL (storage=s3://...)"
             ]
         )
@@ -162,7 +162,7 @@ def submit(client: Any, submission: Submission) -> tuple[str, bool]:
         except RuntimeError as error:
             # A head that was just started answers before it can take jobs.
             if "No available agent" not in str(error) or time.monotonic() > deadline:
-                raise StageError(f"{name} was not taken: {' '.join(str(error).split())}") from error
+                raise StageError(f"{name} was refused: {' '.join(str(error).split())}") from error
             time.sleep(_POLL_SECONDS)
         else:
             return name, False
@@ -184,8 +184,8 @@ def follow(client: Any, job: str, write: Callable[[str], None]) -> Outcome:
         return wait(client, job)
     except (RuntimeError, OSError) as error:
         raise StageError(
-            f"{job}: the cluster is no longer reached: {' '.join(str(error).split())}; "
-            f"the job may go on: mgpp logs {job} --follow"
+            f"{job}: the cluster cannot be reached any more: {' '.join(str(error).split())}; "
+            f"the job may still be running: mgpp logs {job} --follow"
         ) from error
 
 
@@ -216,7 +216,7 @@ def find_job(client: Any, job: str) -> Any:
     """
     known = {found.submission_id: found for found in our_jobs(client)}
     if job not in known:
-        raise ConfigError([f"{job}: no such job; there are {', '.join(known) or 'none'}"])
+        raise ConfigError([f"{job}: no such job; jobs are {', '.join(known) or 'none'}"])
     return known[job]
 
 

@@ -17,7 +17,7 @@ from pipeline.campaigns.selection import NO_CHOICE, Choice, choose, selection_ru
 from pipeline.campaigns.summary import Outcome
 from pipeline.errors import ConfigError, StageError
 from pipeline.metric import Metric
-from pipeline.runs.stage import Stage
+from pipeline.runs.stage import PlannedStage
 from pipeline.store.artifacts import Artifact, ArtifactStore, make_key
 from pipeline.store.leases import LeaseFolder
 from pipeline.tasks import make_task
@@ -95,7 +95,7 @@ def run_campaign(
     params = config.model_dump(mode="json", exclude={"storage", "runs_at_once"})
     inputs = {run.title: p.stages[-1].key for run, p in {**planned.selecting, **final}.items()}
     key = make_key("campaign", VERSION, {**params, "failures": failures}, inputs)
-    stage = Stage(name="campaign", key=key, params=params, inputs=(), on_all_workers=False)
+    stage = PlannedStage(name="campaign", key=key, params=params, inputs=(), on_all_workers=False)
     return made_once(
         stage,
         store,

@@ -1,4 +1,4 @@
-"""Stages that this run alone works on: what other runs on the same store do already is waited for."""
+"""Leases on stages: what another run on the same store is doing is waited for, not done twice."""
 
 import _thread
 import time
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import StageError
-from pipeline.runs.stage import Stage
+from pipeline.runs.stage import PlannedStage
 from pipeline.store.artifacts import Artifact, ArtifactStore
 from pipeline.store.leases import HeldLease, LeaseFolder, LeaseLostError, LeaseWatch
 
@@ -17,12 +17,12 @@ _POLL_SECONDS = 2.0
 
 @contextmanager
 def leased(
-    stages: Sequence[Stage],
+    stages: Sequence[PlannedStage],
     store: ArtifactStore,
     *,
     progress: Callable[[str], dict[str, Any] | None],
     tell: Callable[[str], None],
-) -> Iterator[list[Stage]]:
+) -> Iterator[list[PlannedStage]]:
     """Hold the leases of the stages that are not done, for as long as the block runs.
 
     Leases are taken in the stages' order, which is one for all runs, so that none wait for each other.
@@ -31,13 +31,13 @@ def leased(
         stages: in order.
         store: where their artifacts go.
         progress: gives the newest record of a stage, for those who watch its lease.
-        tell: told whom this run waits for.
+        tell: called with a line that says which run this one waits for.
 
     Yields:
         The stages that are left to do, all leased.
 
     Raises:
-        StageError: if another run took over, having taken this one for dead.
+        StageError: if this run's lease expired and another run took over.
     """
     held: list[HeldLease] = []
     lost: list[LeaseLostError] = []
@@ -65,8 +65,8 @@ def leased(
     except KeyboardInterrupt:
         if lost:
             raise StageError(
-                f"{lost[0]}, as this one did not show for a minute that it lives; "
-                "the same command waits for it, or goes on where it stops"
+                f"{lost[0]}: this run's lease expired (no heartbeat for 60 s); rerun the same command "
+                "to wait for the other run or resume where it stops"
             ) from None
         raise
     finally:
@@ -75,7 +75,7 @@ def leased(
 
 
 def made_once(
-    stage: Stage,
+    stage: PlannedStage,
     store: ArtifactStore,
     make: Callable[[Path], dict[str, Any]],
     *,
@@ -87,10 +87,10 @@ def made_once(
         stage: which one.
         store: where its artifact goes.
         make: writes into a folder and returns the metrics.
-        tell: told whom this run waits for.
+        tell: called with a line that says which run this one waits for.
 
     Raises:
-        StageError: if another run took over, having taken this one for dead.
+        StageError: if this run's lease expired and another run took over.
     """
     with leased([stage], store, progress=lambda _: None, tell=tell) as missing:
         if missing:
@@ -102,10 +102,10 @@ def made_once(
     return found
 
 
-def _take(stage: Stage, store: ArtifactStore, tell: Callable[[str], None]) -> int | None:
+def _take(stage: PlannedStage, store: ArtifactStore, tell: Callable[[str], None]) -> int | None:
     """Wait until a stage is done (None) or its lease is this run's (its number)."""
     watch = LeaseWatch(store.folder_of(stage.name, stage.key))
-    told = None
+    holder = None
     while store.find(stage.name, stage.key) is None:
         taken = watch.take()
         if isinstance(taken, int):
@@ -113,8 +113,8 @@ def _take(stage: Stage, store: ArtifactStore, tell: Callable[[str], None]) -> in
                 return taken
             watch.folder.give_back(taken)  # done in the meantime
             return None
-        if str(taken) != told:
-            told = str(taken)
-            tell(f"{stage.name:<9} {told} works on it; waiting")
+        if str(taken) != holder:
+            holder = str(taken)
+            tell(f"{stage.name:<9} waiting for {holder}, which is working on it")
         time.sleep(_POLL_SECONDS)
     return None

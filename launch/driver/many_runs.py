@@ -1,4 +1,4 @@
-"""Many runs on one cluster: some at a time, what they share once, none twice, none stopped by another."""
+"""Many runs on one cluster: several at a time, shared stages once, one failure stops no other run."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,8 @@ from launch.driver.run import all_done, run_stages
 from launch.workers.status_actor import make_status_actor, on_this_node
 from pipeline.errors import ConfigError
 from pipeline.runs.config import RunConfig, parse_config, read_config
-from pipeline.runs.stage import Stage, plan_stages
+from pipeline.runs.flow import plan_stages
+from pipeline.runs.stage import PlannedStage
 from pipeline.runs.upstream import resolve_upstream
 from pipeline.store.artifacts import ArtifactStore
 
@@ -24,14 +25,14 @@ class PlannedRun:
     """One of many runs.
 
     Attributes:
-        title: what people are told of it.
+        title: its name in logs and tables.
         config: of the run.
-        stages: of it, in order, as far as it is to go.
+        stages: the stages to run, in order.
     """
 
     title: str
     config: RunConfig
-    stages: list[Stage]
+    stages: list[PlannedStage]
 
 
 def plan_run(
@@ -45,7 +46,7 @@ def plan_run(
     """Return a run that is a recipe with changes.
 
     Args:
-        title: what people are told of it.
+        title: its name in logs and tables.
         recipe: path of its file.
         overrides: `key=value` changes.
         pruned: False for the dense fine-tune and its evaluation alone.
@@ -75,7 +76,7 @@ class _Job:
 
     title: str
     config: RunConfig
-    stages: list[Stage]
+    stages: list[PlannedStage]
     needs: list["_Job"] = field(default_factory=list)
     is_run: bool = False
     outcome: str | None = None
@@ -95,9 +96,9 @@ def run_all(
     Args:
         planned: the runs; the cluster must be connected.
         store: where artifacts go.
-        console: told of progress.
+        console: where progress is printed.
         at_once: how many run at a time.
-        score: says, for people, what a run that is done came to.
+        score: returns the result of a finished run, in words.
 
     Returns:
         Why it failed, by the title of each run that did.
@@ -122,8 +123,8 @@ def run_all(
         run = runs[job.title]
         for stage in run.stages[-1:]:
             store.note_failure(stage.name, stage.key, outcome)
-        told = f"failed: {outcome}" if outcome else score(run)
-        console.print(f"{ended}/{len(missing)} {job.title}: {told}")
+        result = f"failed: {outcome}" if outcome else score(run)
+        console.print(f"{ended}/{len(missing)} {job.title}: {result}")
 
     while waiting or running:
         for job in list(waiting):
@@ -187,7 +188,7 @@ def _show(job: _Job, status: Any, console: Console) -> None:
             console.print(f"  {job.title}: {stage} {describe(record)}")
 
 
-def _run_job(stages: list[Stage], config: RunConfig, storage: str, status: Any) -> None:
+def _run_job(stages: list[PlannedStage], config: RunConfig, storage: str, status: Any) -> None:
     """Run stages; a task of its own."""
     run_stages(stages, config, ArtifactStore(storage), status=status)
 

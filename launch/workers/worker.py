@@ -13,26 +13,26 @@ import ray
 
 _LOG_BYTES = 1 << 20
 # What follows from the settings or the code, not from a machine; a lost peer is a RuntimeError.
-_NOT_WORTH_TRYING_AGAIN = (ValueError, TypeError, LookupError, AttributeError, AssertionError)
+_NOT_WORTH_RETRYING = (ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
 
 def work(settings: dict[str, Any]) -> None:
-    """Run stages one after the other as one of a worker group, without those that are done.
+    """Run stages one after the other as one worker of a group, without those that are done.
 
     Args:
         settings: `stages`, `config` and `inputs` as plain values, `storage` (URL), `status` (actor).
     """
     status = settings["status"]
     if ray.get(status.failure.remote()) is not None:
-        return  # restarted after a failure that trying again cannot mend
+        return  # restarted after a failure that a restart cannot fix
 
     import torch
     from ray.train.torch import get_device
 
     from pipeline.errors import ConfigError, StageError
     from pipeline.runs.config import RunConfig
-    from pipeline.runs.stage import Stage
-    from pipeline.runs.stages import run_stage
+    from pipeline.runs.flow import run_stage
+    from pipeline.runs.stage import PlannedStage
     from pipeline.store.artifacts import Artifact, ArtifactStore
     from pipeline.training.deepspeed import load_operators
     from pipeline.worker_group import WorkerGroup
@@ -49,7 +49,7 @@ def work(settings: dict[str, Any]) -> None:
         if workers.is_main:
             status.post.remote(record)
 
-    stages = [Stage(**values) for values in settings["stages"]]
+    stages = [PlannedStage(**values) for values in settings["stages"]]
     stage = stages[0]
     try:
         load_operators(config.zero, lambda text: post({"event": "note", "text": text}))
@@ -70,7 +70,7 @@ def work(settings: dict[str, Any]) -> None:
     except ConfigError as error:
         ray.get(status.fail.remote("config", error.problems))
         raise
-    except (StageError, *_NOT_WORTH_TRYING_AGAIN) as error:
+    except (StageError, *_NOT_WORTH_RETRYING) as error:
         ray.get(status.fail.remote("stage", f"{stage.name}: {type(error).__name__}: {error}"))
         raise
 

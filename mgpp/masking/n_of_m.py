@@ -1,4 +1,4 @@
-"""N:M: within every group of M, only the M - N lowest scored may go."""
+"""N:M: within every group of M, only the M - N lowest scored may be pruned."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mgpp.masking.pattern import NofM, Tiling
+from mgpp.pattern import NofM, Tiling
 from mgpp.sharding.kth_smallest import GREATEST, magnitude_bits
 from mgpp.sharding.shards import CHUNK, Shard
 from mgpp.sharding.spans import Span, Straddling

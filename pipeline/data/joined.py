@@ -50,9 +50,9 @@ def load_joined(config: JoinedConfig, streaming: bool) -> DatasetDict:
     columns = _common(split.column_names for splits in loaded for split in splits.values())
     joined = datasets.IterableDatasetDict() if streaming else DatasetDict()
     for name in names:
-        pieces = [splits[name].select_columns(columns) for splits in loaded if name in splits]
+        parts = [splits[name].select_columns(columns) for splits in loaded if name in splits]
         try:
-            joined[name] = datasets.concatenate_datasets(pieces)
+            joined[name] = datasets.concatenate_datasets(parts)
         except ValueError as error:  # columns of one name that hold different kinds of values
             raise ConfigError(
                 [f"data.parts: the {name} rows of all parts cannot be joined: {root(error)}"]
@@ -66,7 +66,7 @@ def identify_joined(config: JoinedConfig) -> dict[str, Any]:
     Raises:
         ConfigError: if a file or a function is not there.
     """
-    values: dict[str, Any] = config.model_dump(mode="json", exclude={"num_proc", "parts"})
+    values: dict[str, Any] = config.given()
     values["parts"], problems = [], []
     for i, part in enumerate(config.parts):
         try:

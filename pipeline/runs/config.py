@@ -14,8 +14,8 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation.evaluate import EvaluateConfig
 from pipeline.export.checkpoint import ExportConfig
 from pipeline.models.loading import ModelConfig
-from pipeline.pruning.config import PruneConfig
-from pipeline.section import Duration, NotNegative, Positive, Section
+from pipeline.pruning.config import PruneSection
+from pipeline.section import Duration, NotNegative, Positive, Section, sections_in
 from pipeline.tasks import AnyTaskConfig
 from pipeline.training.config import TrainConfig
 from pipeline.training.deepspeed import ZeroConfig
@@ -24,6 +24,13 @@ from pipeline.training.distill import DistillConfig
 _Kind = TypeVar("_Kind", bound=Section)
 # Keys that say which kind of section theirs is.
 _TAGS = ("data.source", "task.type", "prune.method.name")
+# Keys of earlier versions, and what they are called now.
+RENAMED = {
+    "prune.start": "prune.start_from",
+    "prune.warmup": "prune.start_after",
+    "prune.method.pattern": "prune.pattern",
+    "train.lr_warmup": "train.lr_warmup_length",
+}
 
 
 class DenseConfig(Section):
@@ -58,7 +65,7 @@ class ClusterConfig(Section):
     max_failures: NotNegative = 3
     """How often a worker group is restarted from its last checkpoint."""
     min_workers: Positive | None = None
-    """Fewest workers to go on with, from the last checkpoint, if some are lost for good; null for all."""
+    """Fewest workers to resume with from the last checkpoint if some are lost for good; null for all."""
     wait_seconds: Positive = 300
     """How long workers are waited for: at the start, and after some were lost."""
     timeout_seconds: Positive = 1800
@@ -94,7 +101,7 @@ class RunConfig(Section):
     """How it is fine-tuned."""
     dense: DenseConfig = DenseConfig()
     """The dense baseline."""
-    prune: PruneConfig
+    prune: PruneSection
     """How it is pruned."""
     distill: DistillConfig | None = None
     """What it learns from a dense teacher meanwhile; null for nothing."""
@@ -286,9 +293,18 @@ def _describe(model: Any, item: Any, *above: str) -> str:
             model = member
             continue
         path.append(part)
-        inner = _sections(model.model_fields[part].annotation) if part in _fields(model) else []
+        inner = sections_in(model.model_fields[part].annotation) if part in _fields(model) else []
         model = inner[0] if len(inner) == 1 else inner or model
     key = ".".join(path)
+    if item["type"] == "extra_forbidden" and key in RENAMED:
+        return f"{key}: renamed to {RENAMED[key]}"
+    if item["type"] == "setting":
+        setting = item["ctx"]["key"]
+        return (
+            f"{key}.{setting}: {item['ctx']['text']}"
+            if setting
+            else f"{key}: {item['ctx']['text']}"
+        )
     if item["type"] == "extra_forbidden":
         return f"{key}: unknown key; allowed are {', '.join(_fields(model))}"
     if item["type"] == "missing":
@@ -319,10 +335,3 @@ def _member(model: Any, part: str) -> Any:
 
 def _fields(model: Any) -> list[str]:
     return [] if isinstance(model, list) else list(model.model_fields)
-
-
-def _sections(annotation: Any) -> list[Any]:
-    """Return the section classes inside an annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [section for inner in get_args(annotation) for section in _sections(inner)]

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow.compute as pc
+import torch
 from datasets import Dataset, DatasetDict
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from pipeline.section import Positive, Section
 Metrics = dict[str, float]
 Predictions = Mapping[str, np.ndarray]
 
+_ROWS_AT_A_TIME = 100_000
 UNLABELLED = -100  # the label of a token that is not predicted
 
 
@@ -95,8 +98,8 @@ class Task(ABC):
         """Run the model on a batch and keep what the metrics need, one row an example."""
         return self.predict(model(**batch), batch)
 
-    def taught(self, outputs: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Return what of a model's outputs a teacher's are held against, as the task's loss takes it.
+    def distillation_outputs(self, outputs: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Return the outputs of a model that distillation compares with the teacher's.
 
         Here the logits of the tokens that are predicted: those whose label is -100 are not.
 
@@ -127,8 +130,15 @@ class Task(ABC):
         """
 
 
+def token_lengths(rows: Dataset) -> Tensor:
+    """Return the tokens of each tokenized row: 1-D int64, in the order of the rows."""
+    tables = rows.select_columns("input_ids").with_format("arrow").iter(_ROWS_AT_A_TIME)
+    lengths = [pc.list_value_length(table["input_ids"]).to_numpy() for table in tables]
+    return torch.from_numpy(np.concatenate(lengths or [np.empty(0)]).astype(np.int64))
+
+
 def num_tokens(rows: Dataset) -> int:
     """Return how many tokens tokenized rows hold."""
     if "input_ids" not in rows.column_names:
         return 0  # no row at all came out of the tokenizer
-    return sum(len(ids) for batch in rows.iter(1000) for ids in batch["input_ids"])
+    return int(token_lengths(rows).sum())

@@ -85,7 +85,7 @@ class _SequenceTask(Task):
         pad = DataCollatorWithPadding(tokenizer)
         return lambda rows: dict(pad(rows))
 
-    def taught(self, outputs: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    def distillation_outputs(self, outputs: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         return (outputs.logits,)
 
 

@@ -141,7 +141,7 @@ class TextToText(Task):
         stays as it is.
         """
         module = getattr(model, "module", model)  # of a DeepSpeed engine
-        # Workers that share a sharded model must all go on until the last one's texts have ended.
+        # Workers that share a sharded model must all continue until the last one's texts have ended.
         # transformers finds ZeRO 3 by itself only while the configuration that loaded the model lives.
         sharded = any(hasattr(parameter, "ds_id") for parameter in module.parameters())
         generated = module.generate(

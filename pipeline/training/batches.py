@@ -1,19 +1,27 @@
 """Which rows make up which batch: a function of the seed and the step alone, so it resumes anywhere."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from itertools import count
 
 import torch
+from torch import Tensor
+
+# Rows are sorted by length within so many batches: enough that a batch holds like lengths, few enough
+# that the rows of a batch are still mostly drawn by chance.
+_BATCHES_SORTED_TOGETHER = 50
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """How rows are dealt out to steps, micro-batches and workers.
+    """How rows are split among steps, micro-batches and workers.
 
     Every epoch is a fresh permutation drawn from (seed, epoch); an epoch's last incomplete batch is
     left out. The batch of a step is the same on any number of workers.
+
+    With `lengths`, rows of like length share a batch, so that little of it is padding: the permutation is
+    cut into stretches of 50 batches, each stretch sorted by length and cut into batches, and all batches
+    of the epoch put in a random order.
 
     Attributes:
         num_rows: rows of the training data.
@@ -21,6 +29,7 @@ class BatchPlan:
         micro_batch_size: rows a worker takes in one forward pass.
         world_size: number of workers.
         seed: of the permutations.
+        lengths: tokens of each row, 1-D int64, to group rows by; None leaves them in the drawn order.
     """
 
     num_rows: int
@@ -28,6 +37,8 @@ class BatchPlan:
     micro_batch_size: int
     world_size: int
     seed: int
+    lengths: Tensor | None = field(default=None, repr=False, compare=False)
+    _orders: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.batch_size % (self.micro_batch_size * self.world_size):
@@ -39,6 +50,8 @@ class BatchPlan:
             raise ValueError(
                 f"{self.num_rows} training rows do not fill one batch of {self.batch_size}"
             )
+        if self.lengths is not None and len(self.lengths) != self.num_rows:
+            raise ValueError(f"{len(self.lengths)} lengths were given for {self.num_rows} rows")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -53,8 +66,8 @@ class BatchPlan:
     def rows_of_step(self, step: int) -> list[int]:
         """Return the rows of a step's whole batch, in order."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = _order_of_epoch(self.num_rows, self.seed * 1_000_003 + epoch)
-        rows: list[int] = order[place * self.batch_size : (place + 1) * self.batch_size].tolist()
+        begin = place * self.batch_size
+        rows: list[int] = self._order_of(epoch)[begin : begin + self.batch_size].tolist()
         return rows
 
     def micro_batches(self, rank: int, first_step: int) -> Iterator[list[int]]:
@@ -66,7 +79,22 @@ class BatchPlan:
                 begin = (micro * self.world_size + rank) * size
                 yield rows[begin : begin + size]
 
+    def _order_of(self, epoch: int) -> Tensor:
+        """Return the rows of an epoch in order; the last epoch asked for is kept."""
+        if epoch not in self._orders:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            order = torch.randperm(self.num_rows, generator=generator)
+            if self.lengths is not None:
+                order = self._grouped(order, self.lengths, generator)
+            self._orders.clear()
+            self._orders[epoch] = order
+        return self._orders[epoch]
 
-@lru_cache(maxsize=2)
-def _order_of_epoch(num_rows: int, seed: int) -> torch.Tensor:
-    return torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed))
+    def _grouped(self, order: Tensor, lengths: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the rows of whole batches, those of like length together."""
+        order = order[: self.steps_per_epoch * self.batch_size]
+        stretch = torch.arange(len(order)) // (_BATCHES_SORTED_TOGETHER * self.batch_size)
+        of_rows = lengths[order]
+        by_length = torch.argsort(stretch * (of_rows.max() + 1) + of_rows, stable=True)
+        batches = order[by_length].view(self.steps_per_epoch, self.batch_size)
+        return batches[torch.randperm(self.steps_per_epoch, generator=generator)].flatten()

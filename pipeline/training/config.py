@@ -1,8 +1,9 @@
 """The settings of a fine-tune: how long, in what batches, at what rate."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
+from torch import Tensor
 
 from pipeline.section import Duration, NotNegative, Positive
 from pipeline.training.batches import BatchPlan
@@ -13,13 +14,26 @@ from pipeline.training.lr_schedule import linear
 class TrainConfig(OptimizerConfig):
     """Fine-tuning, with or without pruning."""
 
+    not_in_key: ClassVar[frozenset[str]] = frozenset(
+        {
+            "micro_batch_size",
+            "log_every",
+            "checkpoint_every",
+            "checkpoints_kept",
+            "max_skipped_steps",
+            "gradient_checkpointing",
+        }
+    )
+
     length: Duration = Duration("3ep")
     """How long to train: steps (500) or epochs ("3ep")."""
     batch_size: Positive = 32
     """Rows an optimizer step takes, over all workers and accumulation."""
     micro_batch_size: Positive | None = None
     """Rows a worker takes in one forward pass; batch_size over the workers unless given."""
-    lr_warmup: Duration = Duration(0)
+    group_by_length: bool = False
+    """Put rows of like length in one batch, so that less of it is padding."""
+    lr_warmup_length: Duration = Duration(0)
     """Linear warm-up of the rate."""
     lr_final_factor: Annotated[float, Field(ge=0, le=1)] = 0.1
     """The rate falls linearly to this share of the peak."""
@@ -30,23 +44,26 @@ class TrainConfig(OptimizerConfig):
     max_skipped_steps: NotNegative = 0
     """How many steps with a gradient that is not finite are left out before the run stops (ZeRO 1-3)."""
     checkpoints_kept: Positive = 2
-    """How many checkpoints are kept; the oldest go first."""
+    """How many checkpoints are kept; older ones are deleted."""
 
     def _rows_of_a_pass(self, num_workers: int) -> int:
         return self.micro_batch_size or max(self.batch_size // num_workers, 1)
 
     def goes_with(self, num_workers: int) -> bool:
-        """Tell whether batches can be dealt out to so many workers."""
+        """Return whether batches can be split among so many workers."""
         return self.batch_size % (self._rows_of_a_pass(num_workers) * num_workers) == 0
 
-    def batch_plan(self, *, num_rows: int, world_size: int) -> BatchPlan:
-        """Return how rows are dealt out."""
+    def batch_plan(
+        self, *, num_rows: int, world_size: int, lengths: Tensor | None = None
+    ) -> BatchPlan:
+        """Return how rows are split; `lengths`, tokens of each row, count with `group_by_length`."""
         return BatchPlan(
             num_rows=num_rows,
             batch_size=self.batch_size,
             micro_batch_size=self._rows_of_a_pass(world_size),
             world_size=world_size,
             seed=self.seed,
+            lengths=lengths if self.group_by_length else None,
         )
 
     def num_steps(self, steps_per_epoch: int) -> int:

@@ -144,7 +144,7 @@ def load_operators(zero: ZeroConfig, notify: Callable[[str], None]) -> None:
 
     Args:
         zero: the settings.
-        notify: told of what is loaded, before it is.
+        notify: called with a note before an operator is loaded or compiled.
 
     Raises:
         StageError: if this node cannot compile what is asked.
@@ -160,7 +160,7 @@ def load_operators(zero: ZeroConfig, notify: Callable[[str], None]) -> None:
     for name in names:
         builder = get_accelerator().create_op_builder(name)
         notify(
-            f"DeepSpeed's {builder.NAME} is loaded; each node compiles it once, for a minute or more"
+            f"loading DeepSpeed's {builder.NAME}; each node compiles it once, for a minute or more"
         )
         builder.load(verbose=False)
 

@@ -82,13 +82,13 @@ class Distillation:
         config = self.config
         extra = {"output_hidden_states": True} if config.hidden_weight else {}
         with torch.no_grad():  # first, so that its activations are gone when the student's come
-            taught = self.teacher(**batch, **extra)
+            target = self.teacher(**batch, **extra)
         learned = student(**batch, **extra)
-        distilled = self._distill_loss(learned, taught, batch)
+        distilled = self._distill_loss(learned, target, batch)
         loss = (1 - config.weight) * learned.loss + config.weight * distilled
         losses = {"task_loss": learned.loss, "distill_loss": distilled}
         if config.hidden_weight:
-            losses["hidden_loss"] = _hidden_loss(learned, taught, batch)
+            losses["hidden_loss"] = _hidden_loss(learned, target, batch)
             loss = loss + config.hidden_weight * losses["hidden_loss"]
         return {"loss": loss, **losses}
 
@@ -97,8 +97,12 @@ class Distillation:
         if hasattr(self.teacher, "destroy"):
             self.teacher.destroy()
 
-    def _distill_loss(self, learned: Any, taught: Any, batch: Mapping[str, Tensor]) -> Tensor:
-        pairs = zip(self.task.taught(learned, batch), self.task.taught(taught, batch), strict=True)
+    def _distill_loss(self, learned: Any, target: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        pairs = zip(
+            self.task.distillation_outputs(learned, batch),
+            self.task.distillation_outputs(target, batch),
+            strict=True,
+        )
         if self.task.predicts_numbers:
             parts = [output_loss(*pair) for pair in pairs]
         else:
@@ -148,7 +152,7 @@ def mismatches(student: Any, teacher: Any, distill: DistillConfig, *, heads: boo
     Args:
         student: the configuration of the model that learns.
         teacher: that of its teacher.
-        distill: whether hidden states are taught too.
+        distill: whether hidden states are distilled too.
         heads: whether the labels of their heads are known and count.
     """
     same = {"vocab_size": "tokens in its vocabulary"}
@@ -189,12 +193,12 @@ def _has_labels(model: Any) -> bool:
     return model.get_output_embeddings() is None
 
 
-def _hidden_loss(learned: Any, taught: Any, batch: Mapping[str, Tensor]) -> Tensor:
+def _hidden_loss(learned: Any, target: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """Return the distance of the layers' outputs, over encoder and decoder alike."""
     parts = [
         hidden_loss(ours, theirs, mask)
         for (ours, mask), (theirs, _) in zip(
-            _stacks(learned, batch), _stacks(taught, batch), strict=True
+            _stacks(learned, batch), _stacks(target, batch), strict=True
         )
     ]
     return torch.stack(parts).mean()

@@ -188,7 +188,7 @@ def test_the_slurm_script_runs_a_whole_pipeline_on_two_nodes(project, tmp_path):
     )
     # The job's number makes the port.
     done = run_script(script, tmp_path, job_id=free_port(), head_ip="127.0.0.1")
-    assert "2 nodes are there" in done.stdout
+    assert "the cluster has 2 nodes" in done.stdout
     assert "sparsity" in done.stdout
     assert list((tmp_path / "runs").glob("report-*/a-*/report.html"))
 

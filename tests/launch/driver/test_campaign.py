@@ -30,7 +30,7 @@ def write(project, folder, **changes):
             "dense.length": 12,
             "dense.lr": 0.002,  # or that of train, which one of the methods changes
             "prune.finetune": 2,
-            "prune.start": "dense",
+            "prune.start_from": "dense",
             "evaluate.max_rows": 40,
         },
         "tasks": {"words": {"recipe": str(project / "run.yaml")}},
@@ -296,7 +296,7 @@ def test_a_causal_lm_s_perplexity_is_written_as_it_is(project, tmp_path):
             "validation": str(tmp_path / "validation.txt"),
         },
         "train": {"length": 4, "batch_size": 8, "lr": 0.002},
-        "prune": {"sparsity": 0.5, "warmup": 1, "finetune": 1, "interval": 1},
+        "prune": {"sparsity": 0.5, "start_after": 1, "finetune": 1, "interval": 1},
         "zero": {"stage": 0},
         "cluster": {"num_workers": 1},
     }

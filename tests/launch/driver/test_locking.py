@@ -7,10 +7,10 @@ import pytest
 
 from launch.driver import locking
 from launch.driver.locking import made_once
-from pipeline.runs.stage import Stage
+from pipeline.runs.stage import PlannedStage
 from pipeline.store.artifacts import ArtifactStore
 
-PAGE = Stage(
+PAGE = PlannedStage(
     name="campaign", key="0123456789abcdef", params={"a": 1}, inputs=(), on_all_workers=False
 )
 
@@ -45,7 +45,7 @@ def test_while_one_run_makes_it_another_waits(store, tmp_path, monkeypatch):
     assert len(made) == 1
     (text,) = told
     assert text.startswith("campaign  process ")
-    assert text.endswith(" works on it; waiting")
+    assert text.endswith(", which is working on it")
     assert (artifact.metrics, artifact.params) == ({"cells": 4}, {"a": 1})
     assert (artifact.path / "page").read_text() == "whole"
     assert sorted(p.name for p in (tmp_path / "campaign-0123456789abcdef").iterdir()) == [

@@ -76,7 +76,7 @@ def test_each_matrix_is_pruned_on_what_the_pruned_layers_before_send_into_it(cas
     model = AutoModelForCausalLM.from_pretrained(folder / case.partition("-")[0]).eval()
     found = AutoModelForCausalLM.from_pretrained(path / "model").eval()
     rows = calibration_rows(folder / "data", prune.calibration_rows, seed=0)
-    names = select_prunable(model, prune.include, prune.exclude)
+    names = prune.settings.select(model)
     sizes = [model.get_parameter(name).numel() for name in names]
     total = int(sum(sizes) * prune.sparsity)
     counts = dict(zip(names, portions(total, sizes), strict=True))
@@ -202,7 +202,7 @@ def test_a_run_that_was_stopped_goes_on_after_the_last_layer(
     )
     assert run("llama-sparsegpt", folder, tmp_path / "out", store) == figures
     assert len(layers) == (2 if corrupt else 1)
-    assert any("is corrupt and left out" in note for note in notes) == corrupt
+    assert any("is corrupt and skipped" in note for note in notes) == corrupt
     for name in ("weights.json", "metrics.jsonl"):
         assert (tmp_path / "out" / name).read_text() == (path / name).read_text()
     store.discard()
@@ -248,7 +248,7 @@ def test_what_does_not_go_together():
     task = make_task(ClassificationConfig(type="classification", text=["text"], label="label"))
     with pytest.raises(ValueError, match="only causal language models"):
         prunable_layers(model, task, names, method)
-    pattern = make_one_shot({"name": "wanda", "pattern": "2:5"})
+    pattern = make_one_shot("wanda", pattern="2:5")
     with pytest.raises(
         ValueError, match=r"q_proj\.weight: pattern 2:5 needs inputs in groups of 5"
     ):

@@ -7,8 +7,7 @@ import pytest
 import torch.distributed as dist
 
 from pipeline.runs.config import parse_config
-from pipeline.runs.stage import plan_stages
-from pipeline.runs.stages import run_stage
+from pipeline.runs.flow import plan_stages, run_stage
 from pipeline.store.artifacts import Artifact, ArtifactStore
 from pipeline.worker_group import WorkerGroup
 from tests.html_page import Page
@@ -51,6 +50,11 @@ def stages(tiny_bert, words_csv, **changes):
         ),
         ({"prune": {"method": {"name": "platon", "beta1": 0.5}}}, {"data", "dense"}),
         ({"train": {"lr": 1e-3}}, {"data"}),
+        ({"train": {"group_by_length": True}}, {"data"}),
+        (
+            {"train": {"group_by_length": False}},
+            {"data", "dense", "prune", "evaluate", "export", "report"},
+        ),
         ({"zero": {"precision": "bf16"}}, {"data"}),
         ({"distill": {"teacher": "dense"}}, {"data", "dense"}),
         (
@@ -76,7 +80,7 @@ ONE_SHOT = {"method": {"name": "sparsegpt"}, "sparsity": 0.5}
         ({"zero": {"precision": "bf16"}}, {"data"}),
         ({"prune": {**ONE_SHOT, "calibration_rows": 64}}, {"data", "dense"}),
         ({"prune": {"method": {"name": "sparsegpt", "damping": 0.1}}}, {"data", "dense"}),
-        ({"prune": {**ONE_SHOT, "start": "dense"}}, {"data", "dense"}),
+        ({"prune": {**ONE_SHOT, "start_from": "dense"}}, {"data", "dense"}),
     ],
 )
 def test_what_a_one_shot_method_s_result_depends_on(tiny_bert, words_csv, changes, kept):
@@ -86,7 +90,7 @@ def test_what_a_one_shot_method_s_result_depends_on(tiny_bert, words_csv, change
 
 
 def test_started_from_the_dense_model_it_depends_on_that_one_s_training(tiny_bert, words_csv):
-    prune = {**ONE_SHOT, "start": "dense"}
+    prune = {**ONE_SHOT, "start_from": "dense"}
     before = keys(tiny_bert, words_csv, prune=prune)
     after = keys(tiny_bert, words_csv, prune=prune, train={"lr": 1e-3})
     assert before["prune"] != after["prune"]
@@ -182,18 +186,3 @@ def test_a_dense_teacher_is_an_input_and_another_is_named_by_its_content(
         )
     }
     assert len(keys) == 6
-
-
-def test_what_places_sparsity_is_in_the_key_only_where_it_is_given(tiny_bert, words_csv):
-    """So that what was pruned before there were such settings is found again."""
-    prune = {"sparsity": 0.5, "min_kept": 0.1, "budgets": {"*.query.*": 0.4}}
-    values = {
-        "name": "keys",
-        "model": {"path": str(tiny_bert)},
-        "task": {"type": "question-answering"},
-        "data": {"source": "files", "train": str(words_csv)},
-        "prune": prune,
-    }
-    params = {s.name: s.params for s in plan_stages(parse_config(values))}["prune"]["prune"]
-    assert (params["min_kept"], params["budgets"]) == (0.1, {"*.query.*": 0.4})
-    assert not {"scope", "pattern"} & set(params)

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from pipeline.errors import ConfigError
 from pipeline.tasks import TASKS, make_task
+from pipeline.tasks.base import num_tokens, token_lengths
 from pipeline.tasks.sequence import (
     Classification,
     ClassificationConfig,
@@ -50,6 +51,15 @@ def make_splits(train, validation, feature=None):
 
 
 # Labels.
+
+
+def test_token_lengths_are_those_of_the_rows_in_their_order():
+    ids = [[1, 2, 3], [4], [5, 6]]
+    rows = Dataset.from_dict({"input_ids": ids, "labels": [0, 1, 0]}).select([2, 0, 1, 0])
+    assert token_lengths(rows).tolist() == [2, 3, 1, 3]
+    assert token_lengths(rows).dtype == torch.int64
+    assert num_tokens(rows) == 9
+    assert token_lengths(rows.select([])).tolist() == []
 
 
 @pytest.mark.parametrize(

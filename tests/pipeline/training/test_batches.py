@@ -2,21 +2,30 @@
 
 from itertools import islice
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.training.batches import BatchPlan
 
 
-def make_plan(num_rows=50, batch_size=8, micro_batch_size=2, world_size=2, seed=0):
+def make_plan(num_rows=50, batch_size=8, micro_batch_size=2, world_size=2, seed=0, lengths=None):
     return BatchPlan(
         num_rows=num_rows,
         batch_size=batch_size,
         micro_batch_size=micro_batch_size,
         world_size=world_size,
         seed=seed,
+        lengths=lengths,
     )
+
+
+def phrase_lengths(num_rows, seed=0):
+    """Lengths as those of SST-2's phrases: 10 words in the middle, a tail to 60."""
+    drawn = np.random.default_rng(seed).lognormal(np.log(10), 0.7, num_rows)
+    return torch.from_numpy(np.clip(drawn, 3, 60).astype(np.int64))
 
 
 @st.composite
@@ -24,8 +33,10 @@ def plans(draw):
     micro_batch_size = draw(st.integers(1, 3))
     world_size = draw(st.sampled_from([1, 2, 4]))
     batch_size = micro_batch_size * world_size * draw(st.integers(1, 3))
+    num_rows = draw(st.integers(batch_size, 4 * batch_size))
     return make_plan(
-        num_rows=draw(st.integers(batch_size, 4 * batch_size)),
+        num_rows=num_rows,
+        lengths=phrase_lengths(num_rows) if draw(st.booleans()) else None,
         batch_size=batch_size,
         micro_batch_size=micro_batch_size,
         world_size=world_size,
@@ -48,9 +59,10 @@ def test_an_epoch_takes_no_row_twice(plan):
         assert set(rows) <= set(range(plan.num_rows))
 
 
+@pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("seed", [0, 1, 7])
-def test_an_epoch_of_whole_batches_is_a_permutation(seed):
-    plan = make_plan(num_rows=48, seed=seed)
+def test_an_epoch_of_whole_batches_is_a_permutation(seed, grouped):
+    plan = make_plan(num_rows=48, seed=seed, lengths=phrase_lengths(48) if grouped else None)
     epochs = [
         [row for step in range(6 * epoch, 6 * epoch + 6) for row in plan.rows_of_step(step)]
         for epoch in range(3)
@@ -87,11 +99,12 @@ def test_workers_and_micro_batches_make_up_the_batch_of_a_step(plan):
     assert all(len(batches) == num_steps * plan.accumulation for batches in by_rank)
 
 
+@pytest.mark.parametrize("lengths", [None, phrase_lengths(50)])
 @pytest.mark.parametrize("micro_batch_size", [1, 2])
-def test_a_step_takes_the_same_rows_on_any_number_of_workers(micro_batch_size):
-    one = make_plan(micro_batch_size=8, world_size=1)
+def test_a_step_takes_the_same_rows_on_any_number_of_workers(micro_batch_size, lengths):
+    one = make_plan(micro_batch_size=8, world_size=1, lengths=lengths)
     for world_size in (1, 2, 4):
-        plan = make_plan(micro_batch_size=micro_batch_size, world_size=world_size)
+        plan = make_plan(micro_batch_size=micro_batch_size, world_size=world_size, lengths=lengths)
         assert [plan.rows_of_step(s) for s in range(14)] == [one.rows_of_step(s) for s in range(14)]
 
 
@@ -104,6 +117,50 @@ def test_going_on_from_a_step_deals_what_the_whole_run_would_have(plan, data):
     whole = list(islice(plan.micro_batches(rank, 0), num_steps * plan.accumulation))
     rest = islice(plan.micro_batches(rank, first), (num_steps - first) * plan.accumulation)
     assert list(rest) == whole[first * plan.accumulation :]
+
+
+def padding(plan, lengths, num_epochs=2):
+    """Share of what is computed that is padding, each worker padding to its longest row."""
+    padded = tokens = 0
+    for rank in range(plan.world_size):
+        batches = islice(
+            plan.micro_batches(rank, 0), num_epochs * plan.steps_per_epoch * plan.accumulation
+        )
+        for rows in batches:
+            of_rows = lengths[rows]
+            padded += len(rows) * int(of_rows.max())
+            tokens += int(of_rows.sum())
+    return 1 - tokens / padded
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_grouping_leaves_little_padding(world_size):
+    lengths = phrase_lengths(20_000)
+    sizes = {"num_rows": 20_000, "batch_size": 32, "micro_batch_size": 16, "world_size": world_size}
+    assert padding(make_plan(**sizes), lengths) > 0.5
+    assert padding(make_plan(**sizes, lengths=lengths), lengths) < 0.05
+
+
+def test_grouped_batches_come_in_no_order_of_length():
+    lengths = phrase_lengths(3_200)
+    plan = make_plan(num_rows=3_200, batch_size=32, lengths=lengths)
+    means = [float(lengths[plan.rows_of_step(step)].float().mean()) for step in range(100)]
+    ranks = np.argsort(np.argsort(means))
+    assert abs(np.corrcoef(ranks, np.arange(100))[0, 1]) < 0.3
+
+
+def test_grouped_rows_meet_other_rows_in_the_next_epoch():
+    plan = make_plan(num_rows=3_200, batch_size=32, lengths=phrase_lengths(3_200))
+    epochs = [
+        {frozenset(plan.rows_of_step(100 * epoch + step)) for step in range(100)}
+        for epoch in range(2)
+    ]
+    assert not epochs[0] & epochs[1]
+
+
+def test_lengths_are_those_of_the_rows():
+    with pytest.raises(ValueError, match="49 lengths were given for 50 rows"):
+        make_plan(lengths=phrase_lengths(49))
 
 
 @pytest.mark.parametrize(

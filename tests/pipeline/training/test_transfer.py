@@ -36,7 +36,7 @@ def out(tiny_bert, words_csv, tmp_path_factory):
         "model": {"path": str(folder / "bert")},
         "data": {"source": "files", "train": str(words_csv), "validation_share": 0.25},
         "dense": {"enabled": False},
-        "prune": {"sparsity": 0.6, "warmup": 2, "finetune": 2, "interval": 2},
+        "prune": {"sparsity": 0.6, "start_after": 2, "finetune": 2, "interval": 2},
     }
     transfer = {
         **common,

@@ -14,9 +14,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch.distributed as dist
 
+from pipeline.context import Context
 from pipeline.errors import StageError
 from pipeline.models.loading import ModelConfig, load_tokenizer
-from pipeline.pruning.config import METHOD_CONFIGS, PruneConfig
+from pipeline.pruning.config import METHOD_CONFIGS, PruneSection
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import make_task
 from pipeline.tasks.sequence import ClassificationConfig, RegressionConfig
@@ -53,6 +54,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         },
     },
 }
+GROUPED = "stage2-bf16"  # the case whose batches are grouped by length
 METHOD_OF = {"stage0": "platon", "stage3": "soft-movement"}  # what keeps state of every weight
 NAN_CASES = ("stage2", "stage3")
 DISTILLED = ("stage2", "stage3-small")  # the last with all of both models sharded
@@ -85,10 +87,10 @@ REGRESSION = RegressionConfig(type="regression", text=["text"], label="label")
 TRAIN = TrainConfig(
     length=LENGTH, batch_size=8, micro_batch_size=2, lr=1e-3, log_every=3, checkpoint_every=1
 )
-PRUNE = PruneConfig(sparsity=0.7, initial_sparsity=0.2, warmup=3, finetune=5, interval=3)
+PRUNE = PruneSection(sparsity=0.7, initial_sparsity=0.2, start_after=3, finetune=5, interval=3)
 
 
-def prune_by(method: str) -> PruneConfig:
+def prune_by(method: str) -> PruneSection:
     return PRUNE.model_copy(update={"method": METHOD_CONFIGS[method](name=method)})
 
 
@@ -101,23 +103,26 @@ def run(
     *,
     task: Any = CLASSIFICATION,
     config: TrainConfig = TRAIN,
-    prune: PruneConfig = PRUNE,
+    prune: PruneSection = PRUNE,
     teacher: TeacherSpec | None = None,
     progress: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> dict[str, Any]:
+    context = Context(
+        inputs={"data": data},
+        model_kwargs={"num_labels": 2} if task is CLASSIFICATION else {"num_labels": 1},
+        output=output,
+        workers=WorkerGroup.current(),
+        checkpoints=checkpoints,
+        progress=progress,
+    )
     return train(
+        context,
         model_config=ModelConfig(path=str(bert)),
         task=make_task(task),
         config=config,
         zero=ZeroConfig(**LAYOUTS[case], bucket_elements=10_000),
         prune=prune,
         teacher=teacher,
-        data=data,
-        model_kwargs={"num_labels": 2} if task is CLASSIFICATION else {"num_labels": 1},
-        output=output,
-        workers=WorkerGroup.current(),
-        checkpoints=checkpoints,
-        progress=progress,
     )
 
 
@@ -129,20 +134,31 @@ def main(bert: str, data: str, output: str) -> None:
     load_tokenizer(ModelConfig(path=bert))
     for case in CASES:
         prune = prune_by(METHOD_OF.get(case, "mgpp"))
+        config = TRAIN.model_copy(update={"group_by_length": case == GROUPED})
         for stop in (None, *STOP_AFTER):
             folder = Path(output) / f"{case}-{stop}"
             checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", WorkerGroup.current())
             checkpoints.stop_at = stop
             if stop is not None:
                 try:
-                    run(case, Path(bert), Path(data), folder, checkpoints, prune=prune)
+                    run(
+                        case,
+                        Path(bert),
+                        Path(data),
+                        folder,
+                        checkpoints,
+                        prune=prune,
+                        config=config,
+                    )
                 except InterruptedRunError:
                     dist.barrier()
                     if dist.get_rank() == 0:
                         shutil.rmtree(folder)
                     dist.barrier()
                 checkpoints.stop_at = None
-            figures = run(case, Path(bert), Path(data), folder, checkpoints, prune=prune)
+            figures = run(
+                case, Path(bert), Path(data), folder, checkpoints, prune=prune, config=config
+            )
             if dist.get_rank() == 0:
                 (folder / "figures.json").write_text(json.dumps(figures))
     run_distilled(Path(bert), Path(data), Path(output))
