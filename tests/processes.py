@@ -39,10 +39,15 @@ def run(
 
 def torchrun(module: str, *args: str, num_processes: int, timeout: float) -> None:
     """Run a module on several ranks and assert that all ended well."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*launcher, f"--nproc-per-node={num_processes}", "-m", module, *args]
+    command = torchrun_command(module, *args, num_processes=num_processes)
     done = run(command, timeout=timeout, env={"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
+
+
+def torchrun_command(module: str, *args: str, num_processes: int) -> list[str]:
+    """Return the command that runs a module on several ranks of this machine."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*launcher, f"--nproc-per-node={num_processes}", "-m", module, *args]
 
 
 def leave() -> NoReturn:

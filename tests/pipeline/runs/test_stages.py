@@ -11,7 +11,8 @@ from pipeline.runs.flow import plan_stages, run_stage
 from pipeline.store.artifacts import Artifact, ArtifactStore
 from pipeline.worker_group import WorkerGroup
 from tests.html_page import Page
-from tests.pipeline.models.tiny_decoders import text, write_decoder
+from tests.pipeline.models.word_chains import text
+from tests.tiny import write_decoder
 
 
 def keys(tiny_bert, words_csv, **changes):

@@ -10,7 +10,8 @@ import yaml
 from pipeline.errors import ConfigError
 from pipeline.runs.config import RunConfig
 from pipeline.runs.validate import Capacity, check_schedule, validate
-from tests.pipeline.models.tiny_decoders import text, write_decoder
+from tests.pipeline.models.word_chains import text
+from tests.tiny import write_decoder
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 

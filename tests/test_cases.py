@@ -1,0 +1,47 @@
+"""A case that fails fails alone: those before and after it pass, and each says what became of it."""
+
+import pytest
+
+from tests.cases import launch_cases
+
+pytestmark = pytest.mark.distributed
+CASES = ("first", "one", "between", "both", "hung", "dead", "last", "more", "left")
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cases")
+    return launch_cases(
+        "tests.failing_cases",
+        str(folder),
+        cases=CASES,
+        folder=folder,
+        num_processes=2,
+        timeout=300,
+        max_failures=5,
+    )
+
+
+@pytest.mark.parametrize("case", ["first", "between", "last"])
+def test_a_case_among_failing_ones_passes_once_on_every_rank(launched, case):
+    assert (launched.folder(case) / f"{case}.log").read_text() == "2\n2\n"
+
+
+@pytest.mark.parametrize(
+    ("case", "told"),
+    [
+        ("one", ["rank 0 was running", "in barrier", "rank 1 failed", "ValueError: only rank 1"]),
+        ("both", ["rank 0 failed", "KeyError: 'rank 0'", "rank 1 failed", "KeyError: 'rank 1'"]),
+        ("hung", ["rank 0 was running", "in barrier", "rank 1 was running", "in wait_for_one"]),
+        ("dead", ["rank 0 was running", "exitcode  : 3"]),
+        ("left", ["not run", "'more'"]),
+    ],
+)
+def test_a_failing_case_says_what_became_of_it_on_every_rank(launched, case, told):
+    with pytest.raises(AssertionError) as raised:
+        launched.folder("first", case)
+    text = str(raised.value)
+    assert text.startswith(f"case {case}: ")
+    at = [text.find(part) for part in told]
+    assert -1 not in at, text
+    assert at == sorted(at)
