@@ -32,7 +32,7 @@ class PruningConfig:
         include: patterns of prunable weights; all matrices of the repeated layers unless given.
         exclude: patterns of weights to leave alone.
         scope: what competes: "global", all weights; "layer", those of one numbered layer; "uniform",
-            those of one matrix.
+            those of one matrix; "lamp", all weights by the layer-adaptive score of arXiv 2010.07611.
         budgets: final sparsity by pattern; what remains of `sparsity` goes to the other weights.
         min_kept: share of every matrix that stays, at least.
         pattern: "N:M" ("2:4": 2 of every 4 inputs stay) or "ROWSxCOLUMNS" ("32x1": whole blocks go).

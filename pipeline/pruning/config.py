@@ -16,6 +16,7 @@ from mgpp import (
     make_one_shot,
 )
 from mgpp.masking.pattern import parse_pattern
+from mgpp.pruner import check_scope
 from pipeline.pruning.methods import METHOD_CONFIGS, AnyMethodConfig
 from pipeline.section import Duration, Positive, Section, Share
 
@@ -53,8 +54,9 @@ class PruneConfig(Section):
     """Patterns of prunable weights; all matrices of the repeated layers unless given."""
     exclude: list[str] = []
     """Patterns of weights to leave alone."""
-    scope: Literal["global", "layer", "uniform"] = "global"
-    """What competes: all weights, those of one numbered layer, or those of one matrix."""
+    scope: Literal["global", "layer", "uniform", "lamp"] = "global"
+    """What competes: all weights, those of one numbered layer, or those of one matrix; lamp
+    compares all by a score that no matrix's scale enters (magnitude methods; no pattern)."""
     budgets: dict[str, Share] = {}
     """Final sparsity by pattern of weights; what remains of `sparsity` goes to the others."""
     min_kept: Share = 0.0
@@ -95,6 +97,8 @@ class PruneConfig(Section):
             raise ValueError(
                 f"initial_sparsity ({self.initial_sparsity}) must not exceed sparsity ({self.sparsity})"
             )
+        if self.method.name in METHODS:
+            check_scope(METHODS[self.method.name], self.placement())
         if self.one_shot is not None:
             assert self.sparsity is not None
             self.one_shot.count(1, self.sparsity)
