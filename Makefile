@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 export HF_HUB_OFFLINE ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test bench compare consistency torture lint format schema clean
+.PHONY: demo test test-all bench compare consistency torture lint format schema clean
 
 demo: $(VENV)/demo
 	$(BIN)/mgpp run configs/demo.yaml
@@ -14,12 +14,16 @@ demo: $(VENV)/demo
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# Also builds the wheel and installs it into a fresh environment, with a package index at hand.
+test-all: lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not torture'
+
 bench: $(VENV)/dev
 	$(BIN)/python -m tests.bench
 
 # MGPP against its rivals on one budget; goes on where it was stopped.
 compare: $(VENV)/demo
-	$(BIN)/mgpp compare configs/compare/lexicon.yaml
+	$(BIN)/mgpp campaign configs/campaigns/lexicon.yaml
 
 # How much of a planted structure is found as samples grow; goes on where it was stopped.
 consistency: $(VENV)/dev

@@ -1,6 +1,6 @@
 """Draws docs/levers.png: what each lever does to the training loss while the sparsity rises.
 
-`mgpp compare configs/compare/levers.yaml`, then `python docs/levers.py PATH`, a comparison's curves.csv.
+`mgpp campaign configs/campaigns/levers.yaml`, then `python docs/levers.py PATH`, its curves.csv.
 """
 
 import sys

@@ -4,7 +4,9 @@ The method alone: torch and the standard library. `attach` prunes in a plain tor
 DeepSpeed ZeRO.
 """
 
-from mgpp.attaching import PruningConfig, attach, grouped_parameters, parameter_groups
+from mgpp.attaching import attach, grouped_parameters, parameter_groups
+from mgpp.config import PruningConfig
+from mgpp.duration import Duration
 from mgpp.masking.allocation import Allocation, Placement
 from mgpp.methods import (
     GMP,
@@ -43,6 +45,7 @@ __all__ = [
     "PLATON",
     "Allocation",
     "Collectives",
+    "Duration",
     "MGPPSaliency",
     "Method",
     "MixtureGaussianPrior",

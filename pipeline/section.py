@@ -1,7 +1,7 @@
 """The base of every section of the configuration, and the types several of them share."""
 
-import re
-from typing import Annotated, Any
+from collections.abc import Collection
+from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -12,6 +12,8 @@ from pydantic import (
     GetJsonSchemaHandler,
 )
 from pydantic_core import core_schema
+
+import mgpp
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -26,58 +28,77 @@ OneOrMore = Annotated[
 
 
 class Section(BaseModel):
-    """A frozen group of settings that refuses keys it does not know."""
+    """A frozen group of settings that refuses keys it does not know.
+
+    Attributes:
+        not_in_key: settings that what is made depends on at most by rounding.
+    """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
+    not_in_key: ClassVar[frozenset[str]] = frozenset()
 
+    def given(
+        self, names: Collection[str] | None = None, *, defaults: bool = False
+    ) -> dict[str, Any]:
+        """Return settings as JSON values: those that have no default, or another value.
 
-class Duration:
-    """A length of training: steps (`500`), epochs (`"2ep"`) or a share of all steps (`"10%"`)."""
-
-    _PATTERN = re.compile(r"^(?P<value>\d+(\.\d+)?)(?P<unit>ep|%)?$")
-
-    def __init__(self, text: str | int) -> None:
-        match = self._PATTERN.match(str(text).strip()) if not isinstance(text, bool) else None
-        if match is None or (match["unit"] is None and "." in match["value"]):
-            raise ValueError(
-                "not a length; allowed are steps (500), epochs ('2ep') or a share ('10%')"
-            )
-        self.text = str(text).strip()
-        self.value = float(match["value"])
-        self.unit = match["unit"] or "steps"
-
-    def steps(self, *, steps_per_epoch: int, num_steps: int | None = None) -> int:
-        """Return the length in optimizer steps.
+        Sections within are reduced alike, so one at its defaults is left out, but what says which kind of
+        section it is (`prune.method.name`) has no default and stays.
 
         Args:
-            steps_per_epoch: optimizer steps in one pass over the training data.
-            num_steps: all steps of the run, which a share is taken of.
+            names: of the settings; all but `not_in_key` unless given.
+            defaults: give also those at their defaults.
         """
-        if self.unit == "ep":
-            return round(self.value * steps_per_epoch)
-        if self.unit == "%":
-            if num_steps is None:
-                raise ValueError(f"{self.text!r} is a share of the run and cannot be its length")
-            return round(self.value / 100 * num_steps)
-        return int(self.value)
+        kind = type(self)
+        if names is None:
+            names = set(kind.model_fields) - self.not_in_key
+        as_json = self.model_dump(mode="json", include=set(names))
+        if defaults:
+            return as_json
+        specs = kind.model_fields
+        return {
+            name: _reduced(getattr(self, name), value)
+            for name, value in as_json.items()
+            if specs[name].is_required()
+            or not _is_default(
+                getattr(self, name), specs[name].get_default(call_default_factory=True)
+            )
+        }
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Duration) and self.text == other.text
 
-    def __hash__(self) -> int:
-        return hash(self.text)
+def sections_in(annotation: Any) -> list[type[Section]]:
+    """Return the section classes inside an annotation, such as the members of a union."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for inner in get_args(annotation) for section in sections_in(inner)]
 
-    def __repr__(self) -> str:
-        return f"Duration({self.text!r})"
+
+def _is_default(value: Any, default: Any) -> bool:
+    if isinstance(value, Section):
+        return type(value) is type(default) and not value.given()
+    return bool(value == default)
+
+
+def _reduced(value: Any, as_json: Any) -> Any:
+    """Return a setting's JSON value, the sections in it without their defaults."""
+    if isinstance(value, Section):
+        return value.given()
+    if isinstance(value, list):
+        return [_reduced(*pair) for pair in zip(value, as_json, strict=True)]
+    return as_json
+
+
+class Duration(mgpp.Duration):
+    """A length of training in a section: steps (`500`), epochs (`"2ep"`) or a share (`"10%"`)."""
 
     @classmethod
     def __get_pydantic_core_schema__(
         cls, source: Any, handler: GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
         def parse(value: Any) -> "Duration":
-            return value if isinstance(value, Duration) else cls(value)
+            return value if isinstance(value, cls) else cls(value)
 
         return core_schema.no_info_plain_validator_function(
             parse,
@@ -91,6 +112,7 @@ class Duration:
         return {
             "anyOf": [
                 {"type": "integer", "minimum": 0},
+                {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
                 {
                     "type": "string",
                     "pattern": r"^(\d+|\d+(\.\d+)?(ep|%))$",

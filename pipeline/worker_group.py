@@ -30,6 +30,11 @@ class WorkerGroup:
         )
         return cls(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
 
+    @classmethod
+    def alone(cls) -> "WorkerGroup":
+        """Return a group of this process only, which needs no process group and computes on the CPU."""
+        return cls(rank=0, world_size=1, device=torch.device("cpu"))
+
     @property
     def is_main(self) -> bool:
         """Whether this worker writes what is written once."""
@@ -42,22 +47,29 @@ class WorkerGroup:
 
     def sum(self, *values: float) -> list[float]:
         """Return each value summed over the workers."""
+        if self.world_size == 1:
+            return [float(value) for value in values]
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
         return [float(value) for value in tensor.tolist()]
 
     def gather(self, value: Any) -> list[Any] | None:
         """Return every worker's value in rank order on the main worker, None elsewhere."""
+        if self.world_size == 1:
+            return [value]
         gathered: list[Any] | None = [None] * self.world_size if self.is_main else None
         dist.gather_object(value, gathered)
         return gathered
 
     def broadcast(self, value: Any) -> Any:
         """Return the main worker's value on every worker."""
+        if self.world_size == 1:
+            return value
         shared = [value]
         dist.broadcast_object_list(shared)
         return shared[0]
 
     def barrier(self) -> None:
         """Wait until every worker is here."""
-        dist.barrier()
+        if self.world_size > 1:
+            dist.barrier()

@@ -20,10 +20,10 @@ import deepspeed  # noqa: F401  (before the process group: it looks for an accel
 import torch.distributed as dist
 from omegaconf import OmegaConf
 
+from pipeline.context import Context
 from pipeline.runs.config import RunConfig, parse_config, read_config
+from pipeline.runs.flow import plan_stages, run_stage
 from pipeline.runs.plan import plan_run
-from pipeline.runs.stage import plan_stages
-from pipeline.runs.stages import run_stage
 from pipeline.runs.validate import validate
 from pipeline.store.artifacts import Artifact, ArtifactStore
 from pipeline.tasks import make_task
@@ -36,7 +36,7 @@ from tests.recipe_models import WORDS, family, make_model
 # Keys that say how long something is, wherever they stand, and what they are set to.
 _SHORT: dict[str, Any] = {
     "length": 6,
-    "warmup": 2,
+    "start_after": 2,
     "finetune": 2,
     "interval": 2,
     "batch_size": 4,
@@ -87,19 +87,23 @@ def resumed_as_it_would_have_ended(
     """Train again, stopped after three steps and resumed; return whether the same weights come out."""
     checkpoints = StoppingCheckpoints(str(folder / "checkpoints"), WorkerGroup.current())
 
+    context = Context(
+        inputs={"data": artifacts["data"].path},
+        model_kwargs=artifacts["data"].metrics["model_kwargs"],
+        output=folder / "resumed",
+        workers=WorkerGroup.current(),
+        checkpoints=checkpoints,
+        progress=lambda record: None,
+    )
+
     def run() -> None:
         train(
+            context,
             model_config=config.model,
             task=make_task(config.task),
             config=config.train.model_copy(update={"checkpoint_every": 1}),
             zero=config.zero,
             prune=config.prune,
-            data=artifacts["data"].path,
-            model_kwargs=artifacts["data"].metrics["model_kwargs"],
-            output=folder / "resumed",
-            workers=WorkerGroup.current(),
-            checkpoints=checkpoints,
-            progress=lambda record: None,
         )
 
     checkpoints.stop_at = 3

@@ -27,12 +27,13 @@ CampaignPath = Annotated[str, typer.Argument(metavar="CAMPAIGN", help="YAML file
 
 @app.command()
 def run(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Run every cell that is not done, then write tables and a report page."""
+    """Choose candidates, run every run that is not done, then write tables and a report page."""
     with reported_errors(as_json) as emit:
         from launch.cluster.connect import address_of, cluster_capacity, connected, local_capacity
         from launch.driver.campaign import plan_campaign, run_campaign
         from pipeline.campaigns.grid import read_campaign
-        from pipeline.campaigns.report import MARKDOWN_FILE, PAGE_FILE
+        from pipeline.campaigns.report import PAGE_FILE
+        from pipeline.campaigns.summary import MARKDOWN_FILE
         from pipeline.errors import StageError
         from pipeline.runs.validate import cluster_problems, validate
         from pipeline.store.maintenance import usable_store
@@ -40,19 +41,20 @@ def run(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = Fal
         campaign = read_campaign(config, list(overrides or []))
         store = usable_store(campaign.storage)
         planned = plan_campaign(campaign)
-        first = planned[0].run.config.cluster
+        runs = {**planned.final, **planned.selecting}
+        first = next(iter(runs.values())).config.cluster
         joins = address_of(first) is not None
         capacity = None if joins else local_capacity()
         seen = set()
-        for cell in (p.cell for p in planned):  # seeds and sparsities change nothing of it
-            if (place := (cell.task, cell.model, cell.method)) not in seen:
-                seen.add(place)
-                validate(cell.recipe, cell.overrides, capacity)
+        for each in runs:  # seeds and sparsities change nothing of what is checked
+            if (kind := (each.place[:3], each.selecting)) not in seen:
+                seen.add(kind)
+                validate(each.recipe, each.overrides, capacity)
         with connected(first):
             if joins:
                 there = cluster_capacity()
                 raise_for(
-                    [x for p in planned for x in cluster_problems(p.run.config.cluster, there)]
+                    [x for p in runs.values() for x in cluster_problems(p.config.cluster, there)]
                 )
             made = run_campaign(campaign, planned, store, narrator())
         if not as_json:
@@ -60,15 +62,15 @@ def run(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = Fal
             typer.echo(f"report  {made.url}/{PAGE_FILE}")
         if made.metrics["num_failed"]:
             raise StageError(
-                f"{made.metrics['num_failed']} of {len(planned)} cells failed; the same command runs "
-                f"just these again; {made.url}/{PAGE_FILE} tells why"
+                f"{made.metrics['num_failed']} of {len(planned.final)} runs failed; the same command "
+                f"runs only these again; {made.url}/{PAGE_FILE} says why"
             )
         emit({"status": "done", "url": made.url, **made.metrics})
 
 
 @app.command()
 def status(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Tell how each cell stands, from the store: done, running, failed or waiting."""
+    """Show how each run stands, from the store: done, running, failed or waiting."""
     with reported_errors(as_json) as emit:
         from launch.driver.campaign import campaign_states, plan_campaign
         from launch.driver.progress import describe
@@ -77,15 +79,15 @@ def status(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = 
 
         campaign = read_campaign(config, list(overrides or []))
         store = usable_store(campaign.storage)
-        states = campaign_states(plan_campaign(campaign), store)
+        states = campaign_states(campaign, plan_campaign(campaign), store)
         counts: dict[str, Any] = dict(Counter(state.state for state in states))
         if not as_json:
             table = Table(title=campaign.name, title_justify="left")
-            for name in ("cell", "state", ""):
+            for name in ("run", "state", ""):
                 table.add_column(name)
             for state in states:
                 progress = f": {describe(state.progress)}" if state.progress else ""
                 table.add_row(state.title, state.state, state.note + progress)
             screen().print(table)
             typer.echo(", ".join(f"{count} {name}" for name, count in counts.items()))
-        emit({"status": "listed", "counts": counts, "cells": [vars(state) for state in states]})
+        emit({"status": "listed", "counts": counts, "runs": [vars(state) for state in states]})

@@ -1,4 +1,4 @@
-"""The command line: `mgpp run`, `validate`, `plan`, `compare`, `show`, `schema`, and the groups."""
+"""The command line: `mgpp run`, `validate`, `plan`, `show`, `schema`, and the groups."""
 
 import json
 import os
@@ -51,10 +51,11 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
         from launch.cli.signals import told_when_stopped
         from launch.cluster.connect import cluster_capacity, connected, local_capacity
         from launch.driver.run import all_done, run_stages
-        from pipeline.runs.stage import plan_stages
+        from pipeline.runs.flow import plan_stages
         from pipeline.runs.validate import cluster_problems, validate
         from pipeline.store.artifacts import ArtifactStore
         from pipeline.store.storage import absolute_url, storage_problems
+        from pipeline.tasks import make_task
 
         console = narrator()
         changes = list(overrides or [])
@@ -73,7 +74,7 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
                     result = run_stages(stages, settings, store, console)
         summary = result.summary()
         if not as_json:
-            screen().print(_table(summary, result.artifacts))
+            screen().print(_table(summary, result.artifacts, make_task(settings.task)))
             typer.echo(f"model   {summary['model']}\nreport  {summary['report']}")
         emit(summary)
 
@@ -83,7 +84,7 @@ def validate(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = 
     """Check a configuration, its model, its data and the room for its workers; start nothing."""
     with reported_errors(as_json) as emit:
         from launch.cluster.connect import local_capacity
-        from pipeline.runs.stage import plan_stages
+        from pipeline.runs.flow import plan_stages
         from pipeline.runs.validate import validate as check
         from pipeline.store.storage import storage_problems
 
@@ -132,34 +133,13 @@ def plan(
         emit({"status": "planned", **asdict(found), **totals, "fits": fits})
 
 
-@app.command()
-def compare(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Compare methods on one budget: choose their settings, run every cell, write table and plot."""
-    with reported_errors(as_json) as emit:
-        from launch.cluster.connect import cluster_capacity, connected, local_capacity
-        from launch.driver.compare import plan_cells, run_comparison
-        from pipeline.campaigns.comparison_report import MARKDOWN_FILE
-        from pipeline.campaigns.selection import final_cells, first_candidates, read_comparison
-        from pipeline.runs.validate import cluster_problems, validate
-        from pipeline.store.maintenance import usable_store
-
-        comparison = read_comparison(config, list(overrides or []))
-        store = usable_store(comparison.storage)
-        joins = _joins_a_cluster(comparison.recipe, [])
-        fewest = {"seeds": comparison.seeds[:1], "sparsities": comparison.sparsities[:1]}
-        once = comparison.model_copy(update=fewest)
-        cells = final_cells(once, first_candidates(once))
-        for cell in cells:  # one of each method; seeds and sparsities change nothing of it
-            validate(comparison.recipe, cell.overrides, None if joins else local_capacity())
-        settings = plan_cells(once, cells[:1])[0].run.config
-        with connected(settings.cluster):
-            if joins:
-                raise_for(cluster_problems(settings.cluster, cluster_capacity()))
-            made = run_comparison(comparison, store, narrator())
-        if not as_json:
-            typer.echo((made.path / MARKDOWN_FILE).read_text(encoding="utf-8"))
-            typer.echo(f"table and plot  {made.url}")
-        emit({"status": "done", "url": made.url, **made.metrics})
+@app.command(
+    hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
+def compare() -> None:
+    """Say what this command is now."""
+    typer.echo("error: mgpp compare: no longer a command; use `mgpp campaign FILE`", err=True)
+    raise typer.Exit(2)
 
 
 @app.command()
@@ -193,7 +173,7 @@ def schema() -> None:
     typer.echo(json.dumps(json_schema(), indent=2))
 
 
-def _table(summary: dict[str, Any], artifacts: dict[str, Any]) -> Table:
+def _table(summary: dict[str, Any], artifacts: dict[str, Any], task: Any) -> Table:
     """Return the closing table: metrics, sparsity, sizes, seconds."""
     metrics, sizes = summary["metrics"], summary["bytes"]
     table = Table(title=f"{artifacts['export'].params['name']}", title_justify="left")
@@ -202,7 +182,8 @@ def _table(summary: dict[str, Any], artifacts: dict[str, Any]) -> Table:
     table.add_column("pruned", justify="right")
     dense = metrics.get("dense", {})
     for name, value in metrics["pruned"].items():
-        table.add_row(name, f"{dense[name]:.4f}" if name in dense else "-", f"{value:.4f}")
+        metric = task.metric(name)
+        table.add_row(name, metric.text(dense.get(name)) if dense else "-", metric.text(value))
     figures = artifacts["export"].metrics
     counts = f"{figures['num_zeros']:,} of {figures['num_prunable']:,}"
     table.add_row("sparsity", "0.00%", f"{summary['sparsity']:.2%} ({counts})")

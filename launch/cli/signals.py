@@ -8,13 +8,13 @@ from typing import NoReturn
 import typer
 
 from launch.cli.output import Terminated
-from pipeline.runs.stage import Stage
+from pipeline.runs.stage import PlannedStage
 from pipeline.store.artifacts import ArtifactStore
 from pipeline.store.checkpoints import newest_step
 
 
 @contextmanager
-def told_when_stopped(stages: Sequence[Stage], store: ArtifactStore) -> Iterator[None]:
+def told_when_stopped(stages: Sequence[PlannedStage], store: ArtifactStore) -> Iterator[None]:
     """Turn SIGTERM into an exception while the block runs; say then what the next run goes on from."""
 
     def stop(*_: object) -> NoReturn:
@@ -33,7 +33,7 @@ def told_when_stopped(stages: Sequence[Stage], store: ArtifactStore) -> Iterator
         signal.signal(signal.SIGTERM, before)
 
 
-def last_saved(stages: Sequence[Stage], store: ArtifactStore) -> str:
+def last_saved(stages: Sequence[PlannedStage], store: ArtifactStore) -> str:
     """Return, for people, what of a run is safe."""
     done = [stage for stage in stages if store.find(stage.name, stage.key) is not None]
     missing = next((stage for stage in stages if stage not in done), None)

@@ -51,7 +51,7 @@ class ClusterDescription(Section):
     """Of that for /dev/shm, GiB; a quarter unless given."""
     image: str | None = None
     """Container image with mgpp in it; needed for kuberay."""
-    install: str = "pip install mgpp"
+    install: str = "pip install 'mgpp[pipeline]'"
     """Shell command that installs mgpp, where there is no image."""
     retries: NotNegative = 3
     """How often a job is tried again."""

@@ -1,40 +1,54 @@
-"""A campaign on Ray: its cells run, what came of them, and how they stand."""
+"""A campaign on Ray: candidates chosen, its runs run, what came of them, and how they stand."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
 
 from launch.driver.locking import made_once
 from launch.driver.many_runs import PlannedRun, plan_run, run_all
-from pipeline.campaigns.grid import VERSION, CampaignCell, CampaignConfig, campaign_cells
-from pipeline.campaigns.report import CellResult, write_campaign
-from pipeline.errors import ConfigError
-from pipeline.runs.stage import Stage
+from pipeline.campaigns.config import CampaignConfig
+from pipeline.campaigns.curves import LossCurve, loss_curve
+from pipeline.campaigns.grid import VERSION, CampaignRun, campaign_runs
+from pipeline.campaigns.report import write_campaign
+from pipeline.campaigns.selection import NO_CHOICE, Choice, choose, selection_runs
+from pipeline.campaigns.summary import Outcome
+from pipeline.errors import ConfigError, StageError
+from pipeline.metric import Metric
+from pipeline.runs.stage import PlannedStage
 from pipeline.store.artifacts import Artifact, ArtifactStore, make_key
 from pipeline.store.leases import LeaseFolder
 from pipeline.tasks import make_task
+from pipeline.tracking.recorder import METRICS_FILE, parse_records
 
 _LAST_STAGES = ("export", "report")
 
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedCell:
-    """A cell with the run it is."""
-
-    cell: CampaignCell
-    run: PlannedRun
+Planned = Mapping[CampaignRun, PlannedRun]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellState:
-    """How a cell stands.
+class PlannedCampaign:
+    """The runs of a campaign, each with its stages.
 
     Attributes:
-        title: of the cell.
+        selecting: the runs that candidates are chosen by; none where there is no choice.
+        final: the runs of the table, of the first candidates as long as none are chosen.
+    """
+
+    selecting: Planned
+    final: Planned
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """How a run stands.
+
+    Attributes:
+        title: of the run.
         state: "done", "running", "failed" or "waiting".
-        note: its metric, who works on what stage, or why it failed.
+        note: its metric, who works on what stage, why it failed, or what it waits for.
         progress: the newest record of a running stage.
     """
 
@@ -44,98 +58,188 @@ class CellState:
     progress: dict[str, Any] | None = None
 
 
-def plan_campaign(config: CampaignConfig) -> list[PlannedCell]:
-    """Return every cell with its run.
+def plan_campaign(config: CampaignConfig) -> PlannedCampaign:
+    """Return every run of a campaign with its stages.
 
     Raises:
-        ConfigError: with the problems of all cells whose configuration cannot be.
+        ConfigError: with the problems of all runs whose configuration cannot be.
     """
-    planned, problems = [], []
-    for cell in campaign_cells(config):
-        without = () if config.export and cell.is_pruned else _LAST_STAGES
+    selecting, final = selection_runs(config), campaign_runs(config)
+    planned = _plan(config, [*selecting, *final])
+    return PlannedCampaign(
+        selecting={run: planned[run] for run in selecting},
+        final={run: planned[run] for run in final},
+    )
+
+
+def run_campaign(
+    config: CampaignConfig, planned: PlannedCampaign, store: ArtifactStore, console: Console
+) -> Artifact:
+    """Choose candidates, run all runs that are not done, write tables and page; the cluster is connected.
+
+    Returns:
+        The artifact with the tables, in which runs of the table that failed are named, too.
+
+    Raises:
+        StageError: naming the runs of the selection that failed, once all others are done.
+    """
+    choice, final = NO_CHOICE, planned.final
+    if planned.selecting:
+        choice = _select(config, planned.selecting, store, console)
+        final = _plan(config, campaign_runs(config, choice.chosen), planned.final)
+    failures = _run(final, config, store, console)
+    outcomes = [
+        _outcome(run, p, store, failures.get(run.title, ""), curves=config.curves)
+        for run, p in final.items()
+    ]
+    params = config.model_dump(mode="json", exclude={"storage", "runs_at_once"})
+    inputs = {run.title: p.stages[-1].key for run, p in {**planned.selecting, **final}.items()}
+    key = make_key("campaign", VERSION, {**params, "failures": failures}, inputs)
+    stage = PlannedStage(name="campaign", key=key, params=params, inputs=(), on_all_workers=False)
+    return made_once(
+        stage,
+        store,
+        lambda folder: write_campaign(folder, config, outcomes, choice),
+        tell=console.print,
+    )
+
+
+def campaign_states(
+    config: CampaignConfig, planned: PlannedCampaign, store: ArtifactStore
+) -> list[RunState]:
+    """Return how each run stands, from the store alone: no matter where the campaign runs."""
+    states = [_state(run, p, store) for run, p in planned.selecting.items()]
+    final = planned.final
+    if any(state.state != "done" for state in states):
+        return states + [
+            RunState(title=run.title, state="waiting", note="its settings are not chosen yet")
+            if run.place.is_pruned
+            else _state(run, p, store)
+            for run, p in final.items()
+        ]
+    if states:
+        choice = _choice(config, planned.selecting, store)
+        final = _plan(config, campaign_runs(config, choice.chosen), final)
+    return states + [_state(run, p, store) for run, p in final.items()]
+
+
+def _plan(
+    config: CampaignConfig,
+    runs: Sequence[CampaignRun],
+    known: Planned = MappingProxyType({}),
+) -> Planned:
+    """Return runs with their stages; planning one reads its recipe, so those known are taken over."""
+    planned, problems = {}, []
+    for run in runs:
+        if run in known:
+            planned[run] = known[run]
+            continue
+        whole = config.export and run.place.is_pruned and not run.selecting
         try:
-            run = plan_run(
-                cell.title, cell.recipe, cell.overrides, pruned=cell.is_pruned, without=without
+            planned[run] = plan_run(
+                run.title,
+                run.recipe,
+                run.overrides,
+                pruned=run.place.is_pruned,
+                without=() if whole else _LAST_STAGES,
             )
         except ConfigError as error:
             problems += error.problems
-            continue
-        planned.append(PlannedCell(cell=cell, run=run))
     if problems:
         raise ConfigError(problems)
     return planned
 
 
-def run_campaign(
-    config: CampaignConfig, planned: Sequence[PlannedCell], store: ArtifactStore, console: Console
-) -> Artifact:
-    """Run all cells that are not done, and write tables and page; the cluster must be connected.
-
-    Returns:
-        The artifact with the tables, what failed told in it too.
-    """
-    by_title = {p.run.title: p for p in planned}
-    failures = run_all(
-        [p.run for p in planned],
+def _run(
+    planned: Planned, config: CampaignConfig, store: ArtifactStore, console: Console
+) -> dict[str, str]:
+    """Run what is not done; return why it failed, by the title of each run that did."""
+    runs = {run.title: run for run in planned}
+    return run_all(
+        list(planned.values()),
         store,
         console,
         at_once=config.runs_at_once,
-        score=lambda run: _told(_result(by_title[run.title], store, "")),
-    )
-    results = [_result(p, store, failures.get(p.run.title, "")) for p in planned]
-    params = config.model_dump(mode="json", exclude={"storage", "runs_at_once"})
-    inputs = {p.run.title: p.run.stages[-1].key for p in planned}
-    key = make_key("campaign", VERSION, {**params, "failures": failures}, inputs)
-    stage = Stage(name="campaign", key=key, params=params, inputs=(), on_all_workers=False)
-    return made_once(
-        stage, store, lambda folder: write_campaign(folder, config, results), tell=console.print
+        score=lambda p: _score_text(_outcome(runs[p.title], p, store, "")),
     )
 
 
-def campaign_states(planned: Sequence[PlannedCell], store: ArtifactStore) -> list[CellState]:
-    """Return how each cell stands, from the store alone: no matter where the campaign runs."""
-    return [_state(p, store) for p in planned]
+def _select(
+    config: CampaignConfig, planned: Planned, store: ArtifactStore, console: Console
+) -> Choice:
+    """Run the selection and choose."""
+    console.print("selection of candidates")
+    failed = _run(planned, config, store, console)
+    if failed:
+        raise StageError(
+            f"{len(failed)} of {len(planned)} runs failed, of those that candidates are chosen by; the "
+            "same command runs only these again:\n"
+            + "\n".join(f"{title}: {reason}" for title, reason in failed.items())
+        )
+    return _choice(config, planned, store)
 
 
-def _state(planned: PlannedCell, store: ArtifactStore) -> CellState:
-    title, stages = planned.run.title, planned.run.stages
-    if all(store.find(stage.name, stage.key) is not None for stage in stages):
-        return CellState(title=title, state="done", note=_told(_result(planned, store, "")))
-    for stage in stages:
-        if store.find(stage.name, stage.key) is not None:
-            continue
+def _choice(config: CampaignConfig, planned: Planned, store: ArtifactStore) -> Choice:
+    """Return what is chosen, once the selection is done."""
+    outcomes = [_outcome(run, p, store, "") for run, p in planned.items()]
+    scores = {o.run: o.metrics[o.metric.name] for o in outcomes}
+    metrics = {o.run.place.task: o.metric for o in outcomes}
+    return Choice(scores=scores, chosen=choose(config, scores, metrics))
+
+
+def _state(run: CampaignRun, planned: PlannedRun, store: ArtifactStore) -> RunState:
+    title, stages = run.title, planned.stages
+    missing = [stage for stage in stages if store.find(stage.name, stage.key) is None]
+    if not missing:
+        outcome = _outcome(run, planned, store, "")
+        return RunState(title=title, state="done", note=_score_text(outcome))
+    for stage in missing:
         lease = LeaseFolder(store.folder_of(stage.name, stage.key)).newest()
         if lease is not None and lease.is_held:
-            return CellState(
-                title=title,
-                state="running",
-                note=f"{stage.name}, {lease}",
-                progress=lease.progress,
-            )
+            note = f"{stage.name}, {lease}"
+            return RunState(title=title, state="running", note=note, progress=lease.progress)
     failure = store.failure(stages[-1].name, stages[-1].key)
     if failure is not None:
-        return CellState(title=title, state="failed", note=failure)
-    return CellState(title=title, state="waiting", note="")
+        return RunState(title=title, state="failed", note=failure)
+    return RunState(title=title, state="waiting", note="")
 
 
-def _result(planned: PlannedCell, store: ArtifactStore, failure: str) -> CellResult:
-    cell, run = planned.cell, planned.run
-    task = make_task(run.config.task)
-    found = {stage.name: store.find(stage.name, stage.key) for stage in run.stages}
+def _outcome(
+    run: CampaignRun,
+    planned: PlannedRun,
+    store: ArtifactStore,
+    failure: str,
+    *,
+    curves: bool = False,
+) -> Outcome:
+    found = {stage.name: store.find(stage.name, stage.key) for stage in planned.stages}
     artifacts = {name: artifact for name, artifact in found.items() if artifact is not None}
-    evaluated, last = artifacts.get("evaluate"), artifacts.get(run.stages[-1].name)
-    label = "pruned" if cell.is_pruned else "dense"
-    return CellResult(
-        cell=cell,
-        headline=task.headline,
-        higher_is_better=task.higher_is_better,
+    evaluated, last = artifacts.get("evaluate"), artifacts.get(planned.stages[-1].name)
+    label = "pruned" if run.place.is_pruned else "dense"
+    return Outcome(
+        run=run,
+        metric=_headline(planned),
         metrics=dict(evaluated.metrics[label]) if evaluated and not failure else {},
         seconds={name: artifact.seconds for name, artifact in artifacts.items()},
-        num_workers=run.config.cluster.num_workers,
+        num_workers=planned.config.cluster.num_workers,
         url=last.url if last else "",
         failure=failure,
+        curve=_curve(artifacts.get("prune")) if curves and not failure else None,
     )
 
 
-def _told(result: CellResult) -> str:
-    return f"{result.headline} {result.metrics[result.headline]:.4f}"
+def _headline(planned: PlannedRun) -> Metric:
+    task = make_task(planned.config.task)
+    return task.metric(task.headline)
+
+
+def _curve(pruned: Artifact | None) -> LossCurve | None:
+    """Return how a run's pruning trained; None where it did not, as in one shot."""
+    if pruned is None or METRICS_FILE not in pruned.files:
+        return None
+    return loss_curve(parse_records(pruned.read_text(METRICS_FILE))["step"])
+
+
+def _score_text(outcome: Outcome) -> str:
+    name = outcome.metric.name
+    return f"{name} {outcome.metric.text(outcome.metrics[name])}"

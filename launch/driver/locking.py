@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import StageError
-from pipeline.runs.stage import Stage
+from pipeline.runs.stage import PlannedStage
 from pipeline.store.artifacts import Artifact, ArtifactStore
 from pipeline.store.leases import HeldLease, LeaseFolder, LeaseLostError, LeaseWatch
 
@@ -17,12 +17,12 @@ _POLL_SECONDS = 2.0
 
 @contextmanager
 def leased(
-    stages: Sequence[Stage],
+    stages: Sequence[PlannedStage],
     store: ArtifactStore,
     *,
     progress: Callable[[str], dict[str, Any] | None],
     tell: Callable[[str], None],
-) -> Iterator[list[Stage]]:
+) -> Iterator[list[PlannedStage]]:
     """Hold the leases of the stages that are not done, for as long as the block runs.
 
     Leases are taken in the stages' order, which is one for all runs, so that none wait for each other.
@@ -75,7 +75,7 @@ def leased(
 
 
 def made_once(
-    stage: Stage,
+    stage: PlannedStage,
     store: ArtifactStore,
     make: Callable[[Path], dict[str, Any]],
     *,
@@ -102,7 +102,7 @@ def made_once(
     return found
 
 
-def _take(stage: Stage, store: ArtifactStore, tell: Callable[[str], None]) -> int | None:
+def _take(stage: PlannedStage, store: ArtifactStore, tell: Callable[[str], None]) -> int | None:
     """Wait until a stage is done (None) or its lease is this run's (its number)."""
     watch = LeaseWatch(store.folder_of(stage.name, stage.key))
     told = None

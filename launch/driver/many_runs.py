@@ -12,7 +12,8 @@ from launch.driver.run import all_done, run_stages
 from launch.workers.status_actor import make_status_actor, on_this_node
 from pipeline.errors import ConfigError
 from pipeline.runs.config import RunConfig, parse_config, read_config
-from pipeline.runs.stage import Stage, plan_stages
+from pipeline.runs.flow import plan_stages
+from pipeline.runs.stage import PlannedStage
 from pipeline.runs.upstream import resolve_upstream
 from pipeline.store.artifacts import ArtifactStore
 
@@ -31,7 +32,7 @@ class PlannedRun:
 
     title: str
     config: RunConfig
-    stages: list[Stage]
+    stages: list[PlannedStage]
 
 
 def plan_run(
@@ -75,7 +76,7 @@ class _Job:
 
     title: str
     config: RunConfig
-    stages: list[Stage]
+    stages: list[PlannedStage]
     needs: list["_Job"] = field(default_factory=list)
     is_run: bool = False
     outcome: str | None = None
@@ -104,7 +105,7 @@ def run_all(
     """
     missing = [run for run in planned if not all_done(run.stages, store)]
     done = len(planned) - len(missing)
-    console.print(f"{len(planned)} cells, {done} of them done before")
+    console.print(f"{len(planned)} runs, {done} of them cached")
     jobs = _jobs(missing, store)
     runs = {run.title: run for run in missing}
     waiting, running, ended = list(jobs), dict[Any, tuple[_Job, Any]](), 0
@@ -187,7 +188,7 @@ def _show(job: _Job, status: Any, console: Console) -> None:
             console.print(f"  {job.title}: {stage} {describe(record)}")
 
 
-def _run_job(stages: list[Stage], config: RunConfig, storage: str, status: Any) -> None:
+def _run_job(stages: list[PlannedStage], config: RunConfig, storage: str, status: Any) -> None:
     """Run stages; a task of its own."""
     run_stages(stages, config, ArtifactStore(storage), status=status)
 

@@ -13,8 +13,8 @@ from launch.workers.status_actor import Posted, make_status_actor
 from launch.workers.worker_group import run_on_workers
 from pipeline.errors import StageError
 from pipeline.runs.config import RunConfig
-from pipeline.runs.stage import Stage
-from pipeline.runs.stages import model_sizes, run_stage
+from pipeline.runs.flow import STAGES, run_stage
+from pipeline.runs.stage import PlannedStage, model_sizes
 from pipeline.runs.validate import check_schedule
 from pipeline.store.artifacts import Artifact, ArtifactStore
 
@@ -44,17 +44,17 @@ class RunResult:
             "report": f"{self.artifacts['report'].url}/report.html",
             "seconds": {name: round(seconds, 3) for name, seconds in self.seconds.items()},
             "cached": self.cached,
-            "bytes": model_sizes(self.artifacts),
+            "bytes": model_sizes(STAGES, self.artifacts),
         }
 
 
-def all_done(stages: list[Stage], store: ArtifactStore) -> bool:
+def all_done(stages: list[PlannedStage], store: ArtifactStore) -> bool:
     """Tell whether the output of every stage is in the store."""
     return all(store.find(stage.name, stage.key) is not None for stage in stages)
 
 
 def run_stages(
-    stages: list[Stage],
+    stages: list[PlannedStage],
     config: RunConfig,
     store: ArtifactStore,
     console: Console | None = None,
@@ -103,13 +103,13 @@ def run_stages(
     return result
 
 
-def _next_group(stages: list[Stage]) -> list[Stage]:
+def _next_group(stages: list[PlannedStage]) -> list[PlannedStage]:
     """Return the stages at the front that run together: all in a row that need a worker group, or one."""
     return list(takewhile(lambda stage: stage.on_all_workers, stages)) or stages[:1]
 
 
 def _run_missing(
-    stages: list[Stage],
+    stages: list[PlannedStage],
     config: RunConfig,
     store: ArtifactStore,
     artifacts: dict[str, Artifact],
@@ -141,7 +141,7 @@ def _run_missing(
 
 
 def _run_shown(
-    stages: list[Stage],
+    stages: list[PlannedStage],
     config: RunConfig,
     store: ArtifactStore,
     artifacts: dict[str, Artifact],
@@ -162,7 +162,7 @@ def _run_shown(
 
 
 def _run_group(
-    stages: list[Stage],
+    stages: list[PlannedStage],
     config: RunConfig,
     store: ArtifactStore,
     artifacts: dict[str, Artifact],
@@ -178,7 +178,9 @@ def _run_group(
     ray.get(task.remote(stage, config, store.url, inputs))
 
 
-def _run_alone(stage: Stage, config: RunConfig, storage: str, inputs: dict[str, Artifact]) -> None:
+def _run_alone(
+    stage: PlannedStage, config: RunConfig, storage: str, inputs: dict[str, Artifact]
+) -> None:
     """Run a stage that needs no worker group, as a Ray task."""
     run_stage(
         stage,

@@ -36,14 +36,14 @@ class Restarts(UserCallback):  # type: ignore[misc]
     """Tells the status actor of workers that were lost; Ray Train calls it where it restarts them."""
 
     def __init__(self, status: Any) -> None:
-        self._board = status
+        self._status = status
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Post the first worker's end and how many there were."""
         rank, error = next(iter(worker_exceptions.items()))
         cause = type(getattr(error, "cause", None) or error).__name__
         text = f"rank {rank} of {len(worker_exceptions)} that ended: {last_line(error)}"
-        self._board.restart.remote(cause, text)
+        self._status.restart.remote(cause, text)
 
 
 def last_line(error: BaseException) -> str:

@@ -31,8 +31,8 @@ def work(settings: dict[str, Any]) -> None:
 
     from pipeline.errors import ConfigError, StageError
     from pipeline.runs.config import RunConfig
-    from pipeline.runs.stage import Stage
-    from pipeline.runs.stages import run_stage
+    from pipeline.runs.flow import run_stage
+    from pipeline.runs.stage import PlannedStage
     from pipeline.store.artifacts import Artifact, ArtifactStore
     from pipeline.training.deepspeed import load_operators
     from pipeline.worker_group import WorkerGroup
@@ -49,7 +49,7 @@ def work(settings: dict[str, Any]) -> None:
         if workers.is_main:
             status.post.remote(record)
 
-    stages = [Stage(**values) for values in settings["stages"]]
+    stages = [PlannedStage(**values) for values in settings["stages"]]
     stage = stages[0]
     try:
         load_operators(config.zero, lambda text: post({"event": "note", "text": text}))

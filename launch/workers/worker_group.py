@@ -13,7 +13,7 @@ from launch.workers.controller import Restarts, WorkerGroupConfig, last_line
 from launch.workers.worker import work
 from pipeline.errors import ConfigError, StageError
 from pipeline.runs import config as run_config
-from pipeline.runs.stage import Stage
+from pipeline.runs.stage import PlannedStage
 from pipeline.store.artifacts import Artifact, ArtifactStore
 from pipeline.store.storage import is_local, open_storage
 
@@ -21,7 +21,7 @@ _RAY_FOLDER = "ray"
 
 
 def run_on_workers(
-    stages: list[Stage],
+    stages: list[PlannedStage],
     config: run_config.RunConfig,
     store: ArtifactStore,
     inputs: dict[str, Artifact],
@@ -62,7 +62,7 @@ def run_on_workers(
 
 
 def _run_once(
-    stages: list[Stage],
+    stages: list[PlannedStage],
     config: run_config.RunConfig,
     store: ArtifactStore,
     inputs: dict[str, Artifact],

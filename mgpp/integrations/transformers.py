@@ -5,10 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mgpp import Pruner, PruningConfig, attach
+
+try:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"mgpp.integrations.transformers needs {error.name}: pip install 'mgpp[pipeline]'",
+        name=error.name,
+    ) from error
 
 _STATE_FILE = "mgpp_pruner.pt"
 

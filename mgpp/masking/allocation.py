@@ -12,8 +12,8 @@ from fractions import Fraction
 from math import ceil, prod
 from typing import Literal, get_args
 
-from mgpp.masking.pattern import NofM, Pattern, Tiling, parse_pattern, tiling_of
 from mgpp.masking.threshold import Group
+from mgpp.pattern import NofM, Pattern, Tiling, parse_pattern, tiling_of
 from mgpp.schedule import PruningSchedule
 
 Scope = Literal["global", "layer", "uniform", "lamp"]

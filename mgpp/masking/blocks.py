@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mgpp.masking.pattern import Tiling
+from mgpp.pattern import Tiling
 from mgpp.sharding.collectives import Collectives
 from mgpp.sharding.kth_smallest import magnitude_bits
 from mgpp.sharding.shards import CHUNK, Shard

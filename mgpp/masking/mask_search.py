@@ -10,9 +10,9 @@ from mgpp.masking.allocation import Allocation
 from mgpp.masking.blocks import BlockGrid, block_shards, element_keeps, expanded_chunks
 from mgpp.masking.lamp import lamp_groups
 from mgpp.masking.n_of_m import eligible_shards
-from mgpp.masking.pattern import Blocks, NofM
 from mgpp.masking.threshold import Cut, Group, find_cuts, kept_chunks
 from mgpp.methods.base import Method
+from mgpp.pattern import Blocks, NofM
 from mgpp.sharding.collectives import Collectives
 from mgpp.sharding.kth_smallest import magnitude_bits
 from mgpp.sharding.shards import Shard

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mgpp.masking.pattern import NofM, Tiling
+from mgpp.pattern import NofM, Tiling
 from mgpp.sharding.kth_smallest import GREATEST, magnitude_bits
 from mgpp.sharding.shards import CHUNK, Shard
 from mgpp.sharding.spans import Span, Straddling

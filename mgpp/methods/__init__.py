@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import Field, fields
 from typing import Any, TypeVar
 
-from mgpp.methods.base import Method, setting
+from mgpp.methods.base import Method
 from mgpp.methods.gmp import GMP
 from mgpp.methods.mgpp import MGPP
 from mgpp.methods.mgpp_saliency import MGPPSaliency
@@ -19,6 +19,7 @@ from mgpp.methods.pins import PINS
 from mgpp.methods.platon import PLATON
 from mgpp.methods.soft_movement import SoftMovement
 from mgpp.methods.sparse_transfer import SparseTransfer
+from mgpp.settings import documented, setting
 
 _Kind = TypeVar("_Kind", Method, OneShotMethod)
 
@@ -38,8 +39,11 @@ ONE_SHOT: dict[str, type[OneShotMethod]] = {
     "sparsegpt": SparseGPT,
 }
 
+for _method in (*METHODS.values(), *ONE_SHOT.values()):
+    documented(_method)
 
-def settings_of(method: type[Method] | type[OneShotMethod]) -> list[Field[Any]]:
+
+def settings_of(method: type[Any]) -> list[Field[Any]]:
     """Return the fields that configurations may give."""
     return [entry for entry in fields(method) if "description" in entry.metadata]
 
@@ -58,14 +62,18 @@ def make_method(spec: str | Mapping[str, Any], *, num_examples: int) -> Method:
     return method(num_examples=num_examples, **given)
 
 
-def make_one_shot(spec: str | Mapping[str, Any]) -> OneShotMethod:
-    """Build a one-shot method from its name, or a mapping with `name` and its settings.
+def make_one_shot(spec: str | Mapping[str, Any], *, pattern: str | None = None) -> OneShotMethod:
+    """Build a one-shot method.
+
+    Args:
+        spec: its name, or a mapping with `name` and its settings.
+        pattern: "N:M", or None for single weights.
 
     Raises:
         ValueError: for a name or setting that there is not, or a value out of range.
     """
     method, given = _look_up(spec, ONE_SHOT)
-    return method(**given)
+    return method(pattern=pattern, **given)
 
 
 def _look_up(

@@ -1,39 +1,15 @@
 """What a pruning method may change of the shared schedule, shards and threshold."""
 
-import operator
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from mgpp.schedule import PruningSchedule
+from mgpp.settings import check_limits
 from mgpp.sharding.shards import Shard
-
-
-def setting(default: Any, description: str, **limits: float) -> Any:
-    """Declare a field of a method that configurations may give.
-
-    Args:
-        default: its value unless given.
-        description: one sentence.
-        limits: `gt`, `ge`, `lt`, `le`.
-    """
-    return field(default=default, metadata={"description": description, **limits})
-
-
-def check_limits(method: Any) -> None:
-    """Check the settings of a method, a dataclass, against their limits.
-
-    Raises:
-        ValueError: naming the first that is out of range.
-    """
-    for entry in fields(method):
-        value, limits = getattr(method, entry.name), entry.metadata
-        for key, (within, words) in _LIMITS.items():
-            if value is not None and key in limits and not within(value, limits[key]):
-                raise ValueError(f"{entry.name} must be {words} {limits[key]}, got {value!r}")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -142,11 +118,3 @@ class Method:
                 for name in self.state_names
             }
         return self._state[shard.name]
-
-
-_LIMITS: dict[str, tuple[Callable[[float, float], bool], str]] = {
-    "gt": (operator.gt, "greater than"),
-    "ge": (operator.ge, "at least"),
-    "lt": (operator.lt, "less than"),
-    "le": (operator.le, "at most"),
-}

@@ -5,9 +5,10 @@ from functools import lru_cache
 
 from torch import Tensor
 
-from mgpp.methods.base import Method, setting
+from mgpp.methods.base import Method
 from mgpp.prior import MixtureGaussianPrior, add_prior_grad_, shrink_
 from mgpp.schedule import PruningSchedule, SlabProbAnnealing
+from mgpp.settings import setting
 from mgpp.sharding.shards import Shard
 
 

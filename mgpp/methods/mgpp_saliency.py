@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mgpp.methods.base import setting
 from mgpp.methods.mgpp import MGPP
 from mgpp.schedule import PruningSchedule
+from mgpp.settings import setting
 from mgpp.sharding.shards import CHUNK, Shard
 
 

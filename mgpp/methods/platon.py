@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mgpp.methods import moving_average
-from mgpp.methods.base import Method, setting
+from mgpp.methods.base import Method
 from mgpp.schedule import PruningSchedule
+from mgpp.settings import setting
 from mgpp.sharding.shards import CHUNK, Shard
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mgpp.methods.base import setting
 from mgpp.methods.movement import Movement, signed_float
 from mgpp.schedule import PruningSchedule
+from mgpp.settings import setting
 from mgpp.sharding.shards import CHUNK, Shard
 
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8

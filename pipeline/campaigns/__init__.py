@@ -1,1 +1,1 @@
-"""Many runs compared: which there are, how settings are chosen, what they leave."""
+"""Many runs as one: which there are, how settings are chosen, what they leave."""

@@ -1,23 +1,30 @@
-"""The training loss of a comparison's cells while their sparsity rose: points, table, plot."""
+"""The training loss of a campaign's runs while their sparsity rises: points, table, figure."""
 
-import csv
+from __future__ import annotations
+
+import html
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from pipeline.campaigns.selection import Cell
-from pipeline.reports.series import Records, smoothed
+import plotly.graph_objects as go
+from plotly.colors import qualitative
+from plotly.subplots import make_subplots
 
-# Of the final sparsity; where the training loss is told.
+from pipeline.campaigns.grid import CampaignRun
+from pipeline.reports import figures
+from pipeline.reports.series import Records, smoothed, thinned
+
+# Of the final sparsity; where the training loss is read.
 LEVELS = (0.5, 0.75, 0.9, 1.0)
+_DASHES = ("solid", "dash", "dot", "dashdot")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossCurve:
-    """The training of one cell, a value for each record.
+    """The training of one run, a value for each record.
 
     Attributes:
         steps: of the optimizer, rising.
@@ -45,11 +52,11 @@ class LossCurve:
         return tuple(losses[i] for i in (*places, -1))
 
 
-Curves = Mapping[Cell, LossCurve]
+Curves = Mapping[CampaignRun, LossCurve]
 
 
 def loss_curve(steps: Records) -> LossCurve:
-    """Return a cell's curve from its training records, all of which tell loss and sparsity."""
+    """Return a run's curve from its training records, all of which have loss and sparsity."""
     return LossCurve(
         steps=tuple(record["step"] for record in steps),
         losses=tuple(record.get("task_loss", record["loss"]) for record in steps),
@@ -57,66 +64,102 @@ def loss_curve(steps: Records) -> LossCurve:
     )
 
 
-def write_points(path: Path, curves: Curves) -> None:
-    """Write every point of every curve as CSV."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["method", "final_sparsity", "seed", "step", "loss", "sparsity"])
-        for cell, curve in curves.items():
-            for point in zip(curve.steps, curve.losses, curve.sparsities, strict=True):
-                writer.writerow([cell.method, cell.sparsity, cell.seed, *point])
+def curve_points(curves: Curves) -> Iterator[dict[str, Any]]:
+    """Yield every point of every curve as the row of a table."""
+    for run, curve in curves.items():
+        named = {
+            "task": run.place.task,
+            "model": run.place.model,
+            "method": run.place.method,
+            "final_sparsity": run.place.sparsity,
+            "seed": run.seed,
+        }
+        for step, loss, sparsity in zip(curve.steps, curve.losses, curve.sparsities, strict=True):
+            yield {**named, "step": step, "loss": loss, "sparsity": sparsity}
 
 
-def markdown_losses(curves: Curves) -> str:
-    """Return methods by how far the sparsity has risen: the training loss, mean over the seeds."""
+def curve_places(curves: Curves) -> list[tuple[str, str]]:
+    """Return the tasks and models that have curves."""
+    return list(dict.fromkeys((run.place.task, run.place.model) for run in curves))
+
+
+def loss_tables(
+    curves: Curves, task: str, model: str
+) -> list[tuple[str, list[str], list[tuple[str, list[str]]]]]:
+    """Return a title, columns and rows (method, losses) for each sparsity of a task and model.
+
+    A loss is the mean over the seeds where the sparsity first reaches a share of the final one.
+    """
     tables = []
-    for sparsity in dict.fromkeys(cell.sparsity for cell in curves):
-        names = [*(f"{100 * level * sparsity:.3g}% zeros" for level in LEVELS), "end"]
-        lines = [f"Training loss on the way to {sparsity:.0%}", ""]
-        lines += ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-        for method, mine in _by_method(curves, sparsity).items():
+    for sparsity, by_method in _arranged(curves, task, model).items():
+        columns = [*(f"{100 * level * sparsity:.3g}% zeros" for level in LEVELS), "end"]
+        rows = []
+        for method, mine in by_method.items():
             means = map(mean, zip(*(curve.losses_at_levels() for curve in mine), strict=True))
-            lines.append(f"| {method} | " + " | ".join(f"{loss:.3f}" for loss in means) + " |")
-        tables.append("\n".join(lines) + "\n")
-    return "\n".join(tables)
+            rows.append((method, [f"{loss:.3f}" for loss in means]))
+        tables.append((f"Training loss on the way to {100 * sparsity:g}%", columns, rows))
+    return tables
 
 
-def plot_curves(path: Path, name: str, curves: Curves) -> None:
+def curve_figure(curves: Curves, task: str, model: str) -> go.Figure:
     """Draw the smoothed loss of each method over its training, a column a sparsity, zeros below."""
-    from matplotlib.figure import Figure  # without pyplot: no global state, no display
+    arranged = _arranged(curves, task, model)
+    figure = make_subplots(
+        rows=2,
+        cols=len(arranged),
+        shared_xaxes=True,
+        vertical_spacing=0.06,
+        row_heights=[0.75, 0.25],
+        column_titles=[f"on the way to {100 * sparsity:g}%" for sparsity in arranged],
+    )
+    figure.update_layout(template=figures.TEMPLATE, height=520, showlegend=True, legend_y=1.08)
+    methods = dict.fromkeys(method for by_method in arranged.values() for method in by_method)
+    looks = dict(
+        zip(methods, itertools.cycle(itertools.product(_DASHES, qualitative.Safe)), strict=False)
+    )
+    named = set()
+    for column, by_method in enumerate(arranged.values(), start=1):
+        for method, mine in by_method.items():
+            dash, colour = looks[method]
+            for curve in mine:
+                style: dict[str, Any] = {
+                    "name": html.escape(method),
+                    "legendgroup": method,
+                    "mode": "lines",
+                    "line": {"color": colour, "dash": dash, "width": 1.4},
+                    "hovertemplate": "%{y:.4g}",
+                }
+                shown = method not in named
+                named.add(method)
+                for row, values in ((1, curve.smoothed), (2, curve.sparsities)):
+                    points = thinned(
+                        [
+                            ((step + 1) / (curve.steps[-1] + 1), value)
+                            for step, value in zip(curve.steps, values, strict=True)
+                        ],
+                        figures.MAX_POINTS,
+                    )
+                    figure.add_scatter(
+                        x=[x for x, _ in points],
+                        y=[y for _, y in points],
+                        showlegend=shown and row == 1,
+                        row=row,
+                        col=column,
+                        **style,
+                    )
+    figure.update_xaxes(tickformat=".0%")
+    figure.update_xaxes(title_text="share of the steps", row=2)
+    figure.update_yaxes(type="log", row=1)
+    figure.update_yaxes(tickformat=".0%", row=2)
+    figure.update_yaxes(title_text="training loss, smoothed", row=1, col=1)
+    return figure.update_yaxes(title_text="sparsity", row=2, col=1)
 
-    sparsities = list(dict.fromkeys(cell.sparsity for cell in curves))
-    figure = Figure(figsize=(1.5 + 5.5 * len(sparsities), 5), layout="constrained")
-    grid = figure.subplots(2, len(sparsities), squeeze=False, sharex=True, height_ratios=[3, 1])
-    for sparsity, top, bottom in zip(sparsities, *grid, strict=True):
-        styles = itertools.product(("-", "--", ":", "-."), (f"C{i}" for i in range(10)))
-        for (method, mine), (dashes, colour) in zip(
-            _by_method(curves, sparsity).items(), itertools.cycle(styles), strict=False
-        ):
-            look: dict[str, Any] = {
-                "color": colour, "linestyle": dashes, "linewidth": 1.2, "alpha": 0.8
-            }  # fmt: skip
-            for i, curve in enumerate(mine):
-                share = [(step + 1) / (curve.steps[-1] + 1) for step in curve.steps]
-                top.plot(share, curve.smoothed, label=method if i == 0 else None, **look)
-                bottom.plot(share, curve.sparsities, **look)
-        top.set_yscale("log")
-        top.set_title(f"{name}: on the way to {sparsity:.0%}")
-        bottom.set_xlabel("share of the steps")
-        for axes in (top, bottom):
-            axes.grid(alpha=0.3)
-    grid[0][0].set_ylabel("training loss, smoothed")
-    grid[1][0].set_ylabel("sparsity")
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize="small")
-    figure.savefig(path, dpi=150)
 
-
-def _by_method(curves: Curves, sparsity: float) -> dict[str, Sequence[LossCurve]]:
-    """Return the curves of a sparsity by method, a curve a seed."""
-    return {
-        method: [
-            c for cell, c in curves.items() if (cell.method, cell.sparsity) == (method, sparsity)
-        ]
-        for method in dict.fromkeys(cell.method for cell in curves)
-    }
+def _arranged(curves: Curves, task: str, model: str) -> dict[float, dict[str, Sequence[LossCurve]]]:
+    """Return the curves of a task and model by sparsity and method, a curve a seed."""
+    arranged: dict[float, dict[str, list[LossCurve]]] = {}
+    for run, curve in curves.items():
+        if (run.place.task, run.place.model) == (task, model):
+            by_method = arranged.setdefault(run.place.sparsity, {})
+            by_method.setdefault(run.place.method, []).append(curve)
+    return arranged  # type: ignore[return-value]

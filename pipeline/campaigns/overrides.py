@@ -1,4 +1,4 @@
-"""Changes to a recipe, as campaigns and comparisons give them: nested, or by dotted keys."""
+"""Changes to a recipe, as campaigns give them: nested, or by dotted keys."""
 
 import json
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """What all sources of rows share."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field
 
@@ -19,6 +19,8 @@ SetName = Annotated[str, Field(pattern=r"^\w[\w.-]*$"), AfterValidator(_not_take
 
 class DataConfig(Section):
     """What all sources share."""
+
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"num_proc"})
 
     rename: dict[str, str] = {}
     """Columns to rename, wherever they occur: old name -> new name."""

@@ -79,10 +79,11 @@ def load_files(config: FilesConfig, streaming: bool) -> DatasetDict:
 
 def identify_files(config: FilesConfig) -> dict[str, Any]:
     """Return what names the rows' content: the settings, and a checksum of every file."""
-    values: dict[str, Any] = config.model_dump(mode="json", exclude={"num_proc"})
+    values: dict[str, Any] = config.given()
     files = {name: _checksums(*given) for name, given in _wanted_files(config).items()}
-    values |= {split: files.pop(split, []) for split in ("train", "validation")}
-    values["extra_validation"] = files
+    values |= {split: files.pop(split) for split in ("train", "validation") if split in files}
+    if files:
+        values["extra_validation"] = files
     return values
 
 

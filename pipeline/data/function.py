@@ -52,7 +52,7 @@ def load_function(config: FunctionConfig, streaming: bool) -> DatasetDict:
 
 def identify_function(config: FunctionConfig) -> dict[str, Any]:
     """Return what names the rows' content: the settings, and a checksum of the function's file."""
-    values: dict[str, Any] = config.model_dump(mode="json", exclude={"num_proc"})
+    values: dict[str, Any] = config.given()
     source = getsourcefile(_function(config))
     values["source_sha256"] = file_sha256(Path(source)) if source else None
     return values

@@ -64,7 +64,7 @@ def load_hub(config: HubConfig, streaming: bool) -> DatasetDict:
 
 def identify_hub(config: HubConfig) -> dict[str, Any]:
     """Return what names the rows' content: the settings, and the commit or a local copy's checksum."""
-    values: dict[str, Any] = config.model_dump(mode="json", exclude={"num_proc"})
+    values: dict[str, Any] = config.given()
     if Path(config.path).exists():
         values["path"] = content_sha256(Path(config.path))
     else:

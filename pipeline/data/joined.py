@@ -66,7 +66,7 @@ def identify_joined(config: JoinedConfig) -> dict[str, Any]:
     Raises:
         ConfigError: if a file or a function is not there.
     """
-    values: dict[str, Any] = config.model_dump(mode="json", exclude={"num_proc", "parts"})
+    values: dict[str, Any] = config.given()
     values["parts"], problems = [], []
     for i, part in enumerate(config.parts):
         try:

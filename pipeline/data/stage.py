@@ -7,20 +7,13 @@ from typing import Annotated, Any
 from datasets import DatasetDict
 from pydantic import Field
 
-from pipeline.data.files import FilesConfig
-from pipeline.data.function import FunctionConfig
-from pipeline.data.hub import HubConfig
 from pipeline.data.joined import JoinedConfig, identify_joined, limited, load_joined
-from pipeline.data.registry import load_source, renamed, source_identity
+from pipeline.data.registry import AnySourceConfig, load_source, renamed, source_identity
 from pipeline.errors import ConfigError
 from pipeline.tasks import Task
 from pipeline.tasks.base import num_tokens
 
-VERSION = 2
-
-AnyDataConfig = Annotated[
-    FilesConfig | HubConfig | FunctionConfig | JoinedConfig, Field(discriminator="source")
-]
+AnyDataConfig = Annotated[AnySourceConfig | JoinedConfig, Field(discriminator="source")]
 
 
 def prepare_data(config: Any, task: Task, tokenizer: Any, folder: Path) -> dict[str, Any]:

@@ -10,16 +10,14 @@ from datasets import Dataset, load_from_disk
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from pipeline.context import Context
 from pipeline.models.loading import ModelConfig, load_tokenizer
 from pipeline.section import Positive, Section
 from pipeline.tasks import Task
 from pipeline.tasks.base import Metrics
-from pipeline.tracking.recorder import Progress
 from pipeline.training.deepspeed import ZeroConfig, init_deepspeed
 from pipeline.training.engine import make_inference_model
 from pipeline.worker_group import WorkerGroup
-
-VERSION = 1
 
 
 class EvaluateConfig(Section):
@@ -32,38 +30,35 @@ class EvaluateConfig(Section):
 
 
 def evaluate(
+    context: Context,
     *,
     models: dict[str, Path],
     task: Task,
     config: EvaluateConfig,
     zero: ZeroConfig,
-    data: Path,
     trust_remote_code: bool,
-    workers: WorkerGroup,
-    progress: Progress,
 ) -> dict[str, Metrics]:
     """Score each model on the validation rows, and on those of further validation sets.
 
     Every row is scored once, by one worker, whatever the number of workers.
 
     Args:
+        context: the data's folder and the workers, all of which call this function.
         models: folders with trained models, by name ("dense", "pruned").
         task: what they are scored on.
         config: how.
         zero: precision, and whether the model is sharded (stage 3).
-        data: the data stage's folder.
         trust_remote_code: run code that comes with the models.
-        workers: all of them; all call this function.
-        progress: called with the number of rows done.
 
     Returns:
         The metrics by model, on the main worker ({} elsewhere); those of a further set are called
         `set/metric`.
     """
+    workers = context.workers
     init_deepspeed(workers.backend)
-    splits = load_from_disk(str(data / "dataset"))
+    splits = load_from_disk(str(context.data / "dataset"))
     sets = {name: _first(rows, config.max_rows) for name, rows in splits.items() if name != "train"}
-    tokenizer = load_tokenizer(ModelConfig(path=str(data / "tokenizer")))
+    tokenizer = load_tokenizer(ModelConfig(path=str(context.data / "tokenizer")))
     collate = task.collator(tokenizer)
     shares = {name: _share(rows, zero, workers) for name, rows in sets.items()}
     num_batches = sum(-(-len(share) // config.batch_size) for share in shares.values())
@@ -80,7 +75,7 @@ def evaluate(
             for batch in batches:
                 parts.append(_infer(task, model, batch, workers))
                 step = {"step": next(steps), "num_steps": len(models) * num_batches}
-                progress({"event": "evaluate", "model": name, **step})
+                context.progress({"event": "evaluate", "model": name, **step})
             gathered = workers.gather(_joined(parts, num_rows=sum(i >= 0 for i in mine)))
             if gathered is not None:
                 scored = task.score(_in_order(gathered), rows, tokenizer)

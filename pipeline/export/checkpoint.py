@@ -13,8 +13,6 @@ from pipeline.models.loading import ModelConfig, load_tokenizer
 from pipeline.models.weights import fingerprints, positive_zeros
 from pipeline.section import Section
 
-VERSION = 1
-
 
 class ExportConfig(Section):
     """How the pruned model is written."""

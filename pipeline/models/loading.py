@@ -200,7 +200,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
 
 def model_identity(config: ModelConfig) -> dict[str, Any]:
     """Return what names the model's content: checksums of local files, or the hub's commit."""
-    values = config.model_dump(mode="json")
+    values = config.given()
     location = Path(_location(config))
     if location.exists():
         values["path"] = content_sha256(

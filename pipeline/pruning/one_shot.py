@@ -18,8 +18,9 @@ from datasets import load_from_disk
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mgpp import OneShotMethod, select_prunable
+from mgpp import OneShotMethod
 from mgpp.methods.one_shot.base import portions
+from pipeline.context import Context
 from pipeline.errors import ConfigError, StageError
 from pipeline.models.decoder import (
     DecoderLayer,
@@ -32,14 +33,13 @@ from pipeline.models.decoder import (
 )
 from pipeline.models.loading import ModelConfig, load_model, load_tokenizer
 from pipeline.models.weights import positive_zeros, write_model
-from pipeline.pruning.config import PruneConfig
+from pipeline.pruning.config import PruneSection
 from pipeline.pruning.layer import LayerPruner, MatrixFigures
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import Task
 from pipeline.tracking.recorder import Progress, Recorder
 from pipeline.worker_group import WorkerGroup
 
-VERSION = 1
 _TENSORS_FILE, _FIGURES_FILE = "layer.safetensors", "layer.json"
 
 
@@ -64,36 +64,26 @@ class _Run:
 
 
 def prune_one_shot(
+    context: Context,
     *,
     model_config: ModelConfig,
     task: Task,
-    prune: PruneConfig,
+    prune: PruneSection,
     dtype: torch.dtype,
     seed: int,
-    data: Path,
-    model_kwargs: dict[str, Any],
-    output: Path,
-    workers: WorkerGroup,
-    checkpoints: CheckpointStore,
-    progress: Progress,
 ) -> dict[str, Any]:
-    """Prune the model once; write it and the records to `output`, as training does.
+    """Prune the model once; write it and the records to the context's output, as training does.
 
     What is done is kept layer by layer: a run that was killed takes the layers that were pruned, runs the
     rows through them again and goes on, on any number of workers.
 
     Args:
+        context: what it reads, where it writes and the workers, all of which call this function.
         model_config: the model.
         task: causal language modelling.
         prune: the method, how far, and the number of calibration rows.
         dtype: of the model; statistics are summed in float64, matrices pruned in float32.
         seed: draws the rows, and the weights of a model without any.
-        data: the data stage's folder.
-        model_kwargs: what the data asks of the model.
-        output: where the main worker writes.
-        workers: all of them; all call this function.
-        checkpoints: where pruned layers are kept.
-        progress: called with a record a layer.
 
     Returns:
         The run's figures, on every worker.
@@ -102,24 +92,25 @@ def prune_one_shot(
         ConfigError: if the model, the method and the rows do not go together.
         StageError: if the inputs of a matrix do not allow its pruning.
     """
-    rows = calibration_rows(data, prune.calibration_rows, seed)
+    workers = context.workers
+    rows = calibration_rows(context.data, prune.calibration_rows, seed)
     model = load_model(
-        model_config, task.auto_model, model_kwargs=model_kwargs, dtype=dtype, seed=seed
+        model_config, task.auto_model, model_kwargs=context.model_kwargs, dtype=dtype, seed=seed
     ).eval()
     try:
-        run = _begin(model, task, prune, workers, checkpoints)
+        run = _begin(context, model, task, prune)
         mine = rows[workers.rank :: workers.world_size]
         hidden, calls = layer_inputs(model, run.layers, mine or rows[:1])
     except ValueError as error:
         raise ConfigError([f"prune.method: {prune.method.name}: {error}"]) from error
-    recorder = Recorder(output, progress) if workers.is_main else None
-    figures = _prune_layers(run, hidden[: len(mine)], calls, recorder, progress)
+    recorder = Recorder(context.output, context.progress) if workers.is_main else None
+    figures = _prune_layers(run, hidden[: len(mine)], calls, recorder, context.progress)
     result = _figures(run, figures)
     if recorder:
         shares = {n: figures[n].num_pruned / model.get_parameter(n).numel() for n in run.names}
         recorder.write("layers", len(run.layers) - 1, {"sparsity": shares})
         recorder.close()
-        _write(run, data, output)
+        _write(run, context)
     return result
 
 
@@ -170,30 +161,25 @@ def prunable_layers(
     return layers
 
 
-def _begin(
-    model: nn.Module,
-    task: Task,
-    prune: PruneConfig,
-    workers: WorkerGroup,
-    checkpoints: CheckpointStore,
-) -> _Run:
-    method = prune.one_shot
+def _begin(context: Context, model: nn.Module, task: Task, prune: PruneSection) -> _Run:
+    settings = prune.settings
+    method = settings.one_shot
     assert method is not None
-    assert prune.sparsity is not None
-    names = select_prunable(model, prune.include, prune.exclude)
+    assert settings.sparsity is not None
+    names = settings.select(model)
     sizes = [model.get_parameter(name).numel() for name in names]
-    counts = portions(method.count(sum(sizes), prune.sparsity), sizes)
+    counts = portions(method.count(sum(sizes), settings.sparsity), sizes)
     return _Run(
-        workers=workers,
+        workers=context.workers,
         model=model,
         layers=prunable_layers(model, task, names, method),
         pruner=LayerPruner(
             method=method,
-            workers=workers,
+            workers=context.workers,
             counts=dict(zip(names, counts, strict=True)),
             starts={name: sum(sizes[:i]) for i, name in enumerate(names)},
         ),
-        checkpoints=checkpoints,
+        checkpoints=context.checkpoints,
     )
 
 
@@ -266,13 +252,13 @@ def _figures(run: _Run, figures: dict[str, MatrixFigures]) -> dict[str, Any]:
     }
 
 
-def _write(run: _Run, data: Path, output: Path) -> None:
+def _write(run: _Run, context: Context) -> None:
     with torch.no_grad():
         for parameter in run.model.parameters():  # in place: a large model is held once
             parameter.copy_(positive_zeros(parameter))
-    tokenizer = load_tokenizer(ModelConfig(path=str(data / "tokenizer")))
+    tokenizer = load_tokenizer(ModelConfig(path=str(context.data / "tokenizer")))
     state = run.model.state_dict()
-    write_model(output, run.model, state, tokenizer=tokenizer, prunable=run.names)
+    write_model(context.output, run.model, state, tokenizer=tokenizer, prunable=run.names)
 
 
 def _save_layer(

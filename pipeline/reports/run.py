@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from mgpp import METHODS, ONE_SHOT
+from pipeline.metric import ABSENT, Metric
 from pipeline.reports import figures
 from pipeline.reports.layers import difference_to_mean, layer_history, layer_matrix
 from pipeline.reports.page import Plot, render_page
@@ -15,7 +16,6 @@ from pipeline.reports.series import Spans, finite, phase_spans, thinned
 
 MAX_SNAPSHOTS = 80  # Of the layers over training: more columns than that add bytes, not sight.
 MINUS = "\N{MINUS SIGN}"
-ABSENT = "n/a"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +30,8 @@ class ReportData:
     """A key of `mgpp.METHODS` or `mgpp.ONE_SHOT`."""
     metric: str
     """Headline metric, a key of the entries of `metrics`."""
-    higher_is_better: bool
-    """Whether a larger headline metric is a better one."""
+    kinds: dict[str, Metric]
+    """What each metric is, and how it is written."""
     metrics: dict[str, dict[str, float]]
     """Metrics by model: "pruned" and, where a dense model was evaluated, "dense"."""
     sparsity: float
@@ -74,18 +74,9 @@ class Card:
     rows: list[tuple[str, str]] = field(default_factory=list)
 
 
-def _number(value: float | None) -> str:
-    """A metric as text, to about four digits."""
-    if value is None or not math.isfinite(value):
-        return ABSENT
-    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{2 if abs(value) >= 10 else 4}f}"
+def _minus(text: str) -> str:
+    """A number with the sign that typography has for it."""
     return text.replace("-", MINUS)
-
-
-def _signed(value: float | None) -> str:
-    """A difference as text, with its sign."""
-    text = _number(value)
-    return f"+{text}" if text[0].isdigit() else text
 
 
 def _bytes(count: int) -> str:
@@ -115,16 +106,18 @@ def _difference(data: ReportData, key: str) -> float | None:
 
 
 def _metric_card(data: ReportData) -> Card:
+    metric = data.kinds[data.metric]
     dense = data.metrics.get("dense", {}).get(data.metric)
-    value = _number(data.metrics.get("pruned", {}).get(data.metric))
+    value = _minus(metric.text(data.metrics.get("pruned", {}).get(data.metric)))
     label = data.metric.replace("_", " ")
     difference = _difference(data, data.metric)
     if difference is None:
         return Card(label=label, value=value, note="pruned model")
-    rows = [("dense", _number(dense)), ("difference", _signed(difference))]
+    rows = [("dense", metric.text(dense)), ("difference", metric.difference(difference))]
     if dense:
-        rows.append(("relative", f"{difference / abs(dense):+.2%}".replace("-", MINUS)))
-    better = (difference > 0) == data.higher_is_better
+        rows.append(("relative", f"{difference / abs(dense):+.2%}"))
+    rows = [(name, _minus(text)) for name, text in rows]
+    better = (difference > 0) == metric.higher_is_better
     tone, note = ("good", "better than dense") if better else ("bad", "worse than dense")
     if difference == 0:
         tone, note = "good", "equal to dense"
@@ -166,7 +159,12 @@ def _metric_rows(data: ReportData) -> list[tuple[str, str, str, str]]:
     dense, pruned = (data.metrics.get(run, {}) for run in ("dense", "pruned"))
     keys = sorted({**pruned, **dense}, key=lambda key: key != data.metric)
     return [
-        (key, _number(dense.get(key)), _number(pruned.get(key)), _signed(_difference(data, key)))
+        (
+            key,
+            _minus(data.kinds[key].text(dense.get(key))),
+            _minus(data.kinds[key].text(pruned.get(key))),
+            _minus(data.kinds[key].difference(_difference(data, key))),
+        )
         for key in keys
     ]
 

@@ -14,8 +14,8 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation.evaluate import EvaluateConfig
 from pipeline.export.checkpoint import ExportConfig
 from pipeline.models.loading import ModelConfig
-from pipeline.pruning.config import PruneConfig
-from pipeline.section import Duration, NotNegative, Positive, Section
+from pipeline.pruning.config import PruneSection
+from pipeline.section import Duration, NotNegative, Positive, Section, sections_in
 from pipeline.tasks import AnyTaskConfig
 from pipeline.training.config import TrainConfig
 from pipeline.training.deepspeed import ZeroConfig
@@ -24,6 +24,13 @@ from pipeline.training.distill import DistillConfig
 _Kind = TypeVar("_Kind", bound=Section)
 # Keys that say which kind of section theirs is.
 _TAGS = ("data.source", "task.type", "prune.method.name")
+# Keys of earlier versions, and what they are called now.
+RENAMED = {
+    "prune.start": "prune.start_from",
+    "prune.warmup": "prune.start_after",
+    "prune.method.pattern": "prune.pattern",
+    "train.lr_warmup": "train.lr_warmup_length",
+}
 
 
 class DenseConfig(Section):
@@ -94,7 +101,7 @@ class RunConfig(Section):
     """How it is fine-tuned."""
     dense: DenseConfig = DenseConfig()
     """The dense baseline."""
-    prune: PruneConfig
+    prune: PruneSection
     """How it is pruned."""
     distill: DistillConfig | None = None
     """What it learns from a dense teacher meanwhile; null for nothing."""
@@ -145,8 +152,7 @@ def read_as(kind: type[_Kind], path: str, overrides: Sequence[str] = ()) -> _Kin
         return kind.model_validate(values)
     except ValidationError as error:
         raise ConfigError(
-            f"{'.'.join(str(part) for part in item['loc']) or path}: "
-            f"{item['msg'].removeprefix('Value error, ')}"
+            _describe(kind, item) if item["loc"] else item["msg"].removeprefix("Value error, ")
             for item in error.errors()
         ) from None
 
@@ -234,7 +240,7 @@ def parse_sections(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         try:
             sections[name] = adapter.validate_python(values[name])
         except ValidationError as error:
-            problems += [_describe(name, item) for item in error.errors()]
+            problems += [_describe(RunConfig, item, name) for item in error.errors()]
     return sections, problems
 
 
@@ -271,21 +277,34 @@ def _annotate(annotation: Any, *metadata: Any, discriminator: Any) -> Any:
     return annotation
 
 
-def _describe(section: str, item: Any) -> str:
-    """Return a problem in the file's own terms: the key, what was got, what is allowed."""
-    parts = [str(part) for part in item["loc"]]
-    model: Any = RunConfig
+def _describe(model: Any, item: Any, *above: str) -> str:
+    """Return a problem in the file's own terms: the key, what was got, what is allowed.
+
+    Args:
+        model: class of the file.
+        item: pydantic's own description.
+        *above: the keys above what pydantic was given.
+    """
     path: list[str] = []
-    for part in [section, *parts]:
+    for part in [*above, *map(str, item["loc"])]:
         # pydantic puts the tag of a chosen union member into the location; it is no key of the file.
         member = _member(model, part)
         if member is not None:
             model = member
             continue
         path.append(part)
-        inner = _sections(model.model_fields[part].annotation) if part in _fields(model) else []
+        inner = sections_in(model.model_fields[part].annotation) if part in _fields(model) else []
         model = inner[0] if len(inner) == 1 else inner or model
     key = ".".join(path)
+    if item["type"] == "extra_forbidden" and key in RENAMED:
+        return f"{key}: renamed to {RENAMED[key]}"
+    if item["type"] == "setting":
+        setting = item["ctx"]["key"]
+        return (
+            f"{key}.{setting}: {item['ctx']['text']}"
+            if setting
+            else f"{key}: {item['ctx']['text']}"
+        )
     if item["type"] == "extra_forbidden":
         return f"{key}: unknown key; allowed are {', '.join(_fields(model))}"
     if item["type"] == "missing":
@@ -316,10 +335,3 @@ def _member(model: Any, part: str) -> Any:
 
 def _fields(model: Any) -> list[str]:
     return [] if isinstance(model, list) else list(model.model_fields)
-
-
-def _sections(annotation: Any) -> list[Any]:
-    """Return the section classes inside an annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [section for inner in get_args(annotation) for section in _sections(inner)]

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from mgpp import METHODS, Allocation, OneShotMethod, select_prunable, transposed_weights
+from mgpp import METHODS, Allocation, OneShotMethod, transposed_weights
 from mgpp.masking import lamp
 from mgpp.masking.threshold import sent_bytes
 from mgpp.sharding.displacement import NUM_BINS
@@ -83,7 +83,7 @@ def plan_run(config: RunConfig) -> Plan:
     freeze(empty, config.train.freeze)
     world_size = config.cluster.num_workers
     micro = config.train.micro_batch_size or max(config.train.batch_size // world_size, 1)
-    names = select_prunable(empty, config.prune.include, config.prune.exclude)
+    names = config.prune.settings.select(empty)
     weights = dict(empty.named_parameters())
     shapes = {name: tuple(weights[name].shape) for name in names}
     allocation = config.prune.allocation(shapes, transposed_weights(empty))
@@ -147,7 +147,7 @@ def plan_one_shot(config: RunConfig, empty: nn.Module, method: OneShotMethod) ->
     Raises:
         ConfigError: if the method does not go with the model or the task.
     """
-    names = select_prunable(empty, config.prune.include, config.prune.exclude)
+    names = config.prune.settings.select(empty)
     try:
         layers = prunable_layers(empty, make_task(config.task), names, method)
     except ValueError as error:

@@ -1,46 +1,124 @@
-"""The flow of stages: what each needs, and what names its output.
+"""What a stage is, and what names its output: one file a stage in `stages/`, in order in `flow`."""
 
-    data -> dense -> prune -> evaluate -> export -> report
-
-Keys follow from the configuration alone, so the whole flow is known before anything runs.
-"""
-
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
-from pipeline.data import stage as data
-from pipeline.evaluation import evaluate
-from pipeline.export import checkpoint as export
-from pipeline.models.loading import model_identity
-from pipeline.pruning import one_shot
+from pipeline.context import Context
 from pipeline.runs.config import RunConfig
-from pipeline.store.artifacts import make_key
-from pipeline.tasks import make_task
-from pipeline.training import loop as train
-from pipeline.training.config import TrainConfig
+from pipeline.section import Section
+from pipeline.store.artifacts import Artifact, make_key
 
-_REPORT_VERSION = 1
-# Settings of training that do not change what comes out, but for rounding.
-_NOT_IN_KEY = {
-    "micro_batch_size",
-    "log_every",
-    "checkpoint_every",
-    "checkpoints_kept",
-    "max_skipped_steps",
-    "gradient_checkpointing",
-}
+Settings = Callable[[type[Section]], Collection[str]]
+"""Which settings of a section count, given the section's class."""
+
+
+def every(section: type[Section]) -> Collection[str]:
+    """Return the settings of a section that its results depend on."""
+    return set(section.model_fields) - section.not_in_key
+
+
+def only(*names: str) -> Settings:
+    """Return a choice of the settings with these names."""
+    return lambda section: names
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One node of the flow.
+class StageContext(Context):
+    """What a stage is run with.
+
+    Attributes:
+        config: of the run.
+        artifacts: of the stages before it, by name.
+    """
+
+    config: RunConfig
+    artifacts: Mapping[str, Artifact]
+
+
+class Stage(ABC):
+    """One step of a run. Its output is named by a key, made of all that the output depends on.
 
     Attributes:
         name: of the stage, and of the folder of its artifacts.
+        version: raised when the code, or a default of the settings, makes something else than before.
+        settings: what of the configuration goes into the key: section -> which of its settings.
+        on_all_workers: whether it runs on all workers together.
+        for_pruned: whether it is left out of a run that does not prune.
+        weights_label: what its model is called where sizes are compared; None if it is not compared.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    settings: ClassVar[Mapping[str, Settings]]
+    on_all_workers: ClassVar[bool] = False
+    for_pruned: ClassVar[bool] = False
+    weights_label: ClassVar[str | None] = None
+
+    def is_part_of(self, config: RunConfig) -> bool:
+        """Return whether a run has this stage."""
+        return True
+
+    @abstractmethod
+    def inputs(self, config: RunConfig) -> tuple[str, ...]:
+        """Return the names of the stages whose artifacts it reads."""
+
+    @abstractmethod
+    def run(self, context: StageContext) -> dict[str, Any]:
+        """Write the output to the context's folder and return figures about it."""
+
+    def effective(self, config: RunConfig) -> RunConfig:
+        """Return the configuration as this stage applies it."""
+        return config
+
+    def content(self, config: RunConfig) -> dict[str, Any]:
+        """Return what names content that settings only point at, such as checksums, by section."""
+        return {}
+
+    def key(self, config: RunConfig, inputs: Mapping[str, str]) -> str:
+        """Return the key of the output.
+
+        A setting at its default is left out, so that keys stay as they are when a setting is added.
+
+        Args:
+            config: of the run.
+            inputs: the keys of the artifacts it reads, by stage.
+        """
+        return make_key(self.name, self.version, self._values(config, complete=False), inputs)
+
+    def params(self, config: RunConfig) -> dict[str, Any]:
+        """Return what the key is made of with defaults written out, for people to read later."""
+        return self._values(config, complete=True)
+
+    def _values(self, config: RunConfig, *, complete: bool) -> dict[str, Any]:
+        effective = self.effective(config)
+        values: dict[str, Any] = {}
+        for name, settings in self.settings.items():
+            section = getattr(effective, name)
+            if isinstance(section, Section):
+                values[name] = section.given(settings(type(section)), defaults=complete)
+            elif section is not None:
+                values[name] = section
+        for name, content in self.content(effective).items():
+            values[name] = values[name] | content if name in values else content
+        if complete:
+            return values
+        optional = {n for n, spec in RunConfig.model_fields.items() if spec.default is None}
+        return {n: value for n, value in values.items() if value != {} or n in optional}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedStage:
+    """A stage of one run.
+
+    Attributes:
+        name: of the stage.
         key: names its output.
-        params: what of the configuration went into the key.
+        params: what the key is made of, defaults included.
         inputs: the stages whose artifacts it reads.
-        workers: whether it runs on all workers together.
+        on_all_workers: whether it runs on all workers together.
     """
 
     name: str
@@ -50,117 +128,26 @@ class Stage:
     on_all_workers: bool
 
 
-def plan_stages(config: RunConfig, *, pruned: bool = True) -> list[Stage]:
-    """Return the stages of a run in order, with the key of each.
+class InputFolders(Mapping[str, Path]):
+    """The folders of artifacts on this machine; each is fetched from remote storage when it is read."""
 
-    Args:
-        config: of the run.
-        pruned: with pruning; False leaves the dense fine-tune and its evaluation.
-    """
-    model = model_identity(config.model)
-    precision = config.zero.model_dump(mode="json", include={"precision", "grad_accum_dtype"})
-    settings = _train_identity(config.train)
-    dense = _train_identity(config.dense.train_config(config.train))
-    scoring = set(config.task.only_scoring)
-    models = tuple(
-        name for name, wanted in (("dense", config.dense.enabled), ("prune", pruned)) if wanted
-    )
-    specs: list[tuple[str, int, dict[str, Any], tuple[str, ...], bool]] = [
-        (
-            "data",
-            data.VERSION,
-            {
-                "data": data.data_identity(config.data),
-                "task": config.task.model_dump(mode="json", exclude=scoring),
-                "tokenizer": {k: model[k] for k in ("path", "revision", "gguf_file")},
-            },
-            (),
-            False,
-        ),
-        ("dense", train.VERSION, {"model": model, "train": dense, **precision}, ("data",), True),
-        (
-            "prune",
-            train.VERSION if config.prune.one_shot is None else one_shot.VERSION,
-            {
-                "model": model,
-                "prune": config.prune.identity(),
-                **(
-                    {"train": settings, **precision, **_distill_identity(config)}
-                    if config.prune.one_shot is None
-                    else {"seed": config.train.seed, "precision": config.zero.precision}
-                ),
-            },
-            ("data", "dense") if _prune_needs_dense(config) else ("data",),
-            True,
-        ),
-        (
-            "evaluate",
-            evaluate.VERSION,
-            {
-                "evaluate": config.evaluate.model_dump(mode="json"),
-                "task": config.task.model_dump(mode="json", include=scoring - {"metric"}),
-                **precision,
-            },
-            ("data", *models),
-            True,
-        ),
-        (
-            "export",
-            export.VERSION,
-            {"export": config.export.model_dump(mode="json"), "name": config.name},
-            ("data", "prune", "evaluate"),
-            False,
-        ),
-        (
-            "report",
-            _REPORT_VERSION,
-            {"name": config.name, "metric": make_task(config.task).headline},
-            ("data", *models, "evaluate", "export"),
-            False,
-        ),
-    ]
-    keys: dict[str, str] = {}
-    stages = []
-    for name, code_version, params, inputs, on_all_workers in specs:
-        if name == "dense" and not config.dense.enabled:
-            continue
-        if name in ("prune", "export", "report") and not pruned:
-            continue
-        keys[name] = make_key(name, code_version, params, {i: keys[i] for i in inputs})
-        stages.append(
-            Stage(
-                name=name,
-                key=keys[name],
-                params=params,
-                inputs=inputs,
-                on_all_workers=on_all_workers,
-            )
-        )
-    return stages
+    def __init__(self, artifacts: Mapping[str, Artifact]) -> None:
+        self._artifacts = artifacts
+
+    def __getitem__(self, name: str) -> Path:
+        return self._artifacts[name].path
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._artifacts)
+
+    def __len__(self) -> int:
+        return len(self._artifacts)
 
 
-def _train_identity(config: TrainConfig) -> dict[str, Any]:
-    """Return what of the training's settings names its output.
-
-    Grouping is among them only where it is on, so that artifacts made before there was such a setting
-    keep their keys.
-    """
-    off = set() if config.group_by_length else {"group_by_length"}
-    return config.model_dump(mode="json", exclude=_NOT_IN_KEY | off)
-
-
-def _prune_needs_dense(config: RunConfig) -> bool:
-    """Whether pruning starts from the dense fine-tune, or learns from it."""
-    learns = config.distill is not None and config.distill.model(config.model) is None
-    return config.prune.start == "dense" or learns
-
-
-def _distill_identity(config: RunConfig) -> dict[str, Any]:
-    """Return what names a distillation; the dense fine-tune is an input, and named as one."""
-    if config.distill is None:
-        return {}
-    teacher = config.distill.model(config.model)
-    weights = config.distill.model_dump(mode="json", exclude={"teacher", "revision"})
+def model_sizes(stages: Collection[Stage], artifacts: Mapping[str, Artifact]) -> dict[str, int]:
+    """Return the bytes of each compared model's weights on disk, by its label."""
     return {
-        "distill": {"teacher": model_identity(teacher) if teacher else "dense", **weights},
+        stage.weights_label: artifacts[stage.name].weight_bytes
+        for stage in stages
+        if stage.weights_label is not None and stage.name in artifacts
     }

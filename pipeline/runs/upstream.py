@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.runs.config import parse_config, read_config
-from pipeline.runs.stage import plan_stages
+from pipeline.runs.flow import plan_stages
 from pipeline.store.artifacts import ArtifactStore
 from pipeline.store.locations import ARTIFACT
 from pipeline.store.storage import absolute_url

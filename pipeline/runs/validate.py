@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from mgpp import select_prunable, transposed_weights
+from mgpp import transposed_weights
 from pipeline.data.stage import is_local, load_splits, missing_columns, num_training_examples
 from pipeline.errors import ConfigError
 from pipeline.models.loading import build_empty, load_model_config, load_tokenizer
@@ -125,7 +125,7 @@ def _model_problems(sections: dict[str, Any]) -> list[str]:
 def _selection_problems(prune: Any, task: Task, empty: nn.Module) -> list[str]:
     """Check what is pruned, and where sparsity goes, against the model."""
     try:
-        names = select_prunable(empty, prune.include, prune.exclude)
+        names = prune.settings.select(empty)
     except ValueError as error:
         key = "prune.exclude" if str(error).startswith("exclude") else "prune.include"
         return [f"{key}: {error}"]
@@ -188,7 +188,7 @@ def _method_problems(train: Any, prune: Any) -> list[str]:
     """Check a method's settings and its schedule against the training's."""
     problems = []
     try:
-        prune.method.build(num_examples=1).begin(train.lr)
+        prune.settings.build_method(num_examples=1).begin(train.lr)
     except ValueError as error:
         problems.append(f"prune.method: {error} (train.lr)")
     # Where all lengths are in one unit, their order does not depend on the number of rows.
@@ -196,7 +196,7 @@ def _method_problems(train: Any, prune: Any) -> list[str]:
     if len(units) == 1:
         per_epoch = 1 if units == {"steps"} else _MANY_STEPS
         try:
-            prune.schedule(train.num_steps(per_epoch), per_epoch)
+            prune.settings.schedule(train.num_steps(per_epoch), per_epoch)
         except ValueError as error:
             problems.append(f"prune: {error}")
     return problems
@@ -205,9 +205,10 @@ def _method_problems(train: Any, prune: Any) -> list[str]:
 def _missing_dense(prune: Any, distill: Any) -> list[str]:
     """Return what asks for the dense fine-tune that is not run."""
     problems = []
-    if prune is not None and prune.start == "dense":
+    if prune is not None and prune.start_from == "dense":
         problems.append(
-            "prune.start: got 'dense', but dense.enabled is false; there is none to start from"
+            "prune.start_from: got 'dense', but dense.enabled is false; there is no "
+            "dense model to start from"
         )
     if distill is not None and distill.teacher == DENSE:
         problems.append(
@@ -256,7 +257,7 @@ def _schedule_problems(
             )
     if not problems and prune.one_shot is None:
         try:
-            prune.schedule(train.num_steps(per_epoch), per_epoch)
+            prune.settings.schedule(train.num_steps(per_epoch), per_epoch)
         except ValueError as error:
             problems.append(f"prune: {error}")
     return problems
@@ -264,7 +265,7 @@ def _schedule_problems(
 
 def _units(train: Any, prune: Any) -> set[str]:
     """Return the units of a run's lengths; a share goes with any."""
-    lengths = [train.length, prune.warmup, prune.finetune]
+    lengths = [train.length, prune.start_after, prune.finetune]
     return {length.unit for length in lengths if length.unit != "%" and length.value}
 
 

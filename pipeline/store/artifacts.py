@@ -35,7 +35,7 @@ class Artifact:
         seconds: wall seconds the stage took when it ran.
         files: size in bytes and sha256 by relative path.
         metrics: figures the stage reported.
-        params: the parameters that went into the key.
+        params: what the key was made of, defaults included.
         inputs: keys of the input artifacts, by stage.
     """
 
@@ -63,6 +63,13 @@ class Artifact:
             except OSError:  # another worker of this machine was first
                 shutil.rmtree(fetched)
         return cache
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the model weights among its files."""
+        return sum(
+            entry["bytes"] for name, entry in self.files.items() if name.endswith(".safetensors")
+        )
 
     def read_text(self, name: str) -> str:
         """Return what one of its files holds, without fetching the others."""

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from torch import Tensor
 
+from pipeline.metric import Metric
 from pipeline.section import Positive, Section
 
 Metrics = dict[str, float]
@@ -51,13 +52,31 @@ class Task(ABC):
 
     auto_model: ClassVar[str]
     """The transformers auto class that loads the model."""
+    metrics: ClassVar[tuple[Metric, ...]]
+    """All that `score` may return."""
     headline: str
-    """The metric shown first."""
-    higher_is_better: bool
+    """Name of the metric shown first."""
     row_is_example: ClassVar[bool] = True
     """Whether counting rows counts examples; otherwise they must be tokenized for it."""
     predicts_numbers: ClassVar[bool] = False
     """Whether the outputs are numbers; otherwise they are logits of choices."""
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a larger headline metric is better."""
+        return self.metric(self.headline).higher_is_better
+
+    def metric(self, name: str) -> Metric:
+        """Return what a metric is; one of a further validation set is called `set/metric`."""
+        known = {metric.name: metric for metric in self.metrics}
+        return replace(known[name.rpartition("/")[2]], name=name)
+
+    def written(self, metrics: Mapping[str, Metrics]) -> dict[str, dict[str, str]]:
+        """Return the metrics of each model as text."""
+        return {
+            model: {name: self.metric(name).text(value) for name, value in of.items()}
+            for model, of in metrics.items()
+        }
 
     @abstractmethod
     def columns(self) -> dict[str, str]:
@@ -102,7 +121,7 @@ class Task(ABC):
 
     @abstractmethod
     def score(self, predictions: Predictions, rows: Dataset, tokenizer: Any) -> Metrics:
-        """Compute the metrics over all examples.
+        """Compute the metrics over all examples, each of them one of `metrics`.
 
         Args:
             predictions: what `infer` returned, in the order of `rows`.

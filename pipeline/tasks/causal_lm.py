@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import default_data_collator
 
+from pipeline import metric
 from pipeline.tasks.base import (
     Metrics,
     Predictions,
@@ -40,7 +41,12 @@ class CausalLM(Task):
     """Documents, one a row, are joined by the end-of-text token and cut into blocks."""
 
     auto_model = "AutoModelForCausalLM"
-    higher_is_better = False
+    metrics = (
+        metric.perplexity("perplexity"),
+        metric.perplexity("word_perplexity"),
+        metric.error("loss"),
+        metric.count("num_tokens"),
+    )
     row_is_example = False
 
     def __init__(self, config: CausalLMConfig) -> None:

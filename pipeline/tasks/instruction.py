@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from pipeline import metric
 from pipeline.errors import ConfigError
 from pipeline.section import OneOrMore
 from pipeline.tasks.base import Metrics, Predictions, Task, TaskConfig, TokenizedData
@@ -40,8 +41,12 @@ class Instruction(Task):
     """Scored by the perplexity over response tokens, the end-of-text token after them included."""
 
     auto_model = "AutoModelForCausalLM"
+    metrics = (
+        metric.perplexity("perplexity"),
+        metric.error("loss"),
+        metric.count("num_tokens"),
+    )
     headline = "perplexity"
-    higher_is_better = False
 
     def __init__(self, config: InstructionConfig) -> None:
         self.config = config

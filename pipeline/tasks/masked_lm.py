@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DataCollatorForLanguageModeling, default_data_collator
 
+from pipeline import metric
 from pipeline.errors import ConfigError
 from pipeline.section import NotNegative, Share
 from pipeline.tasks.base import Metrics, Predictions, Task, TaskConfig, TokenizedData, num_tokens
@@ -59,12 +60,17 @@ class MaskedLM(Task):
     """
 
     auto_model = "AutoModelForMaskedLM"
+    metrics = (
+        metric.perplexity("perplexity"),
+        metric.share("accuracy"),
+        metric.error("loss"),
+        metric.count("num_tokens"),
+    )
     row_is_example = False
 
     def __init__(self, config: MaskedLMConfig) -> None:
         self.config = config
         self.headline = config.metric
-        self.higher_is_better = config.metric == "accuracy"
 
     def columns(self) -> dict[str, str]:
         return {"task.text": self.config.text}

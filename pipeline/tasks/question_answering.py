@@ -11,6 +11,7 @@ from pydantic import model_validator
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline import metric
 from pipeline.errors import ConfigError
 from pipeline.section import NotNegative, Positive
 from pipeline.tasks.answer_spans import Offsets, answer_tokens, best_span, exact_match_and_f1
@@ -71,7 +72,14 @@ class QuestionAnswering(Task):
     """
 
     auto_model = "AutoModelForQuestionAnswering"
-    higher_is_better = True
+    metrics = (
+        metric.percentage("f1"),
+        metric.percentage("exact_match"),
+        metric.percentage("has_answer_f1"),
+        metric.percentage("has_answer_exact_match"),
+        metric.percentage("no_answer_accuracy"),
+        metric.count("num_questions"),
+    )
     row_is_example = False
 
     def __init__(self, config: QuestionAnsweringConfig) -> None:

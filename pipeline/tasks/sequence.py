@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import DataCollatorWithPadding
 
+from pipeline import metric
 from pipeline.errors import ConfigError
 from pipeline.tasks.base import Metrics, Predictions, Task, TaskConfig, TokenizedData
 
@@ -46,7 +47,6 @@ class _SequenceTask(Task):
     def __init__(self, config: ClassificationConfig | RegressionConfig) -> None:
         self.config = config
         self.headline = config.metric
-        self.higher_is_better = config.metric != "mse"
 
     def columns(self) -> dict[str, str]:
         texts = {f"task.text.{i}": column for i, column in enumerate(self.config.text)}
@@ -91,6 +91,8 @@ class _SequenceTask(Task):
 
 class Classification(_SequenceTask):
     """Scored by accuracy, F1 (of class 1 if there are two, else macro) and Matthews correlation."""
+
+    metrics = (metric.share("accuracy"), metric.share("f1"), metric.correlation("matthews"))
 
     def labels(self, splits: DatasetDict) -> tuple[Callable[[Any], Any], dict[str, Any]]:
         column = self.config.label
@@ -151,6 +153,11 @@ def _refuse_missing(splits: DatasetDict, column: str) -> None:
 class Regression(_SequenceTask):
     """Scored by Pearson and Spearman correlation and mean squared error."""
 
+    metrics = (
+        metric.correlation("pearson"),
+        metric.correlation("spearman"),
+        metric.error("mse"),
+    )
     predicts_numbers = True
 
     def labels(self, splits: DatasetDict) -> tuple[Callable[[Any], Any], dict[str, Any]]:

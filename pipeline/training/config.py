@@ -1,6 +1,6 @@
 """The settings of a fine-tune: how long, in what batches, at what rate."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -14,6 +14,17 @@ from pipeline.training.lr_schedule import linear
 class TrainConfig(OptimizerConfig):
     """Fine-tuning, with or without pruning."""
 
+    not_in_key: ClassVar[frozenset[str]] = frozenset(
+        {
+            "micro_batch_size",
+            "log_every",
+            "checkpoint_every",
+            "checkpoints_kept",
+            "max_skipped_steps",
+            "gradient_checkpointing",
+        }
+    )
+
     length: Duration = Duration("3ep")
     """How long to train: steps (500) or epochs ("3ep")."""
     batch_size: Positive = 32
@@ -22,7 +33,7 @@ class TrainConfig(OptimizerConfig):
     """Rows a worker takes in one forward pass; batch_size over the workers unless given."""
     group_by_length: bool = False
     """Put rows of like length in one batch, so that less of it is padding."""
-    lr_warmup: Duration = Duration(0)
+    lr_warmup_length: Duration = Duration(0)
     """Linear warm-up of the rate."""
     lr_final_factor: Annotated[float, Field(ge=0, le=1)] = 0.1
     """The rate falls linearly to this share of the peak."""

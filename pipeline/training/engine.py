@@ -6,9 +6,10 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from mgpp import grouped_parameters, select_prunable
+from mgpp import grouped_parameters
+from pipeline.context import Context
 from pipeline.models.loading import ModelConfig, load_model
-from pipeline.pruning.config import PruneConfig
+from pipeline.pruning.config import PruneSection
 from pipeline.section import NotNegative, Section, Share
 from pipeline.tasks import Task
 from pipeline.training.batches import BatchPlan
@@ -38,26 +39,24 @@ class OptimizerConfig(Section):
 
 
 def make_engine(
+    context: Context,
     model_config: ModelConfig,
     task: Task,
     config: OptimizerConfig,
     zero: ZeroConfig,
-    prune: PruneConfig | None,
-    model_kwargs: dict[str, Any],
+    prune: PruneSection | None,
     plan: BatchPlan,
-    workers: WorkerGroup,
 ) -> Any:
     """Load the model and hand it to DeepSpeed, with an optimizer whose first group is prunable.
 
     Args:
+        context: the workers, all of which call this function, and what the data asks of the model.
         model_config: the pretrained model.
         task: what it is trained on.
         config: how.
         zero: how state is sharded.
         prune: what is pruned, or None.
-        model_kwargs: what the data asks of the model.
         plan: how rows are dealt out.
-        workers: all of them; all call this function.
 
     Returns:
         DeepSpeed's engine, in training mode.
@@ -73,12 +72,12 @@ def make_engine(
         micro_batch_size=plan.micro_batch_size,
         accumulation=plan.accumulation,
         gradient_clipping=config.gradient_clipping,
-        on_gpu=workers.device.type == "cuda",
+        on_gpu=context.workers.device.type == "cuda",
     )
     model = load_model(
         model_config,
         task.auto_model,
-        model_kwargs=model_kwargs,
+        model_kwargs=context.model_kwargs,
         dtype=DTYPES[zero.precision],
         seed=config.seed,
         zero3=settings if zero.stage == 3 else None,
@@ -86,7 +85,7 @@ def make_engine(
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     freeze(model, config.freeze)
-    prunable = select_prunable(model, prune.include, prune.exclude) if prune else []
+    prunable = prune.settings.select(model) if prune else []
     optimizer = torch.optim.AdamW(
         grouped_parameters(model, prunable, weight_decay=config.weight_decay),
         lr=config.lr,

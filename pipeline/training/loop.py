@@ -17,16 +17,17 @@ from datasets import load_from_disk
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mgpp import Pruner, PruningSchedule, select_prunable, transposed_weights
+from mgpp import Pruner, PruningSchedule, transposed_weights
 from mgpp.backends.deepspeed import attach, training_state
+from pipeline.context import Context
 from pipeline.errors import ConfigError, StageError
 from pipeline.models.loading import ModelConfig, load_tokenizer
 from pipeline.models.weights import full_state_dict, write_model
-from pipeline.pruning.config import PruneConfig
+from pipeline.pruning.config import PruneSection
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import Task
 from pipeline.tasks.base import token_lengths
-from pipeline.tracking.recorder import Progress, Recorder
+from pipeline.tracking.recorder import Recorder
 from pipeline.training import checkpoint
 from pipeline.training.batches import BatchPlan
 from pipeline.training.config import TrainConfig
@@ -35,11 +36,10 @@ from pipeline.training.engine import make_engine
 from pipeline.training.teacher import Distillation, TeacherSpec
 from pipeline.worker_group import WorkerGroup
 
-VERSION = 1
 _NUM_LAYER_RECORDS = 20
 _NOT_FINITE_ADVICE = (
     "Look for values that are not finite in the data, lower train.lr, set train.gradient_clipping or "
-    "train.lr_warmup, or use bf16 or fp32 instead of fp16; the last checkpoint is good"
+    "train.lr_warmup_length, or use bf16 or fp32 instead of fp16; the last checkpoint is good"
 )
 
 
@@ -69,46 +69,37 @@ class _Run:
 
 
 def train(
+    context: Context,
     *,
     model_config: ModelConfig,
     task: Task,
     config: TrainConfig,
     zero: ZeroConfig,
-    prune: PruneConfig | None,
+    prune: PruneSection | None,
     teacher: TeacherSpec | None = None,
-    data: Path,
-    model_kwargs: dict[str, Any],
-    output: Path,
-    workers: WorkerGroup,
-    checkpoints: CheckpointStore,
-    progress: Progress,
 ) -> dict[str, Any]:
-    """Fine-tune and, with `prune`, prune; write the model and its records to `output`.
+    """Fine-tune and, with `prune`, prune; write the model and its records to the context's output.
 
     Args:
+        context: what it reads, where it writes and the workers, all of which call this function.
         model_config: the pretrained model.
         task: what it is fine-tuned on.
         config: how.
         zero: how state is sharded.
         prune: the method and its schedule; None fine-tunes the dense model.
         teacher: which model teaches, and the weights of its losses; None for none.
-        data: the data stage's folder.
-        model_kwargs: what the data asks of the model.
-        output: where the main worker writes.
-        workers: all of them; all call this function.
-        checkpoints: where checkpoints are kept.
-        progress: called with each record.
 
     Returns:
         The run's figures, on every worker.
     """
+    workers = context.workers
     init_deepspeed(workers.backend)
-    rows = load_from_disk(str(data / "dataset"))["train"]
+    rows = load_from_disk(str(context.data / "dataset"))["train"]
     lengths = token_lengths(rows) if config.group_by_length else None
     plan = config.batch_plan(num_rows=len(rows), world_size=workers.world_size, lengths=lengths)
     num_steps = config.num_steps(plan.steps_per_epoch)
-    engine = make_engine(model_config, task, config, zero, prune, model_kwargs, plan, workers)
-    done, history, pruner = _take_up(engine, checkpoints, prune, plan, num_steps, workers)
+    engine = make_engine(context, model_config, task, config, zero, prune, plan)
+    done, history, pruner = _take_up(context, engine, prune, plan, num_steps)
     distillation = None
     if teacher is not None:
         distillation = teacher.begin(engine.module, task, zero, plan.micro_batch_size, workers)
@@ -119,10 +110,10 @@ def train(
         engine=engine,
         pruner=pruner,
         distillation=distillation,
-        recorder=Recorder(output, progress, history) if workers.is_main else None,
+        recorder=Recorder(context.output, context.progress, history) if workers.is_main else None,
         plan=plan,
         num_steps=num_steps,
-        warmup_steps=config.lr_warmup.steps(
+        warmup_steps=config.lr_warmup_length.steps(
             steps_per_epoch=plan.steps_per_epoch, num_steps=num_steps
         ),
         done=done,
@@ -130,11 +121,11 @@ def train(
     loader = DataLoader(
         rows,
         batch_sampler=plan.micro_batches(workers.rank, done.batches),
-        collate_fn=task.collator(load_tokenizer(ModelConfig(path=str(data / "tokenizer")))),
+        collate_fn=task.collator(load_tokenizer(ModelConfig(path=str(context.data / "tokenizer")))),
         pin_memory=workers.device.type == "cuda",
     )
-    _take_steps(run, iter(loader), checkpoints)
-    figures = _finish(run, data, output)
+    _take_steps(run, iter(loader), context.checkpoints)
+    figures = _finish(run, context)
     if run.recorder:
         run.recorder.close()
     engine.destroy()  # the next stage of this worker group needs the memory
@@ -144,12 +135,7 @@ def train(
 
 
 def _take_up(
-    engine: Any,
-    checkpoints: CheckpointStore,
-    prune: PruneConfig | None,
-    plan: BatchPlan,
-    num_steps: int,
-    workers: WorkerGroup,
+    context: Context, engine: Any, prune: PruneSection | None, plan: BatchPlan, num_steps: int
 ) -> tuple[checkpoint.TrainingState, str, Pruner | None]:
     """Load the newest checkpoint, if there is one, and attach the pruner, if there is to be one.
 
@@ -157,12 +143,13 @@ def _take_up(
         How far the run had come, its records so far, and the pruner.
     """
     done, history, pruner = checkpoint.TrainingState(), "", None
-    with checkpoints.latest() as saved:
+    workers = context.workers
+    with context.checkpoints.latest() as saved:
         if saved is not None:
             done = checkpoint.load_engine(saved, engine=engine, workers=workers)
             history = checkpoint.load_records(saved)
         if prune is not None:
-            schedule = prune.schedule(num_steps, plan.steps_per_epoch)
+            schedule = prune.settings.schedule(num_steps, plan.steps_per_epoch)
             pruner = attach_pruner(engine, prune, schedule, num_examples=plan.num_rows)
             if saved is not None:
                 checkpoint.load_pruner(saved, pruner=pruner, workers=workers)
@@ -183,7 +170,7 @@ def _take_steps(
 
 
 def attach_pruner(
-    engine: Any, prune: PruneConfig, schedule: PruningSchedule, num_examples: int
+    engine: Any, prune: PruneSection, schedule: PruningSchedule, num_examples: int
 ) -> Pruner:
     """Prune the engine's weights as the settings say.
 
@@ -191,16 +178,16 @@ def attach_pruner(
         ConfigError: if this engine or these weights cannot be pruned so.
     """
     weights = dict(engine.module.named_parameters())
-    names = select_prunable(engine.module, prune.include, prune.exclude)
+    names = prune.settings.select(engine.module)
     prunable = {name: weights[name] for name in names}
-    method = prune.method.build(num_examples=num_examples)
+    method = prune.settings.build_method(num_examples)
     try:
         return attach(
             engine,
             prunable,
             method=method,
             schedule=schedule,
-            placement=prune.placement(),
+            placement=prune.settings.placement(),
             transposed=transposed_weights(engine.module),
         )
     except ValueError as error:
@@ -348,7 +335,7 @@ def _checkpoint(run: _Run, folder: Path) -> None:
     )
 
 
-def _finish(run: _Run, data: Path, output: Path) -> dict[str, Any]:
+def _finish(run: _Run, context: Context) -> dict[str, Any]:
     """Write the trained model with its tokenizer and fingerprints; return the run's figures."""
     figures: dict[str, Any] = {"num_steps": run.num_steps}
     pruner = run.pruner
@@ -375,7 +362,7 @@ def _finish(run: _Run, data: Path, output: Path) -> dict[str, Any]:
         figures["num_parameters"] = sum(
             getattr(p, "ds_numel", p.numel()) for p in model.parameters()
         )
-        tokenizer = load_tokenizer(ModelConfig(path=str(data / "tokenizer")))
+        tokenizer = load_tokenizer(ModelConfig(path=str(context.data / "tokenizer")))
         prunable = pruner.names if pruner else ()
-        write_model(output, model, state, tokenizer=tokenizer, prunable=prunable)
+        write_model(context.output, model, state, tokenizer=tokenizer, prunable=prunable)
     return figures

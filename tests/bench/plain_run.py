@@ -9,8 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch.distributed as dist
 
-from pipeline.runs.stage import plan_stages
-from pipeline.runs.stages import run_stage
+from pipeline.runs.flow import plan_stages, run_stage
 from pipeline.runs.validate import validate
 from pipeline.store.artifacts import Artifact, ArtifactStore
 from pipeline.worker_group import WorkerGroup

@@ -39,7 +39,7 @@ class Cell:
     batch_size: int = 32
     lr: float = 2e-2
     sparsity: float = 0.9
-    warmup: float = 0.2
+    start_after: float = 0.2
     finetune: float = 0.2
 
 
@@ -65,7 +65,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     )
     config = mgpp.PruningConfig(
         sparsity=cell.sparsity,
-        warmup=cell.warmup,
+        start_after=cell.start_after,
         finetune=cell.finetune,
         method=METHODS[cell.method],
         exclude=KNOWN,

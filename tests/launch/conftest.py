@@ -55,7 +55,7 @@ def project(tmp_path_factory):
         "prune": {
             "sparsity": 0.8,
             "initial_sparsity": 0.2,
-            "warmup": 4,
+            "start_after": 4,
             "finetune": 6,
             "interval": 4,
         },

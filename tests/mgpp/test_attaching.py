@@ -7,7 +7,9 @@ from torch import nn
 import mgpp
 from mgpp.backends import torch as torch_backend
 
-CONFIG = mgpp.PruningConfig(sparsity=0.7, initial_sparsity=0.2, warmup=2, finetune=0.25, interval=3)
+CONFIG = mgpp.PruningConfig(
+    sparsity=0.7, initial_sparsity=0.2, start_after=2, finetune=0.25, interval=3
+)
 
 
 class Wrapped(nn.Module):
@@ -76,7 +78,7 @@ def test_it_is_the_pruning_of_the_backend(wrap):
 
 
 def test_gmp_leaves_the_gradients_alone():
-    config = {"sparsity": 0.5, "method": "gmp", "warmup": 0, "finetune": 0}
+    config = {"sparsity": 0.5, "method": "gmp", "start_after": 0, "finetune": 0}
     pruner, _ = train(lambda m, o: mgpp.attach((m, o), config, 20, 80))
     assert isinstance(pruner.method, mgpp.GMP)
 
@@ -98,7 +100,7 @@ def test_placements_in_a_loop_of_one_s_own():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     config = {
         "sparsity": 0.5,
-        "warmup": 0,
+        "start_after": 0,
         "finetune": 0,
         "method": "gmp",
         "exclude": ["h.1.*"],
@@ -127,7 +129,7 @@ def thresholds_of(method, factors, peak):
     model = make_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factors[step])
-    config = {"sparsity": 0.5, "warmup": 1, "finetune": 0, "interval": 1, "method": method}
+    config = {"sparsity": 0.5, "start_after": 1, "finetune": 0, "interval": 1, "method": method}
     pruner = mgpp.attach((model, optimizer), config, len(factors) - 1, 80)
     found = []
     for _ in factors[1:]:
@@ -154,8 +156,11 @@ def test_the_spike_threshold_in_learning_rates():
     ("config", "problem"),
     [
         ({}, "sparsity: missing"),
-        ({"sparsity": 0.9, "sparsty": 0.8}, "sparsty: unknown key; allowed are sparsity, "),
-        ({"sparsity": 1.0}, "final_sparsity must lie in"),
+        ({"sparsity": 0.9, "sparsty": 0.8}, "sparsty: unknown key; allowed are method, sparsity, "),
+        ({"sparsity": 1.0}, "sparsity must be less than 1, got 1"),
+        ({"sparsity": 0.5, "warmup": 3}, "warmup: renamed to start_after"),
+        ({"sparsity": 0.5, "start_after": "2ep"}, "start_after: '2ep' is in epochs"),
+        ({"sparsity": 0.5, "method": "wanda"}, "wanda prunes once and trains nothing"),
         ({"sparsity": 0.9, "method": "moving"}, "method: got 'moving'; allowed are "),
         (
             {"sparsity": 0.9, "method": {"name": "gmp", "beta1": 0.5}},
@@ -173,9 +178,9 @@ def test_the_spike_threshold_in_learning_rates():
             {"sparsity": 0.9, "method": {"name": "platon", "beta1": 1.0}},
             "beta1 must be less than 1, got 1.0",
         ),
-        ({"sparsity": 0.9, "warmup": 1.5}, "warmup: got 1.5; give steps"),
+        ({"sparsity": 0.9, "start_after": 1.5}, "start_after: got 1.5; allowed are steps"),
         ({"sparsity": 0.9, "finetune": -1}, "finetune: got -1"),
-        ({"sparsity": 0.9, "warmup": 0.6, "finetune": 0.6}, "prune_start"),
+        ({"sparsity": 0.9, "start_after": 0.6, "finetune": 0.6}, "prune_start"),
         ({"sparsity": 0.9, "include": ["nothing.*"]}, "nothing"),
         ({"sparsity": 0.9, "scope": "matrix"}, "scope: got 'matrix'; allowed are global"),
         ({"sparsity": 0.9, "min_kept": 0.2}, "sparsity: got 0.9, but min_kept 0.2 allows 0.8"),

@@ -4,7 +4,6 @@ Nothing is trained: each matrix is pruned once, from what calibration text sends
 are integers, so that they add up: see `portions`.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -13,9 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mgpp.methods.base import check_limits, setting
-
-_PATTERN = re.compile(r"^(\d+):(\d+)$")
+from mgpp.pattern import Blocks, NofM, parse_pattern
+from mgpp.settings import check_limits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,30 +31,6 @@ class PrunedMatrix:
     threshold: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pattern:
-    """N:M sparsity: of every `of` consecutive inputs of an output, `kept` stay."""
-
-    kept: int
-    of: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Pattern":
-        """Read "N:M".
-
-        Raises:
-            ValueError: if it is not of that form with 0 < N < M.
-        """
-        match = _PATTERN.match(text)
-        kept, of = (int(match[1]), int(match[2])) if match else (0, 0)
-        if not 0 < kept < of:
-            raise ValueError(
-                f'pattern must be "N:M" with 0 < N < M: of every M consecutive inputs of an output, N '
-                f"stay (2:4); got {text!r}"
-            )
-        return cls(kept=kept, of=of)
-
-
 @dataclass(kw_only=True, eq=False)
 class OneShotMethod:
     """A method that prunes each matrix once; its fields declared by `setting` are its settings.
@@ -64,16 +38,14 @@ class OneShotMethod:
     Attributes:
         name: the registry's name of the method.
         title: what people call it.
+        pattern: N:M sparsity, such as "2:4": of every M consecutive inputs of an output, N are kept;
+            sparsity must then be 1 - N/M. Any weight may be pruned unless given.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
 
-    pattern: str | None = setting(
-        None,
-        'N:M sparsity, such as "2:4": of every M consecutive inputs of an output, N stay; sparsity must '
-        "then be 1 - N/M. Anywhere unless given.",
-    )
+    pattern: str | None = None
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -82,7 +54,12 @@ class OneShotMethod:
             ValueError: naming the first that is wrong.
         """
         check_limits(self)
-        self._pattern = None if self.pattern is None else Pattern.parse(self.pattern)
+        pattern = None if self.pattern is None else parse_pattern(self.pattern)
+        if isinstance(pattern, Blocks):
+            raise ValueError(  # noqa: TRY004 - the value is wrong, not its type
+                f'pattern: got {self.pattern!r}; {self.name} prunes single weights or by N:M ("2:4")'
+            )
+        self._pattern = pattern
 
     def count(self, num_prunable: int, sparsity: float) -> int:
         """Return how many of all prunable weights go: floor(num_prunable x sparsity).
@@ -95,8 +72,8 @@ class OneShotMethod:
             return int(num_prunable * sparsity)
         if abs(sparsity - (1 - pattern.kept / pattern.of)) > 1e-4:
             raise ValueError(
-                f"pattern {self.pattern} prunes {1 - pattern.kept / pattern.of:.4g} of the weights; got "
-                f"sparsity {sparsity}"
+                f"sparsity: got {sparsity}, but pattern {self.pattern} prunes "
+                f"{1 - pattern.kept / pattern.of:.4g} of the weights"
             )
         return num_prunable * (pattern.of - pattern.kept) // pattern.of
 
@@ -166,7 +143,7 @@ def lowest(scores: Tensor, counts: Tensor | int) -> Tensor:
     return marked.scatter_(1, order, wanted.expand_as(order))
 
 
-def lowest_in_groups(scores: Tensor, pattern: Pattern) -> Tensor:
+def lowest_in_groups(scores: Tensor, pattern: NofM) -> Tensor:
     """Mark what does not stay of each group of `pattern.of` neighbours in a row; as `lowest` does."""
     groups = scores.reshape(-1, pattern.of)
     return lowest(groups, pattern.of - pattern.kept).view_as(scores)

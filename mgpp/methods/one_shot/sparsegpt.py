@@ -5,16 +5,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mgpp.methods.base import setting
 from mgpp.methods.one_shot.base import (
     OneShotMethod,
-    Pattern,
     PrunedMatrix,
     largest,
     lowest,
     lowest_in_groups,
     portions,
 )
+from mgpp.pattern import NofM
+from mgpp.settings import setting
 
 
 @dataclass(kw_only=True, eq=False)
@@ -67,7 +67,7 @@ def sparsegpt(
     num_pruned: int,
     damping: float = 0.01,
     block_size: int = 128,
-    pattern: Pattern | None = None,
+    pattern: NofM | None = None,
 ) -> PrunedMatrix:
     """Prune the columns from left to right, each error made up for by the columns right of it (alg. 1).
 
@@ -133,7 +133,7 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
 
 
 def _sweep_block(
-    weight: Tensor, factor: Tensor, count: int, pattern: Pattern | None
+    weight: Tensor, factor: Tensor, count: int, pattern: NofM | None
 ) -> tuple[Tensor, Tensor, float]:
     """Prune a block's columns, and make up for each within the block, in place.
 

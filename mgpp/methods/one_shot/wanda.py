@@ -7,13 +7,13 @@ from torch import Tensor
 
 from mgpp.methods.one_shot.base import (
     OneShotMethod,
-    Pattern,
     PrunedMatrix,
     largest,
     lowest,
     lowest_in_groups,
     portions,
 )
+from mgpp.pattern import NofM
 
 
 @dataclass(kw_only=True, eq=False)
@@ -38,7 +38,7 @@ class Wanda(OneShotMethod):
 
 
 def wanda(
-    weight: Tensor, input_norms: Tensor, *, num_pruned: int, pattern: Pattern | None = None
+    weight: Tensor, input_norms: Tensor, *, num_pruned: int, pattern: NofM | None = None
 ) -> PrunedMatrix:
     """Prune by S_ij = |W_ij| ||X_j||_2 (eq. 1), the lowest of each output, or of each group of one.
 

@@ -7,10 +7,10 @@ import pytest
 
 from launch.driver import locking
 from launch.driver.locking import made_once
-from pipeline.runs.stage import Stage
+from pipeline.runs.stage import PlannedStage
 from pipeline.store.artifacts import ArtifactStore
 
-PAGE = Stage(
+PAGE = PlannedStage(
     name="campaign", key="0123456789abcdef", params={"a": 1}, inputs=(), on_all_workers=False
 )
 

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
+from tests.html_page import Page
 from tests.launch.conftest import mgpp
 
 pytestmark = pytest.mark.distributed
@@ -61,9 +62,10 @@ def test_records_progress_and_report_are_there(summary, first_run):
     assert [r["step"] for r in prunings] == [4, 8, 12, 16, 17]
     assert prunings[-1]["num_pruned"] == int(9120 * 0.8)
     assert list((folder / "tensorboard").glob("events.*"))
-    page = Path(summary["report"]).read_text()
-    assert "80.00%" in page
-    assert "tiny" in page
+    page = Page(Path(summary["report"]).read_text())
+    assert "80.00%" in page.text
+    assert "tiny" in page.text
+    assert f"{100 * summary['metrics']['pruned']['accuracy']:.2f}%" in page.text
     assert "prune" in first_run.stderr
     assert "step 24/24" in first_run.stderr
 

@@ -7,7 +7,7 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainingAr
 from mgpp import select_prunable
 from mgpp.integrations.transformers import PruningCallback
 
-CONFIG = {"sparsity": 0.8, "initial_sparsity": 0.2, "warmup": 3, "finetune": 4, "interval": 2}
+CONFIG = {"sparsity": 0.8, "initial_sparsity": 0.2, "start_after": 3, "finetune": 4, "interval": 2}
 
 
 def make_trainer(tiny_bert, folder, callbacks, **changes):

@@ -144,11 +144,13 @@ def test_a_model_that_was_not_pruned_is_refused():
 
 
 @pytest.mark.parametrize(
-    "config", [{"sparsity": 0.9}, {"initial_sparsity": 0.1}, {"warmup": 5}, {"interval": 3}]
+    "config", [{"sparsity": 0.9}, {"initial_sparsity": 0.1}, {"start_after": 5}, {"interval": 3}]
 )
 def test_a_schedule_is_refused(config):
     (key,) = config
-    with pytest.raises(ValueError, match=f"{key}: got .* keeps the zeros it finds"):
+    with pytest.raises(
+        ValueError, match=f"{key}: means nothing .* which keeps the zeros of the model"
+    ):
         mgpp.PruningConfig(method="sparse-transfer", **config)
 
 

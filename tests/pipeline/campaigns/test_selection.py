@@ -1,22 +1,15 @@
-"""Cells, the choice of candidates, and the table of a comparison; figures by hand."""
+"""How candidates are chosen: which runs choose, and that the rows of the table stay unseen."""
 
-import csv
-import json
+import math
 
 import numpy as np
 import pytest
 import yaml
 
-from pipeline.campaigns.comparison_report import write_comparison
-from pipeline.campaigns.curves import loss_curve
-from pipeline.campaigns.selection import (
-    choose,
-    final_cells,
-    read_comparison,
-    selection_cells,
-    table,
-)
+from pipeline.campaigns.grid import Place, campaign_runs, read_campaign
+from pipeline.campaigns.selection import choose, selection_runs, was_chosen
 from pipeline.errors import ConfigError
+from pipeline.metric import perplexity, share
 from tests.processes import ROOT
 
 VALUES = {
@@ -37,180 +30,169 @@ VALUES = {
         },
     },
 }
+ACCURACY, PERPLEXITY = share("accuracy"), perplexity("perplexity")
 
-RECORDS = [
-    {"step": step, "loss": loss, "sparsity": sparsity}
-    for step, loss, sparsity in zip(
-        range(2, 12, 2), (0.9, 0.8, 0.6, 0.5, 0.4), (0.0, 0.5, 0.85, 0.9, 0.9), strict=True
-    )
-]
+
+def place(method, sparsity, task=""):
+    return Place(task, "", method, sparsity)
 
 
 def read(folder, **changes):
     (folder / "run.yaml").write_text("name: run\n")
-    (folder / "comparison.yaml").write_text(yaml.safe_dump({**VALUES, **changes}))
-    return read_comparison(str(folder / "comparison.yaml"))
+    (folder / "campaign.yaml").write_text(yaml.safe_dump({**VALUES, **changes}))
+    return read_campaign(str(folder / "campaign.yaml"))
 
 
 @pytest.fixture
-def comparison(tmp_path):
+def campaign(tmp_path):
     return read(tmp_path)
 
 
-def test_selection_tries_every_candidate_of_every_method_with_the_same_effort(comparison):
-    cells = selection_cells(comparison)
-    assert len(cells) == 2 * 2 * 2 * 2  # seeds, sparsities, methods, candidates
-    assert len(set(cells)) == len(cells)
-    for cell in cells:
-        assert "data.validation=null" in cell.overrides
-        assert cell.seed in (7, 8)
-        assert f"train.seed={cell.seed}" in cell.overrides
-    of_a = [c.overrides for c in cells if c.method == "A" and c.candidate == 1]
+def test_selection_tries_every_candidate_of_every_method_with_the_same_effort(campaign):
+    runs = selection_runs(campaign)
+    assert len(runs) == 2 * 2 * 2 * 2  # seeds, sparsities, methods, candidates
+    assert len(set(runs)) == len(runs)
+    for run in runs:
+        assert "data.validation=null" in run.overrides
+        assert run.seed in (7, 8)
+        assert f"train.seed={run.seed}" in run.overrides
+    of_a = [r.overrides for r in runs if r.place.method == "A" and r.candidate == 1]
     assert all("train.lr=0.2" in overrides for overrides in of_a)
 
 
-def test_final_cells_never_see_the_changes_of_the_selection(comparison):
-    chosen = {("A", 0.5): 1, ("A", 0.9): 0, ("B", 0.5): 0, ("B", 0.9): 1}
-    cells = final_cells(comparison, chosen)
-    assert len(cells) == 2 + 2 * 2 * 2
-    assert not any("data.validation" in text for cell in cells for text in cell.overrides)
+def test_final_runs_never_see_the_changes_of_the_selection(campaign):
+    chosen = {place("A", 0.5): 1, place("A", 0.9): 0, place("B", 0.5): 0, place("B", 0.9): 1}
+    runs = campaign_runs(campaign, chosen)
+    assert len(runs) == 2 + 2 * 2 * 2
+    assert not any("data.validation" in text for run in runs for text in run.overrides)
     found = {
-        (c.method, c.sparsity): [o for o in c.overrides if o.startswith("train.lr")]
-        for c in cells
-        if c.is_pruned
+        r.place: [o for o in r.overrides if o.startswith("train.lr")]
+        for r in runs
+        if r.place.is_pruned
     }
     assert found == {
-        ("A", 0.5): ["train.lr=0.2"],
-        ("A", 0.9): ["train.lr=0.1"],
-        ("B", 0.5): ["train.lr=0.3"],
-        ("B", 0.9): ["train.lr=0.4"],
+        place("A", 0.5): ["train.lr=0.2"],
+        place("A", 0.9): ["train.lr=0.1"],
+        place("B", 0.5): ["train.lr=0.3"],
+        place("B", 0.9): ["train.lr=0.4"],
     }
-    dense = [c for c in cells if not c.is_pruned]
-    assert [c.seed for c in dense] == [3, 5]
-    assert all("dense.enabled=true" in c.overrides for c in dense)
+    dense = [r for r in runs if not r.place.is_pruned]
+    assert [r.seed for r in dense] == [3, 5]
+    assert all("dense.enabled=true" in r.overrides for r in dense)
 
 
-def test_overrides_reach_the_recipe_as_they_were_given(comparison, tmp_path):
+def test_overrides_reach_the_recipe_as_they_were_given(campaign, tmp_path):
     from pipeline.runs.config import read_config
 
-    cell = next(c for c in selection_cells(comparison) if c.method == "B")
-    values, problems = read_config(str(tmp_path / "run.yaml"), cell.overrides)
+    run = next(r for r in selection_runs(campaign) if r.place.method == "B")
+    values, problems = read_config(str(tmp_path / "run.yaml"), run.overrides)
     assert problems == []
     assert values["prune"]["method"] == {"name": "mgpp", "spike_var": 1e-9}
     assert values["data"]["validation"] is None
     assert values["train"]["length"] == "2ep"
 
 
-@pytest.mark.parametrize("higher_is_better", [True, False])
-def test_the_best_mean_over_the_seeds_is_chosen_for_each_sparsity(comparison, higher_is_better):
+@pytest.mark.parametrize("metric", [ACCURACY, PERPLEXITY])
+def test_the_best_mean_over_the_seeds_is_chosen_for_each_sparsity(campaign, metric):
     generator = np.random.default_rng(0)
-    scores = {cell: float(generator.random()) for cell in selection_cells(comparison)}
-    chosen = choose(comparison, scores, higher_is_better=higher_is_better)
-    for (method, sparsity), candidate in chosen.items():
+    scores = {run: float(generator.random()) for run in selection_runs(campaign)}
+    chosen = choose(campaign, scores, {"": metric})
+    assert set(chosen) == {place(method, sparsity) for method in "AB" for sparsity in (0.5, 0.9)}
+    for where, candidate in chosen.items():
         means = [
-            np.mean([s for c, s in scores.items() if (c.method, c.sparsity, c.candidate) == key])
-            for key in ((method, sparsity, 0), (method, sparsity, 1))
+            np.mean([s for r, s in scores.items() if (r.place, r.candidate) == (where, number)])
+            for number in (0, 1)
         ]
-        assert candidate == (np.argmax(means) if higher_is_better else np.argmin(means))
+        assert candidate == (np.argmax(means) if metric.higher_is_better else np.argmin(means))
+    for run in scores:
+        assert was_chosen(campaign, run, chosen) == (chosen[run.place] == run.candidate)
 
 
 def test_one_candidate_may_be_chosen_for_all_sparsities(tmp_path):
-    selection = {**VALUES["selection"], "sparsities": [0.9]}
-    comparison = read(tmp_path, selection=selection)
-    cells = selection_cells(comparison)
-    assert {cell.sparsity for cell in cells} == {0.9}
-    scores = {cell: float(cell.candidate) for cell in cells}
-    assert set(choose(comparison, scores, higher_is_better=True).values()) == {1}
+    selection = {**VALUES["selection"], "sparsities": [0.95]}  # none of the table's
+    campaign = read(tmp_path, selection=selection)
+    runs = selection_runs(campaign)
+    assert {run.place.sparsity for run in runs} == {0.95}
+    assert len(runs) == 2 * 2 * 2
+    chosen = choose(campaign, {run: float(run.candidate) for run in runs}, {"": ACCURACY})
+    assert chosen == {place(m, s): 1 for m in "AB" for s in (0.5, 0.9)}
+
+
+def test_each_task_chooses_by_its_own_metric(tmp_path):
+    campaign = read(tmp_path, tasks={"words": {}, "texts": {}})
+    scores = {run: float(run.candidate) for run in selection_runs(campaign)}
+    chosen = choose(campaign, scores, {"words": ACCURACY, "texts": PERPLEXITY})
+    assert {(where.task, candidate) for where, candidate in chosen.items()} == {
+        ("words", 1),
+        ("texts", 0),
+    }
+
+
+def test_the_first_of_equals_is_chosen_and_never_one_that_diverged(campaign):
+    runs = selection_runs(campaign)
+    chosen = choose(campaign, dict.fromkeys(runs, 0.5), {"": ACCURACY})
+    assert set(chosen.values()) == {0}
+    scores = {run: math.nan if run.candidate == 0 else 0.1 for run in runs}
+    for metric in (ACCURACY, PERPLEXITY):
+        assert set(choose(campaign, scores, {"": metric}).values()) == {1}
+
+
+def test_a_listed_run_has_its_settings_chosen_at_its_own_sparsity(tmp_path):
+    campaign = read(tmp_path, runs=[{"method": "A", "sparsity": 0.99}])
+    runs = selection_runs(campaign)
+    assert sum(run.place == place("A", 0.99) for run in runs) == 2 * 2
+    assert not any(run.place == place("B", 0.99) for run in runs)
+    scores = {run: float(run.candidate) for run in runs}
+    chosen = choose(campaign, scores, {"": ACCURACY})
+    (listed,) = (r for r in campaign_runs(campaign, chosen) if r.place.sparsity == 0.99)
+    assert "train.lr=0.2" in listed.overrides
+
+
+def test_what_is_excluded_is_not_chosen_for(tmp_path):
+    campaign = read(tmp_path, exclude=[{"method": "B", "sparsity": 0.9}])
+    assert not any(run.place == place("B", 0.9) for run in selection_runs(campaign))
 
 
 def test_without_a_choice_nothing_is_run_for_it(tmp_path):
     methods = {name: {"changes": m["changes"]} for name, m in VALUES["methods"].items()}
-    comparison = read(tmp_path, methods=methods, selection=None)
-    assert selection_cells(comparison) == []
-    assert set(choose(comparison, {}, higher_is_better=True).values()) == {0}
+    campaign = read(tmp_path, methods=methods, selection=None)
+    assert selection_runs(campaign) == []
+    assert choose(campaign, {}, {"": ACCURACY}) == {}
+    assert {run.candidate for run in campaign_runs(campaign)} == {0}
 
 
-def test_table_plot_and_files_say_the_same(comparison, tmp_path):
-    chosen = {(m, s): 1 for m in ("A", "B") for s in (0.5, 0.9)}
-    cells = final_cells(comparison, chosen)
-    generator = np.random.default_rng(1)
-    scores = {cell: float(generator.random()) for cell in cells}
-    rows = table(comparison, chosen, scores)
-    assert [(row.method, row.sparsity) for row in rows] == [
-        ("dense", 0.0),
-        ("A", 0.5),
-        ("B", 0.5),
-        ("A", 0.9),
-        ("B", 0.9),
-    ]
-    for row in rows:
-        values = [
-            s for c, s in scores.items() if (c.method, c.sparsity) == (row.method, row.sparsity)
-        ]
-        assert row.mean == pytest.approx(np.mean(values))
-        assert row.spread == pytest.approx(np.std(values, ddof=1))
-    curves = {cell: loss_curve(RECORDS) for cell in cells if cell.is_pruned}
-    write_comparison(tmp_path, comparison, rows, {}, curves, metric="accuracy")
-    found = json.loads((tmp_path / "comparison.json").read_text())
-    assert found["rows"][1]["settings"] == {"train.lr": 0.2}
-    with (tmp_path / "comparison.csv").open() as file:
-        lines = list(csv.DictReader(file))
-    assert len(lines) == len(cells)
-    assert float(lines[0]["accuracy"]) == scores[cells[0]]
-    table_text = (tmp_path / "comparison.md").read_text()
-    a = rows[1]
-    assert f"| A | {100 * a.mean:.2f} ± {100 * a.spread:.2f} |" in table_text
-    with (tmp_path / "curves.csv").open() as file:
-        points = list(csv.DictReader(file))
-    assert len(points) == len(curves) * len(RECORDS)
-    assert [float(p["loss"]) for p in points[: len(RECORDS)]] == [r["loss"] for r in RECORDS]
-    assert "| B | 0.800 | 0.600 | 0.600 | 0.500 | 0.400 |" in table_text
-    for name in ("comparison.png", "curves.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_loss_is_told_where_the_sparsity_first_reaches_a_level():
-    # 0.9 is reached at step 8; half, three quarters, nine tenths of it before or there.
-    curve = loss_curve(RECORDS)
-    assert curve.losses_at_levels() == (0.8, 0.6, 0.6, 0.5, 0.4)
-
-
-def test_what_a_teacher_adds_to_the_loss_is_left_out():
-    records = [{**r, "loss": 7.0, "task_loss": r["loss"]} for r in RECORDS]
-    assert loss_curve(records) == loss_curve(RECORDS)
-
-
-def test_methods_that_do_not_train_have_no_curves(comparison, tmp_path):
-    chosen = {(m, s): 0 for m in ("A", "B") for s in (0.5, 0.9)}
-    rows = table(comparison, chosen, dict.fromkeys(final_cells(comparison, chosen), 0.5))
-    write_comparison(tmp_path, comparison, rows, {}, {}, metric="accuracy")
-    assert not list(tmp_path.glob("curves.*"))
-    assert "Training loss" not in (tmp_path / "comparison.md").read_text()
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "compare").glob("*.yaml")), ids=str)
-def test_every_candidate_of_the_comparisons_here_is_a_run(path):
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "campaigns").glob("*.yaml")), ids=str)
+def test_every_run_of_the_campaigns_here_has_a_valid_configuration(path):
     from pipeline.runs.config import parse_config, read_config
 
-    comparison = read_comparison(str(path))
-    for cell in selection_cells(comparison):
-        values, problems = read_config(comparison.recipe, cell.overrides)
+    campaign = read_campaign(str(path))
+    runs = [*selection_runs(campaign), *campaign_runs(campaign)]
+    kinds = {(r.place[:3], r.candidate, r.selecting): r for r in runs}  # whatever seed and sparsity
+    for run in kinds.values():
+        values, problems = read_config(run.recipe, run.overrides)
         assert problems == []
         parse_config(values)
+
+
+def test_the_lexicon_s_runs_are_those_of_the_readme():
+    campaign = read_campaign(str(ROOT / "configs" / "campaigns" / "lexicon.yaml"))
+    selecting, final = selection_runs(campaign), campaign_runs(campaign)
+    assert (len(selecting), len(final)) == (5 * 4, 3 + 3 * 2 * 5)
+    assert {(run.place.sparsity, run.seed) for run in selecting} == {(0.95, 0)}
+    held_apart = 'data.arguments.validate_on="training words"'
+    assert all(held_apart in run.overrides for run in selecting)
+    assert not any(held_apart in run.overrides for run in final)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"selection": None}, "selection is missing"),
+        ({"selection": None}, "selection: missing"),
         ({"methods": {**VALUES["methods"], "C": {}}}, "every method must have as many candidates"),
-        ({"methods": {"dense": {}}}, "no name of a method"),
-        ({"sparsities": [1.5]}, "sparsities.0: .*less than 1"),
-        ({"seeds": []}, "seeds: .*at least 1"),
-        ({"recipe": "none.yaml"}, "recipe: .*none.yaml is not a file"),
-        ({"speed": 1}, "speed: "),
+        ({"selection": {"changes": {}}}, "selection.changes: dictionary should have at least 1"),
+        ({"selection": {"changes": {"a": 1}, "seed": 0}}, "selection.seed: unknown key; allowed"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_key(changes, message, tmp_path):
+def test_what_is_wrong_is_named_by_its_key(changes, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         read(tmp_path, **changes)

@@ -32,8 +32,8 @@ CARD = {
     "num_pruned": 3072,
     "num_prunable": 4096,
     "metrics": {
-        "dense": {"accuracy": 0.91254, "f1": 0.5},
-        "pruned": {"accuracy": 0.87654, "f1": 0.25},
+        "dense": {"accuracy": "91.25%", "f1": "50.00%"},
+        "pruned": {"accuracy": "87.65%", "f1": "25.00%"},
     },
     "num_rows": 12,
     "num_steps": 20,
@@ -167,18 +167,18 @@ def test_the_model_card_holds_the_figures(trained, tmp_path):
     assert rows == [
         ["metric", "dense", "pruned"],
         ["---", "---", "---"],
-        ["accuracy", "0.9125", "0.8765"],
-        ["f1", "0.5000", "0.2500"],
+        ["accuracy", "91.25%", "87.65%"],
+        ["f1", "50.00%", "25.00%"],
     ]
 
 
 def test_the_model_card_of_a_run_without_a_baseline(trained, tmp_path):
     folder, weights = trained
-    card = {**CARD, "metrics": {"pruned": {"accuracy": 0.875}}}
+    card = {**CARD, "metrics": {"pruned": {"accuracy": "87.50%"}}}
     export(folder, weights, tmp_path / "out", card=card)
     text = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
     assert re.search(
-        r"^\| metric \| pruned \| *\n\|---\|---\| *\n\| accuracy \| 0\.8750 \| *$", text, re.M
+        r"^\| metric \| pruned \| *\n\|---\|---\| *\n\| accuracy \| 87\.50% \| *$", text, re.M
     )
 
 

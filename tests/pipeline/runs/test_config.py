@@ -11,7 +11,14 @@ from pydantic import ValidationError
 from mgpp import METHODS, ONE_SHOT
 from pipeline.errors import ConfigError
 from pipeline.pruning.config import METHOD_CONFIGS
-from pipeline.runs.config import ClusterConfig, RunConfig, json_schema, parse_config, read_config
+from pipeline.runs.config import (
+    ClusterConfig,
+    RunConfig,
+    json_schema,
+    parse_config,
+    parse_sections,
+    read_config,
+)
 from pipeline.section import Duration
 from pipeline.tasks import TASKS
 
@@ -241,7 +248,7 @@ def test_every_problem_of_a_file_at_once():
             "task": {"type": "clasification"},
             "data": {"source": "files"},
             "train": {"batch_size": "many", "lr": -1, "lenght": 3},
-            "prune": {"sparsity": 1.0, "warmup": "a while"},
+            "prune": {"sparsity": 1.0, "start_after": "a while"},
             "zero": {"stage": 7},
             "cluster": {"gpus_per_worker": 2},
         }
@@ -256,7 +263,7 @@ def test_every_problem_of_a_file_at_once():
         "train.batch_size",
         "train.lenght",
         "prune.sparsity",
-        "prune.warmup",
+        "prune.start_after",
         "zero.stage",
         "cluster",
     ]
@@ -381,20 +388,44 @@ def test_a_wrong_tag_lists_the_right_ones(section, values, key, got, allowed):
 
 def test_initial_sparsity_above_sparsity():
     problem = only_problem(changed(prune={"sparsity": 0.5, "initial_sparsity": 0.6}))
-    assert problem == "prune: initial_sparsity (0.6) must not exceed sparsity (0.5)"
+    assert problem == "prune.initial_sparsity: got 0.6, which exceeds sparsity, 0.5"
     parse_config(changed(prune={"sparsity": 0.5, "initial_sparsity": 0.5}))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("prune.start", "prune.start_from"),
+        ("prune.warmup", "prune.start_after"),
+        ("prune.method.pattern", "prune.pattern"),
+        ("train.lr_warmup", "train.lr_warmup_length"),
+    ],
+)
+def test_a_key_of_an_earlier_version_is_refused_with_its_new_name(old, new):
+    section, *inner, last = old.split(".")
+    values = changed()
+    place = values.setdefault(section, {})
+    for key in inner:
+        place = place.setdefault(key, {"name": "wanda"})
+    place[last] = "2:4"
+    assert f"{old}: renamed to {new}" in parse_sections(values)[1]
 
 
 def test_sparse_transfer_takes_no_schedule():
     transfer = {"method": {"name": "sparse-transfer"}}
     config = parse_config(changed(prune=transfer))
     assert config.prune.sparsity is None
-    assert config.prune.schedule(100, 10).prune_end == -1
+    assert config.prune.settings.schedule(100, 10).prune_end == -1
     # As settings cross to workers: with all defaults written out.
     assert parse_config(config.model_dump(mode="json")) == config
-    for key, value in (("sparsity", 0.5), ("warmup", 3), ("interval", 2), ("start", "dense")):
+    for key, value in (
+        ("sparsity", 0.5),
+        ("start_after", 3),
+        ("interval", 2),
+        ("start_from", "dense"),
+    ):
         problem = only_problem(changed(prune={**transfer, key: value}))
-        assert problem.startswith(f"prune: {key} means nothing for sparse-transfer, which keeps")
+        assert problem.startswith(f"prune.{key}: means nothing for sparse-transfer, which keeps")
     assert only_problem(changed(prune={"method": {"name": "gmp"}})) == "prune.sparsity: missing"
 
 
@@ -475,7 +506,7 @@ def test_the_dense_section_changes_only_what_it_gives():
         changed(
             train={"length": 500, "lr": 1e-4, "betas": [0.8, 0.9], "freeze": ["*.embeddings.*"]},
             data={"source": "files", "train": ["a.csv"], "options": {"delimiter": "\t"}},
-            prune={"sparsity": 0.9, "method": {"name": "gmp"}, "warmup": "2ep", "finetune": 3},
+            prune={"sparsity": 0.9, "method": {"name": "gmp"}, "start_after": "2ep", "finetune": 3},
             task={"type": "regression", "text": ["a", "b"], "label": "l", "metric": "mse"},
             zero={"stage": 3, "extra": {"zero_optimization": {"a": 1}}},
             distill={"teacher": "org/teacher", "revision": "main", "weight": 1},
@@ -498,7 +529,7 @@ def test_the_demo_parses():
     raw = yaml.safe_load(DEMO.read_text(encoding="utf-8"))
     assert config.prune.sparsity == raw["prune"]["sparsity"]
     assert config.train.length == Duration(raw["train"]["length"])
-    schedule = config.prune.schedule(num_steps=1000, steps_per_epoch=100)
+    schedule = config.prune.settings.schedule(num_steps=1000, steps_per_epoch=100)
     assert (schedule.prune_start, schedule.prune_end) == (50, 749)  # 5% and 25% in the file
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch.distributed as dist
 
 from pipeline.runs.config import parse_config
-from pipeline.runs.stage import plan_stages
-from pipeline.runs.stages import run_stage
+from pipeline.runs.flow import plan_stages, run_stage
 from pipeline.store.artifacts import Artifact, ArtifactStore
 from pipeline.worker_group import WorkerGroup
+from tests.html_page import Page
 from tests.pipeline.models.tiny_decoders import text, write_decoder
 
 
@@ -80,7 +80,7 @@ ONE_SHOT = {"method": {"name": "sparsegpt"}, "sparsity": 0.5}
         ({"zero": {"precision": "bf16"}}, {"data"}),
         ({"prune": {**ONE_SHOT, "calibration_rows": 64}}, {"data", "dense"}),
         ({"prune": {"method": {"name": "sparsegpt", "damping": 0.1}}}, {"data", "dense"}),
-        ({"prune": {**ONE_SHOT, "start": "dense"}}, {"data", "dense"}),
+        ({"prune": {**ONE_SHOT, "start_from": "dense"}}, {"data", "dense"}),
     ],
 )
 def test_what_a_one_shot_method_s_result_depends_on(tiny_bert, words_csv, changes, kept):
@@ -90,7 +90,7 @@ def test_what_a_one_shot_method_s_result_depends_on(tiny_bert, words_csv, change
 
 
 def test_started_from_the_dense_model_it_depends_on_that_one_s_training(tiny_bert, words_csv):
-    prune = {**ONE_SHOT, "start": "dense"}
+    prune = {**ONE_SHOT, "start_from": "dense"}
     before = keys(tiny_bert, words_csv, prune=prune)
     after = keys(tiny_bert, words_csv, prune=prune, train={"lr": 1e-3})
     assert before["prune"] != after["prune"]
@@ -141,13 +141,16 @@ def test_a_one_shot_run_from_data_to_report(one_shot_run):
     assert not (
         Path(store.folder_of("prune", plan_stages(one_shot_run)[1].key)) / "checkpoints"
     ).exists()
-    page = (done["report"].path / "report.html").read_text()
-    assert "50.00%" in page
-    assert "SparseGPT" in page
-    assert "Sparsity by layer and matrix" in page
+    page = Page((done["report"].path / "report.html").read_text())
+    assert "50.00%" in page.text
+    assert "SparseGPT" in page.text
+    assert "Sparsity by layer and matrix" in page.titles
+    perplexity = f"{done['evaluate'].metrics['pruned']['perplexity']:,.2f}"
+    assert perplexity in page.text
     card = (done["export"].path / "model" / "README.md").read_text()
     assert "`, pruned to **50.00%** by\nSPARSEGPT" in card
     assert "Pruned in one shot, without training" in card
+    assert f"| perplexity | {perplexity} |" in card
 
 
 def test_a_dense_teacher_is_an_input_and_another_is_named_by_its_content(
@@ -179,18 +182,3 @@ def test_a_dense_teacher_is_an_input_and_another_is_named_by_its_content(
         )
     }
     assert len(keys) == 6
-
-
-def test_what_places_sparsity_is_in_the_key_only_where_it_is_given(tiny_bert, words_csv):
-    """So that what was pruned before there were such settings is found again."""
-    prune = {"sparsity": 0.5, "min_kept": 0.1, "budgets": {"*.query.*": 0.4}}
-    values = {
-        "name": "keys",
-        "model": {"path": str(tiny_bert)},
-        "task": {"type": "question-answering"},
-        "data": {"source": "files", "train": str(words_csv)},
-        "prune": prune,
-    }
-    params = {s.name: s.params for s in plan_stages(parse_config(values))}["prune"]["prune"]
-    assert (params["min_kept"], params["budgets"]) == (0.1, {"*.query.*": 0.4})
-    assert not {"scope", "pattern"} & set(params)

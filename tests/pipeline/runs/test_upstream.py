@@ -8,7 +8,7 @@ import yaml
 
 from pipeline.models.loading import load_model_config, model_identity
 from pipeline.runs.config import parse_config, read_config
-from pipeline.runs.stage import plan_stages
+from pipeline.runs.flow import plan_stages
 from pipeline.runs.upstream import resolve_upstream
 from pipeline.store.artifacts import ArtifactStore, open_artifact
 

@@ -27,7 +27,7 @@ def config_file(tmp_path, tiny_bert, words_csv):
         "task": {"type": "classification", "text": ["text"], "label": "label", "max_length": 16},
         "data": {"source": "files", "train": str(words_csv)},
         "train": {"length": 20, "batch_size": 8},
-        "prune": {"sparsity": 0.5, "warmup": 2, "finetune": 4, "interval": 2},
+        "prune": {"sparsity": 0.5, "start_after": 2, "finetune": 4, "interval": 2},
     }
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
@@ -213,11 +213,11 @@ def test_a_missing_data_file(config_file):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["train.length=20", "prune.warmup=12", "prune.finetune=8"],
-        ["train.length=20", "prune.warmup=19", "prune.finetune=10%"],
-        ["train.length=2ep", "prune.warmup=1ep", "prune.finetune=1ep"],
-        ["train.length=2ep", "prune.warmup=60%", "prune.finetune=60%"],
-        ["train.length=3ep", "prune.warmup=1.5ep", "prune.finetune=2ep"],
+        ["train.length=20", "prune.start_after=12", "prune.finetune=8"],
+        ["train.length=20", "prune.start_after=19", "prune.finetune=10%"],
+        ["train.length=2ep", "prune.start_after=1ep", "prune.finetune=1ep"],
+        ["train.length=2ep", "prune.start_after=60%", "prune.finetune=60%"],
+        ["train.length=3ep", "prune.start_after=1.5ep", "prune.finetune=2ep"],
     ],
 )
 def test_prune_start_must_come_before_prune_end(config_file, overrides):
@@ -227,8 +227,8 @@ def test_prune_start_must_come_before_prune_end(config_file, overrides):
 
 
 def test_pruning_cannot_start_from_a_dense_model_that_is_not_trained(config_file):
-    problem = only_problem(config_file, "prune.start=dense", "dense.enabled=false")
-    assert problem.startswith("prune.start: got 'dense'")
+    problem = only_problem(config_file, "prune.start_from=dense", "dense.enabled=false")
+    assert problem.startswith("prune.start_from: got 'dense'")
 
 
 def test_a_run_of_no_length_is_refused(config_file):
@@ -240,11 +240,11 @@ def test_a_run_of_no_length_is_refused(config_file):
     ("overrides", "allowed"),
     [
         # 43 rows (five held out) are five batches of eight: an epoch is five steps.
-        (["train.length=2ep", "prune.warmup=3", "prune.finetune=10%"], True),
-        (["train.length=2ep", "prune.warmup=6", "prune.finetune=1ep"], False),
-        (["train.length=12", "prune.warmup=1ep", "prune.finetune=1ep"], True),
-        (["train.length=10", "prune.warmup=1ep", "prune.finetune=1ep"], False),
-        (["train.length=10", "prune.warmup=1ep", "prune.finetune=5"], False),
+        (["train.length=2ep", "prune.start_after=3", "prune.finetune=10%"], True),
+        (["train.length=2ep", "prune.start_after=6", "prune.finetune=1ep"], False),
+        (["train.length=12", "prune.start_after=1ep", "prune.finetune=1ep"], True),
+        (["train.length=10", "prune.start_after=1ep", "prune.finetune=1ep"], False),
+        (["train.length=10", "prune.start_after=1ep", "prune.finetune=5"], False),
     ],
 )
 def test_a_schedule_in_steps_and_epochs_is_held_against_the_rows(config_file, overrides, allowed):
@@ -397,8 +397,8 @@ def test_blocks_of_text_are_counted_where_steps_and_epochs_mix(config_file, tmp_
         f"data.train=[{text}]",
         f"data.validation=[{text}]",
     ]
-    validate(str(config_file), [*task, "train.length=3ep", "prune.warmup=3"], None)
-    problem = only_problem(config_file, *task, "train.length=3ep", "prune.warmup=5")
+    validate(str(config_file), [*task, "train.length=3ep", "prune.start_after=3"], None)
+    problem = only_problem(config_file, *task, "train.length=3ep", "prune.start_after=5")
     assert problem.startswith("prune: prune_start")
 
 
@@ -435,7 +435,7 @@ def test_a_one_shot_run_trains_nothing_and_needs_rows_to_go_by(tmp_path):
         check_schedule(config, 127)
     problem = only_problem(path, "dense.enabled=true")
     assert problem.startswith("train.batch_size: ")
-    pattern = ["prune.method.pattern='4:5'", "prune.sparsity=0.2"]
+    pattern = ["prune.pattern='4:5'", "prune.sparsity=0.2"]
     problem = only_problem(path, *pattern)
     assert problem.startswith(
         "prune.method: wanda: model.layers.0.self_attn.q_proj.weight: pattern 4:5"

@@ -17,7 +17,9 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
+from pipeline.context import Context
 from pipeline.evaluation.evaluate import EvaluateConfig, evaluate
+from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks.text_to_text import TextToText, TextToTextConfig
 from pipeline.training.deepspeed import ZeroConfig
 from pipeline.worker_group import WorkerGroup
@@ -85,16 +87,23 @@ def save_inputs(folder: Path) -> tuple[TextToText, T5ForConditionalGeneration, D
 
 def main(folder: Path) -> None:
     dist.init_process_group("gloo")
+    workers = WorkerGroup.current()
+    context = Context(
+        inputs={"data": folder / "data"},
+        model_kwargs={},
+        output=folder,
+        workers=workers,
+        checkpoints=CheckpointStore(str(folder / "checkpoints"), workers),
+        progress=lambda record: None,
+    )
     for stage in (0, 3):
         metrics = evaluate(
+            context,
             models={"model": folder / "model"},
             task=make_task(),
             config=EvaluateConfig(batch_size=1),
             zero=ZeroConfig(stage=stage, extra=SHARD_ALL if stage == 3 else {}),
-            data=folder / "data",
             trust_remote_code=False,
-            workers=WorkerGroup.current(),
-            progress=lambda record: None,
         )
         if dist.get_rank() == 0:
             (folder / f"metrics-{stage}.json").write_text(json.dumps(metrics))

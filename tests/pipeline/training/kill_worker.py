@@ -94,7 +94,7 @@ def run_rank(rank: int, meeting: Path, arguments: list[str], output: Path, pipe:
     config = TRAIN.model_copy(
         update={"length": Duration(LENGTH), "log_every": 1, "checkpoint_every": EVERY}
     )
-    phases = {"warmup": Duration(WARMUP), "finetune": Duration(FINETUNE)}
+    phases = {"start_after": Duration(WARMUP), "finetune": Duration(FINETUNE)}
     figures = train(
         case,
         Path(bert),

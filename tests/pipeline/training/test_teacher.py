@@ -287,7 +287,7 @@ def test_validation_names_the_key(tiny_bert, words_csv, tmp_path):
         "task": {"type": "classification", "text": ["text"], "label": "label", "max_length": 16},
         "data": {"source": "files", "train": str(words_csv)},
         "train": {"length": 20, "batch_size": 8},
-        "prune": {"sparsity": 0.5, "warmup": 2, "finetune": 4, "interval": 2},
+        "prune": {"sparsity": 0.5, "start_after": 2, "finetune": 4, "interval": 2},
         "distill": {"teacher": "dense"},
     }
     path = tmp_path / "run.yaml"

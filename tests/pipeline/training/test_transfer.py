@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from pipeline.store.artifacts import open_artifact
 from pipeline.tracking.recorder import read_records
+from tests.html_page import Page
 from tests.pipeline.training.transfer_worker import RESUMED
 from tests.processes import torchrun
 
@@ -35,7 +36,7 @@ def out(tiny_bert, words_csv, tmp_path_factory):
         "model": {"path": str(folder / "bert")},
         "data": {"source": "files", "train": str(words_csv), "validation_share": 0.25},
         "dense": {"enabled": False},
-        "prune": {"sparsity": 0.6, "warmup": 2, "finetune": 2, "interval": 2},
+        "prune": {"sparsity": 0.6, "start_after": 2, "finetune": 2, "interval": 2},
     }
     transfer = {
         **common,
@@ -115,9 +116,9 @@ def test_records_card_and_report_tell_of_the_two_steps(found):
     assert [record["step"] for record in records["prune"]] == [0]
     assert len(records["layers"][0]["sparsity"]) == 12
     with open(f"{found['transfer']['report']}/report.html", encoding="utf-8") as file:
-        page = file.read()
-    assert "Sparse transfer" in page
-    assert "Sparsity by layer and matrix" in page
+        page = Page(file.read())
+    assert "Sparse transfer" in page.text
+    assert "Sparsity by layer and matrix" in page.titles
 
 
 @pytest.mark.parametrize("layout", RESUMED)

@@ -14,9 +14,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch.distributed as dist
 
+from pipeline.context import Context
 from pipeline.errors import StageError
 from pipeline.models.loading import ModelConfig, load_tokenizer
-from pipeline.pruning.config import METHOD_CONFIGS, PruneConfig
+from pipeline.pruning.config import METHOD_CONFIGS, PruneSection
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import make_task
 from pipeline.tasks.sequence import ClassificationConfig, RegressionConfig
@@ -86,10 +87,10 @@ REGRESSION = RegressionConfig(type="regression", text=["text"], label="label")
 TRAIN = TrainConfig(
     length=LENGTH, batch_size=8, micro_batch_size=2, lr=1e-3, log_every=3, checkpoint_every=1
 )
-PRUNE = PruneConfig(sparsity=0.7, initial_sparsity=0.2, warmup=3, finetune=5, interval=3)
+PRUNE = PruneSection(sparsity=0.7, initial_sparsity=0.2, start_after=3, finetune=5, interval=3)
 
 
-def prune_by(method: str) -> PruneConfig:
+def prune_by(method: str) -> PruneSection:
     return PRUNE.model_copy(update={"method": METHOD_CONFIGS[method](name=method)})
 
 
@@ -102,23 +103,26 @@ def run(
     *,
     task: Any = CLASSIFICATION,
     config: TrainConfig = TRAIN,
-    prune: PruneConfig = PRUNE,
+    prune: PruneSection = PRUNE,
     teacher: TeacherSpec | None = None,
     progress: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> dict[str, Any]:
+    context = Context(
+        inputs={"data": data},
+        model_kwargs={"num_labels": 2} if task is CLASSIFICATION else {"num_labels": 1},
+        output=output,
+        workers=WorkerGroup.current(),
+        checkpoints=checkpoints,
+        progress=progress,
+    )
     return train(
+        context,
         model_config=ModelConfig(path=str(bert)),
         task=make_task(task),
         config=config,
         zero=ZeroConfig(**LAYOUTS[case], bucket_elements=10_000),
         prune=prune,
         teacher=teacher,
-        data=data,
-        model_kwargs={"num_labels": 2} if task is CLASSIFICATION else {"num_labels": 1},
-        output=output,
-        workers=WorkerGroup.current(),
-        checkpoints=checkpoints,
-        progress=progress,
     )
 
 

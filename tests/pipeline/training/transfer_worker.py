@@ -16,16 +16,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch.distributed as dist
 
 from pipeline.errors import ConfigError
-from pipeline.pruning.config import METHOD_CONFIGS, PruneConfig
-from pipeline.runs.stage import plan_stages
-from pipeline.runs.stages import run_stage
+from pipeline.pruning.config import METHOD_CONFIGS, PruneSection
+from pipeline.runs.flow import plan_stages, run_stage
 from pipeline.runs.validate import validate
 from pipeline.store.artifacts import ArtifactStore
 from pipeline.worker_group import WorkerGroup
 from tests.pipeline.training.train_worker import InterruptedRunError, StoppingCheckpoints, run
 from tests.processes import leave
 
-PRUNE = PruneConfig(method=METHOD_CONFIGS["sparse-transfer"](name="sparse-transfer"))
+PRUNE = PruneSection(method=METHOD_CONFIGS["sparse-transfer"](name="sparse-transfer"))
 STOP = 9
 # (where a run goes on that was stopped under ZeRO 2)
 RESUMED = ("stage2", "stage3")

@@ -71,7 +71,7 @@ def test_so_it_is_with_a_pattern(pattern):
     torch.manual_seed(1)
     weight, inputs = torch.randn(6, 16, dtype=torch.float64), correlated(200, 16)
     method = make_one_shot(
-        {"name": "sparsegpt", "pattern": f"{pattern[0]}:{pattern[1]}", "block_size": 8}
+        {"name": "sparsegpt", "block_size": 8}, pattern=f"{pattern[0]}:{pattern[1]}"
     )
     statistic = method.statistic(inputs)
     assert torch.equal(statistic, inputs.T @ inputs)
@@ -106,10 +106,10 @@ def test_its_outputs_are_nearer_than_wanda_s_and_those_nearer_than_magnitude_s(p
     num_pruned = weight.numel() // 2
     errors = []
     for name in ("sparsegpt", "wanda"):
-        method = make_one_shot({"name": name, "pattern": pattern})
+        method = make_one_shot({"name": name}, pattern=pattern)
         found = method.prune(weight, method.statistic(inputs).double(), num_pruned)
         errors.append(error_of(found, weight, inputs))
-    wanda = make_one_shot({"name": "wanda", "pattern": pattern})
+    wanda = make_one_shot("wanda", pattern=pattern)
     by_magnitude = wanda.prune(weight, torch.ones(64, dtype=torch.float64), num_pruned)
     errors.append(error_of(by_magnitude, weight, inputs))
     assert errors == sorted(errors)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mgpp import make_one_shot
-from mgpp.methods.one_shot.base import Pattern
 from mgpp.methods.one_shot.wanda import wanda
+from mgpp.pattern import NofM
 
 
 def score(weight, inputs, i, j):
@@ -35,7 +35,7 @@ def test_the_lowest_of_each_output_go(num_pruned):
 def test_with_a_pattern_the_lowest_of_each_group_go():
     torch.manual_seed(1)
     weight, inputs = torch.randn(3, 8), torch.randn(40, 8)
-    method = make_one_shot({"name": "wanda", "pattern": "1:4"})
+    method = make_one_shot("wanda", pattern="1:4")
     found = method.prune(weight, method.statistic(inputs).double(), 18)
     for i in range(3):
         for start in (0, 4):
@@ -49,5 +49,5 @@ def test_ties_and_zeros_are_counted():
     weight[0] = 0.0
     found = wanda(weight, torch.ones(6), num_pruned=13)
     assert int((~found.keep).sum()) == 13
-    pattern = wanda(torch.ones(2, 8), torch.zeros(8), num_pruned=8, pattern=Pattern(kept=2, of=4))
+    pattern = wanda(torch.ones(2, 8), torch.zeros(8), num_pruned=8, pattern=NofM(kept=2, of=4))
     assert pattern.keep.sum(dim=1).tolist() == [4, 4]

@@ -1,0 +1,64 @@
+"""Settings as dataclass fields that carry their description and limits."""
+
+import inspect
+import operator
+from collections.abc import Callable
+from dataclasses import MISSING, Field, field, fields
+from typing import Any, TypeVar
+
+_Class = TypeVar("_Class")
+_LIMITS: dict[str, tuple[Callable[[float, float], bool], str]] = {
+    "gt": (operator.gt, "greater than"),
+    "ge": (operator.ge, "at least"),
+    "lt": (operator.lt, "less than"),
+    "le": (operator.le, "at most"),
+}
+
+
+def setting(default: Any, description: str, **limits: float) -> Any:
+    """Declare a field of a dataclass that configurations may give.
+
+    Args:
+        default: its value unless given; a dict is copied for each instance.
+        description: what it means, in one sentence or two.
+        limits: `gt`, `ge`, `lt`, `le`.
+    """
+    metadata = {"description": description, **limits}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def default_of(entry: Field[Any]) -> Any:
+    """Return the default of a field declared by `setting`."""
+    if entry.default_factory is not MISSING:
+        return entry.default_factory()
+    return entry.default
+
+
+def documented(cls: type[_Class]) -> type[_Class]:
+    """Put the settings of a dataclass into its docstring, as its attributes."""
+    text = inspect.cleandoc(cls.__doc__ or "")
+    summary, separator, rest = text.partition("\n\nRaises:")
+    lines = [
+        f"    {entry.name}: {entry.metadata['description']}"
+        for entry in fields(cls)  # type: ignore[arg-type]
+        if "description" in entry.metadata
+    ]
+    if lines:
+        summary = "\n".join([summary, "", "Attributes:", *lines])
+    cls.__doc__ = f"{summary}{separator}{rest}"
+    return cls
+
+
+def check_limits(instance: Any) -> None:
+    """Check the settings of a dataclass against their limits.
+
+    Raises:
+        ValueError: naming the first that is out of range.
+    """
+    for entry in fields(instance):
+        value, limits = getattr(instance, entry.name), entry.metadata
+        for key, (within, words) in _LIMITS.items():
+            if value is not None and key in limits and not within(value, limits[key]):
+                raise ValueError(f"{entry.name} must be {words} {limits[key]}, got {value!r}")

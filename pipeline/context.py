@@ -1,0 +1,36 @@
+"""What a stage's work is done with: what it reads, where it writes, which workers do it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.store.checkpoints import CheckpointStore
+from pipeline.tracking.recorder import Progress
+from pipeline.worker_group import WorkerGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """Where and with whom a stage works. It holds values, never settings.
+
+    Attributes:
+        inputs: folders of the stages before it, by stage name.
+        model_kwargs: what the data asks of the model (num_labels, ...).
+        output: folder the main worker writes to.
+        workers: all of them; for a stage that has none, this process alone.
+        checkpoints: where its unfinished work is kept.
+        progress: called with records for people to watch.
+    """
+
+    inputs: Mapping[str, Path]
+    model_kwargs: dict[str, Any]
+    output: Path
+    workers: WorkerGroup
+    checkpoints: CheckpointStore
+    progress: Progress
+
+    @property
+    def data(self) -> Path:
+        """The data stage's folder: tokenized rows in `dataset`, the tokenizer in `tokenizer`."""
+        return self.inputs["data"]

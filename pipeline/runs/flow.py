@@ -1,0 +1,133 @@
+"""The flow of stages: data -> dense -> prune -> evaluate -> export -> report.
+
+Keys follow from the configuration alone, so the whole flow is known before anything runs.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import StageError, is_storage_failure
+from pipeline.runs.config import RunConfig
+from pipeline.runs.stage import InputFolders, PlannedStage, Stage, StageContext
+from pipeline.runs.stages.data import DATA
+from pipeline.runs.stages.dense import DENSE
+from pipeline.runs.stages.evaluate import EVALUATE
+from pipeline.runs.stages.export import EXPORT
+from pipeline.runs.stages.one_shot import ONE_SHOT
+from pipeline.runs.stages.prune import PRUNE
+from pipeline.runs.stages.report import REPORT
+from pipeline.store.artifacts import Artifact, ArtifactStore
+from pipeline.store.checkpoints import CheckpointStore
+from pipeline.tracking.recorder import Progress
+from pipeline.worker_group import WorkerGroup
+
+# In order. A run has one of the two that prune.
+STAGES: tuple[Stage, ...] = (DATA, DENSE, PRUNE, ONE_SHOT, EVALUATE, EXPORT, REPORT)
+
+
+def plan_stages(config: RunConfig, *, pruned: bool = True) -> list[PlannedStage]:
+    """Return the stages of a run in order, with the key of each.
+
+    Args:
+        config: of the run.
+        pruned: with pruning; False leaves the dense fine-tune and its evaluation.
+    """
+    planned: dict[str, PlannedStage] = {}
+    for stage in STAGES:
+        if not stage.is_part_of(config) or (stage.for_pruned and not pruned):
+            continue
+        inputs = tuple(name for name in stage.inputs(config) if pruned or name != PRUNE.name)
+        planned[stage.name] = PlannedStage(
+            name=stage.name,
+            key=stage.key(config, {name: planned[name].key for name in inputs}),
+            params=stage.params(config),
+            inputs=inputs,
+            on_all_workers=stage.on_all_workers,
+        )
+    return list(planned.values())
+
+
+def run_stage(
+    planned: PlannedStage,
+    config: RunConfig,
+    store: ArtifactStore,
+    inputs: Mapping[str, Artifact],
+    *,
+    workers: WorkerGroup | None,
+    progress: Progress,
+    log: Callable[[], str] | None = None,
+) -> Artifact | None:
+    """Run one stage in this process.
+
+    Args:
+        planned: what to run.
+        config: of the run.
+        store: where its output goes.
+        inputs: the artifacts of the stages before it.
+        workers: all of them, for a stage that has them.
+        progress: called with records for people to watch.
+        log: gives what this process has printed; every worker's is kept in `logs/`.
+
+    Returns:
+        Its committed output, where this process is the main one.
+    """
+    started = time.monotonic()
+    stage = next(s for s in STAGES if s.name == planned.name and s.is_part_of(config))
+    group = workers or WorkerGroup.alone()
+    checkpoints = CheckpointStore(
+        f"{store.folder_of(planned.name, planned.key)}/checkpoints",
+        group,
+        keep=config.train.checkpoints_kept,
+        notify=lambda text: progress({"event": "note", "text": text}),
+    )
+    try:
+        attempt = None
+        if group.is_main:
+            attempt = store.begin(planned.name, planned.key, planned.params, inputs)
+        context = StageContext(
+            inputs=InputFolders(inputs),
+            model_kwargs=_model_kwargs(inputs),
+            output=attempt.folder if attempt else Path(),
+            workers=group,
+            checkpoints=checkpoints,
+            progress=progress,
+            config=config,
+            artifacts=inputs,
+        )
+        metrics = stage.run(context)
+        if workers is not None and log is not None:
+            _keep_logs(workers, log(), context.output)
+        if attempt is None:
+            return None
+        artifact = attempt.commit(metrics, time.monotonic() - started)
+    except Exception as error:
+        if not is_storage_failure(error):
+            raise
+        raise StageError(
+            f"stage {planned.name} could not write to {store.url}: {error}; what was finished before "
+            "is good: make room, or make it writable, and run the same command again"
+        ) from error
+    checkpoints.discard()
+    return artifact
+
+
+def _model_kwargs(inputs: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Return what the data asks of the model; JSON made strings of the label numbers."""
+    if DATA.name not in inputs:
+        return {}
+    kwargs = dict(inputs[DATA.name].metrics["model_kwargs"])
+    if "id2label" in kwargs:
+        kwargs["id2label"] = {int(i): name for i, name in kwargs["id2label"].items()}
+    return kwargs
+
+
+def _keep_logs(workers: WorkerGroup, text: str, output: Path) -> None:
+    """Write what each worker printed to the main worker's folder; its own machine may soon be gone."""
+    texts = workers.gather(text)
+    if texts is None:
+        return
+    (output / "logs").mkdir()
+    for rank, log in enumerate(texts):
+        (output / "logs" / f"rank-{rank}.log").write_text(log, encoding="utf-8")

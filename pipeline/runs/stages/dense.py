@@ -1,0 +1,62 @@
+"""The dense stage: the fine-tune that the pruned model is held against."""
+
+from typing import Any
+
+from pipeline.models.loading import ModelConfig, model_identity
+from pipeline.runs.config import RunConfig
+from pipeline.runs.stage import Stage, StageContext, every, only
+from pipeline.tasks import make_task
+from pipeline.training.loop import train
+
+
+class DenseStage(Stage):
+    """Trains the model without pruning."""
+
+    name = "dense"
+    version = 1
+    settings = {"model": every, "train": every, "zero": only("precision", "grad_accum_dtype")}
+    on_all_workers = True
+    weights_label = "dense model"
+
+    def is_part_of(self, config: RunConfig) -> bool:
+        """Return whether the dense fine-tune is enabled."""
+        return config.dense.enabled
+
+    def inputs(self, config: RunConfig) -> tuple[str, ...]:
+        """Return the data stage."""
+        return ("data",)
+
+    def effective(self, config: RunConfig) -> RunConfig:
+        """Return the configuration with this fine-tune's own length and rate."""
+        return config.model_copy(update={"train": config.dense.train_config(config.train)})
+
+    def content(self, config: RunConfig) -> dict[str, Any]:
+        """Return what names the model's weights."""
+        return {"model": model_identity(config.model)}
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        """Write the trained model and its records."""
+        config = self.effective(context.config)
+        return train(
+            context,
+            model_config=config.model,
+            task=make_task(config.task),
+            config=config.train,
+            zero=config.zero,
+            prune=None,
+        )
+
+
+def dense_model(context: StageContext) -> ModelConfig:
+    """Return the model that the dense stage made, for one that starts from it or learns from it."""
+    changes: dict[str, Any] = {
+        "path": str(context.inputs[DENSE.name] / "model"),
+        "revision": None,
+        "gguf_file": None,
+        "overrides": {},
+        "random_init": False,
+    }
+    return context.config.model.model_copy(update=changes)
+
+
+DENSE = DenseStage()

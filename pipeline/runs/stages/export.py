@@ -1,0 +1,87 @@
+"""The export stage: the pruned model as a plain Hugging Face checkpoint with a model card."""
+
+import sys
+from importlib.metadata import version
+from typing import Any
+
+from pipeline.export.checkpoint import export_model, read_weights
+from pipeline.models.weights import WEIGHTS_FILE
+from pipeline.runs.config import RunConfig
+from pipeline.runs.stage import Stage, StageContext, every
+from pipeline.tasks import make_task
+
+_PACKAGES = ("mgpp", "torch", "deepspeed", "ray", "transformers", "datasets")
+
+
+class ExportStage(Stage):
+    """Writes the pruned model for others to load."""
+
+    name = "export"
+    version = 1
+    settings = {"export": every, "name": every}
+    for_pruned = True
+    weights_label = "pruned model"
+
+    def inputs(self, config: RunConfig) -> tuple[str, ...]:
+        """Return the pruned model and what the model card says of it."""
+        return ("data", "prune", "evaluate")
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        """Write `model/`, and return what was found in it when it was loaded back."""
+        pruned = context.inputs["prune"]
+        return export_model(
+            trained=pruned / "model",
+            weights=read_weights(pruned, WEIGHTS_FILE),
+            auto_model=make_task(context.config.task).auto_model,
+            pruning=_pruning(context),
+            card=_card(context),
+            config=context.config.export,
+            trust_remote_code=context.config.model.trust_remote_code,
+            output=context.output,
+        )
+
+
+def _pruning(context: StageContext) -> dict[str, Any]:
+    """Return what the model's own configuration says of its pruning."""
+    config, figures = context.config, context.artifacts["prune"].metrics
+    return {
+        "model": config.model.path,
+        "method": config.prune.method.model_dump(mode="json"),
+        "sparsity": figures["sparsity"],
+        "num_pruned": figures["num_pruned"],
+        "mask_hash": figures["mask_hash"],
+        "scope": config.prune.settings.scope,
+        **config.prune.placement_given(),
+        **_schedule(figures),
+        "tool": f"mgpp {version('mgpp')}",
+    }
+
+
+def _card(context: StageContext) -> dict[str, Any]:
+    """Return the figures of the model card."""
+    config, figures = context.config, context.artifacts["prune"].metrics
+    num_rows = context.artifacts["data"].metrics["num_rows"]["validation"]
+    return {
+        "name": config.name,
+        "model": config.model.path,
+        "method": config.prune.method.name,
+        "sparsity": figures["sparsity"],
+        "num_pruned": figures["num_pruned"],
+        "metrics": make_task(config.task).written(context.artifacts["evaluate"].metrics),
+        "num_rows": min(num_rows, config.evaluate.max_rows or sys.maxsize),
+        "config": config.to_yaml(),
+        "versions": package_versions(),
+        **_schedule(figures),
+    }
+
+
+def _schedule(figures: dict[str, Any]) -> dict[str, Any]:
+    return {k: figures[k] for k in ("prune_start", "prune_end", "num_steps", "num_prunable")}
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that results depend on."""
+    return {package: version(package) for package in _PACKAGES}
+
+
+EXPORT = ExportStage()

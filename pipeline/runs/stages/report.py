@@ -1,0 +1,68 @@
+"""The report stage: one page about the run."""
+
+from typing import Any
+
+from pipeline.runs.config import RunConfig
+from pipeline.runs.stage import Stage, StageContext, every, model_sizes
+from pipeline.runs.stages.dense import DENSE
+from pipeline.runs.stages.export import EXPORT, package_versions
+from pipeline.tasks import make_task
+from pipeline.tracking.recorder import METRICS_FILE, read_records
+
+
+class ReportStage(Stage):
+    """Draws what the run did."""
+
+    name = "report"
+    version = 1
+    settings = {"name": every}
+    for_pruned = True
+
+    def inputs(self, config: RunConfig) -> tuple[str, ...]:
+        """Return all stages of the run."""
+        models = ("dense", "prune") if config.dense.enabled else ("prune",)
+        return ("data", *models, "evaluate", "export")
+
+    def content(self, config: RunConfig) -> dict[str, Any]:
+        """Return the metric that leads, which a task may choose by itself."""
+        return {"metric": make_task(config.task).headline}
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        """Write `report.html`."""
+        from pipeline.reports.run import ReportData, render_report  # plotly is slow to import
+
+        config, artifacts = context.config, context.artifacts
+        figures, exported = artifacts["prune"].metrics, artifacts["export"].metrics
+        task, metrics = make_task(config.task), artifacts["evaluate"].metrics
+        records = read_records(context.inputs["prune"] / METRICS_FILE)
+        dense_steps: list[dict[str, Any]] = []
+        if DENSE.name in artifacts:
+            dense_steps = read_records(context.inputs[DENSE.name] / METRICS_FILE).get("step", [])
+        page = render_report(
+            ReportData(
+                name=config.name,
+                model=config.model.path,
+                method=config.prune.method.name,
+                metric=task.headline,
+                kinds={name: task.metric(name) for name in metrics["pruned"]},
+                metrics=metrics,
+                sparsity=exported["sparsity"],
+                num_pruned=exported["num_zeros"],
+                num_prunable=exported["num_prunable"],
+                num_parameters=exported["num_parameters"],
+                sizes=model_sizes((DENSE, EXPORT), artifacts),
+                seconds={name: artifact.seconds for name, artifact in artifacts.items()},
+                steps=records.get("step", []),
+                dense_steps=dense_steps,
+                prunings=records.get("prune", []),
+                layers=records.get("layers", []),
+                phases={k: figures[k] for k in ("prune_start", "prune_end", "num_steps")},
+                config=config.to_yaml(),
+                versions=package_versions(),
+            )
+        )
+        (context.output / "report.html").write_text(page, encoding="utf-8")
+        return {"bytes": len(page.encode())}
+
+
+REPORT = ReportStage()
