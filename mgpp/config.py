@@ -52,8 +52,8 @@ class PruningConfig:
     scope: Scope = setting(
         "global",
         'Which weights are compared with one another: "global", all; "layer", those of one numbered '
-        'layer; "uniform", those of one matrix, so that every matrix has the same sparsity; "lamp", all, by '
-        "a score in which a matrix's scale does not count (methods that prune by magnitude; no pattern).",
+        'layer; "uniform", those of one matrix, so that every matrix has the same sparsity; "lamp", all, '
+        "by a score in which a matrix's scale does not count (by magnitude alone; no pattern).",
     )
     budgets: Mapping[str, float] = setting(
         {},

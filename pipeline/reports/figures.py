@@ -200,7 +200,8 @@ def displacement_figure(prunings: Records, spans: Spans) -> go.Figure | None:
     fig = _step_figure(spans, "|w| / cut", last_step, rangemode="tozero")
     for name, points in lines.items():
         _add_curve(fig, points, name, COLOURS[series[name][1]], noisy=False)
-    fig.add_hline(y=1, line={"color": COLOURS["dense"], "width": 1.5, "dash": "dot"})
+    line = {"color": COLOURS["dense"], "width": 1.5, "dash": "dot"}
+    _add_line(fig, [(0, 1.0), (last_step, 1.0)], name="comes back", line=line, hoverinfo="skip")
     return fig.update_layout(showlegend=True)
 
 
