@@ -59,3 +59,11 @@ def test_a_pattern_goes_with_one_sparsity():
         PruneSection(method={"name": "wanda"}, pattern="1:4", sparsity=0.5)
     with pytest.raises(ValidationError, match="got 'half'; allowed are N:M"):
         PruneSection(method={"name": "wanda"}, pattern="half", sparsity=0.5)
+
+
+def test_lamp_is_of_single_magnitudes():
+    assert PruneSection(sparsity=0.5, scope="lamp").settings.scope == "lamp"
+    with pytest.raises(ValidationError, match="'lamp' is defined on magnitudes, and platon prunes"):
+        PruneSection(method={"name": "platon"}, sparsity=0.5, scope="lamp")
+    with pytest.raises(ValidationError, match="'lamp' scores single weights, and pattern is '2:4'"):
+        PruneSection(sparsity=0.5, scope="lamp", pattern="2:4")
