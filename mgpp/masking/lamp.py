@@ -1,5 +1,4 @@
-"""LAMP: how many weights of each matrix to prune by a layer-adaptive score (Lee et al., arXiv
-2010.07611).
+"""LAMP: how many weights of each matrix to prune by a layer-adaptive score (arXiv 2010.07611).
 
 A weight's score is w^2 over the sum of squares of all weights of its matrix that are not smaller. One cut
 on that score over all matrices decides how many of each are pruned; within a matrix the score rises
