@@ -6,13 +6,17 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint
 export HF_HUB_OFFLINE ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-all bench compare consistency torture docs lint format schema clean
+.PHONY: demo quick test test-all bench compare consistency torture docs lint format schema clean
 
 demo: $(VENV)/demo
 	$(BIN)/mgpp run configs/demo.yaml
 
 test: lint docs
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Units alone, for the time between two edits: no Ray, no ranks.
+quick: $(VENV)/dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not distributed and not slow and not torture and not packaging'
 
 # Also builds the wheel and installs it into a fresh environment, with a package index at hand.
 test-all: lint docs

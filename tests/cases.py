@@ -16,8 +16,8 @@ from pathlib import Path
 
 from tests.processes import leave, run, torchrun_command
 
-_GRACE = 5.0  # seconds in which the other ranks of a failed case may write how it ended for them
-_ENDED = "ended.json"
+_GRACE = 2.0  # seconds in which the other ranks of a failed case may write how it ended for them
+_LEFT = "left.json"
 
 
 # Launching.
@@ -59,7 +59,7 @@ def launch_cases(
 
     Args:
         args: of the module.
-        cases: the names of all cases, as the module runs them.
+        cases: names of cases of the module, in its order.
         folder: what the cases write into; their outcomes go to `outcomes` in it.
         timeout: seconds that all launches together may take.
         max_failures: after so many failed cases the others are not run.
@@ -67,10 +67,9 @@ def launch_cases(
     outcomes = folder / "outcomes"
     outcomes.mkdir(parents=True, exist_ok=True)
     problems: dict[str, str] = {}
-    names, deadline = list(cases), time.monotonic() + timeout
-    left = names
+    left, deadline = list(cases), time.monotonic() + timeout
     while left and len(problems) < max_failures and time.monotonic() < deadline:
-        (outcomes / _ENDED).write_text(json.dumps([name for name in names if name not in left]))
+        (outcomes / _LEFT).write_text(json.dumps(left))
         try:
             done = run(
                 torchrun_command(module, *args, num_processes=num_processes),
@@ -109,7 +108,7 @@ def _problem(outcomes: Path, case: str, num_processes: int, printed: str) -> str
 
 
 def run_cases(folder: Path, cases: Mapping[str, Callable[[], object]], seconds: float) -> None:
-    """Run on this rank the cases that have not ended, write how each ended, and leave.
+    """Run on this rank the cases that are left of those asked for, write how each ended, and leave.
 
     Args:
         folder: as of `launch_cases`.
@@ -117,9 +116,9 @@ def run_cases(folder: Path, cases: Mapping[str, Callable[[], object]], seconds: 
         seconds: that a case may take before it counts as hung; its stacks are written then.
     """
     outcomes = folder / "outcomes"
-    ended = json.loads((outcomes / _ENDED).read_text())
+    left = json.loads((outcomes / _LEFT).read_text())
     for name, work in cases.items():
-        if name not in ended:
+        if name in left:
             _run_case(outcomes, name, work, seconds)
     leave()
 

@@ -6,10 +6,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MGPP = str(Path(sys.executable).with_name("mgpp"))
+_STARTS_RANKS = ("torch.distributed.run", "/ray/core/src/ray/", MGPP)  # parts of commands
 
 
 def run(
@@ -48,6 +51,19 @@ def torchrun_command(module: str, *args: str, num_processes: int) -> list[str]:
     """Return the command that runs a module on several ranks of this machine."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return [*launcher, f"--nproc-per-node={num_processes}", "-m", module, *args]
+
+
+def forbid_ranks(patch: pytest.MonkeyPatch) -> None:
+    """Refuse to start Ray, ranks of torchrun and `mgpp`, in a test that is not marked as distributed."""
+    start = subprocess.Popen.__init__
+
+    def checked_start(self: Any, args: Any, *more: Any, **settings: Any) -> None:
+        command = args if isinstance(args, str) else " ".join(map(os.fsdecode, args))
+        if any(part in command for part in _STARTS_RANKS):
+            raise AssertionError(f"mark the test as distributed: it starts {command}")
+        start(self, args, *more, **settings)
+
+    patch.setattr(subprocess.Popen, "__init__", checked_start)
 
 
 def leave() -> NoReturn:
