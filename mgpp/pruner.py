@@ -20,6 +20,7 @@ from mgpp.sharding.bitmask import (
     zero_where_not_,
 )
 from mgpp.sharding.collectives import Collectives
+from mgpp.sharding.displacement import NUM_BINS, displacement_counts, displacement_quantile
 from mgpp.sharding.shards import CHUNK, Shard, check_coverage
 
 # A model with fewer zeros among its prunable weights was not pruned; a few happen to be zero anywhere.
@@ -39,6 +40,13 @@ class Pruning:
             of their cuts.
         churn: share of the pruned weights that the pruning before had kept.
         mask_hash: hash of all masks over all ranks; it does not depend on the sharding.
+        revived: share of what the pruning before had pruned that this one keeps.
+        moved_median: of the weights that were pruned before, how far half had moved from zero by now, in
+            units of their cut: |w| over the largest magnitude set to zero among what each is compared
+            with. Above 1 a weight comes back. To less than one in a hundred, from counts summed over the
+            ranks. None at the first pruning, for methods that prune by another score, for blocks, and
+            where a cut is at 0.
+        moved_p99: the same of 99 in a hundred.
     """
 
     step: int
@@ -47,6 +55,9 @@ class Pruning:
     threshold: float
     churn: float
     mask_hash: str
+    revived: float = 0.0
+    moved_median: float | None = None
+    moved_p99: float | None = None
 
 
 class Pruner:
@@ -104,6 +115,7 @@ class Pruner:
         self.step = 0
         self.last_pruning: Pruning | None = None
         check_coverage(self.shards, self.full_numels, self.collectives)
+        check_scope(method, placement or Placement())
         self.allocation = Allocation(placement or Placement(), full_shapes, schedule, transposed)
         self._mask_search = MaskSearch(self.shards, self.allocation, self.collectives)
         self._keep = [all_kept(shard.numel, shard.flat.device) for shard in self.shards]
@@ -281,10 +293,14 @@ class Pruner:
             for shard in self.shards:
                 shard.weight.add_(self.method.state(shard)["pruned_weight"])
         found = self._mask_search.search(self.method, k, self.step)
+        moved = self._displacement(found.cuts)
+        before = sum(shard.numel for shard in self.shards) - sum(map(count_bits, self._keep))
         newly = sum(self._cut_shard(i, found.keeps(i)) for i in range(len(self.shards)))
         kept = sum(count_bits(keep) for keep in self._keep)
         held = sum(shard.numel for shard in self.shards)
-        num_pruned, churned, digest = self.collectives.sum([held - kept, newly, self._local_hash()])
+        num_pruned, churned, before, digest = self.collectives.sum(
+            [held - kept, newly, before, self._local_hash()]
+        )
         self._check_agreement(found.num_pruned, num_pruned, digest ^ found.digest)
         self.last_pruning = Pruning(
             step=self.step,
@@ -293,8 +309,23 @@ class Pruner:
             threshold=found.threshold,
             churn=churned / max(num_pruned, 1),
             mask_hash=_hexadecimal(digest),
+            revived=(before + churned - num_pruned) / max(before, 1),
+            **moved,
         )
         return self.last_pruning
+
+    def _displacement(self, cuts: Mapping[int, float] | None) -> dict[str, float]:
+        """Return how far pruned weights have moved, before the new masks are applied."""
+        if self.last_pruning is None or cuts is None or not all(cuts.values()):
+            return {}
+        counts = torch.zeros(NUM_BINS, dtype=torch.int64, device=self.collectives.device)
+        for shard, keep in zip(self.shards, self._keep, strict=True):
+            counts.add_(displacement_counts(shard, keep, cuts[shard.index]).to(counts.device))
+        self.collectives.all_reduce(counts)
+        if not counts.sum():
+            return {}
+        shares = {"moved_median": 0.5, "moved_p99": 0.99}
+        return {name: displacement_quantile(counts, share) for name, share in shares.items()}
 
     def _check_agreement(self, k: int, num_pruned: int, digest: int) -> None:
         digests = self.replica_group.by_rank(digest)
@@ -336,6 +367,19 @@ class Pruner:
         packed = self._keep[position].split(CHUNK // 8)
         for chunk, bits in zip(self.shards[position].chunks(), packed, strict=True):
             zero_where_not_(chunk, unpack_bits(bits, chunk.numel()).to(torch.int32))
+
+
+def check_scope(method: Method | type[Method], placement: Placement) -> None:
+    """Check that a method's weights can be compared so.
+
+    Raises:
+        ValueError: if they cannot.
+    """
+    if placement.scope == "lamp" and not method.prunes_by_magnitude():
+        raise ValueError(
+            f"scope: 'lamp' is defined on magnitudes, and {method.name} prunes by a score of its own; "
+            "take scope global, layer or uniform"
+        )
 
 
 def _hexadecimal(hash_: int) -> str:

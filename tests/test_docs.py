@@ -21,6 +21,7 @@ from pipeline.campaigns.config import CampaignConfig
 from pipeline.runs.config import parse_config, parse_sections, read_config
 from tests.processes import ROOT
 from tests.sources import strings_of, tracked
+from tests.test_layers import FLOORS
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -197,6 +198,14 @@ def test_errors_are_those_of_the_code():
     assert len(headings) > 20
     for heading in headings:
         assert heading in spoken, heading
+
+
+def test_the_page_of_the_architecture_shows_the_floors_of_the_imports():
+    shown = blocks(ROOT / "docs" / "architecture.md", "text")[1]
+    floors = [floor for floor in FLOORS if floor.startswith("pipeline.")]
+    assert [line.split() for line in shown.splitlines()] == [
+        [name.removeprefix("pipeline.") for name in floor.split()] for floor in floors
+    ]
 
 
 def test_generated_pages_name_every_setting_and_command():

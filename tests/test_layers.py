@@ -31,7 +31,8 @@ FLOORS = [
     "mgpp",
     "mgpp.attaching",
     "mgpp.backends",
-    "mgpp.pruner mgpp.config",
+    "mgpp.config",
+    "mgpp.pruner",
     "mgpp.masking",
     "mgpp.methods",
     "mgpp.sharding",
@@ -59,7 +60,7 @@ ALLOWED = {
         "pipeline.errors pipeline.metric pipeline.reports pipeline.runs pipeline.section"
     ),
     "pipeline.runs": (
-        "mgpp mgpp.masking pipeline.context pipeline.data pipeline.errors "
+        "mgpp mgpp.masking mgpp.sharding pipeline.context pipeline.data pipeline.errors "
         "pipeline.evaluation pipeline.export pipeline.models pipeline.pruning "
         "pipeline.reports pipeline.section pipeline.store pipeline.tasks pipeline.tracking "
         "pipeline.training pipeline.worker_group"
@@ -93,10 +94,11 @@ ALLOWED = {
     ),
     "mgpp.attaching": "mgpp.backends mgpp.config mgpp.prunable mgpp.pruner",
     "mgpp.backends": "mgpp.masking mgpp.methods mgpp.pruner mgpp.schedule mgpp.sharding",
-    "mgpp.pruner": "mgpp.masking mgpp.methods mgpp.schedule mgpp.sharding",
     "mgpp.config": (
-        "mgpp.duration mgpp.masking mgpp.methods mgpp.prunable mgpp.schedule mgpp.settings"
+        "mgpp.duration mgpp.masking mgpp.methods mgpp.prunable mgpp.pruner mgpp.schedule "
+        "mgpp.settings"
     ),
+    "mgpp.pruner": "mgpp.masking mgpp.methods mgpp.schedule mgpp.sharding",
     "mgpp.masking": "mgpp.methods mgpp.pattern mgpp.schedule mgpp.sharding",
     "mgpp.methods": "mgpp.pattern mgpp.prior mgpp.schedule mgpp.settings mgpp.sharding",
     "mgpp.prior": "mgpp.prior_kernel",

@@ -43,10 +43,11 @@ def render(
     """
     with reported_errors(as_json) as emit:
         from launch.cluster.render import TARGETS, describe_cluster, render_cluster
+        from pipeline.errors import Problem
         from pipeline.runs.config import read_config
 
         if target not in TARGETS:
-            raise_for([f"TARGET: got {target!r}; allowed are {', '.join(TARGETS)}"])
+            raise_for([Problem("TARGET", got=target, allowed=TARGETS)])
         changes = list(overrides or [])
         own = str(read_config(config, changes)[0].get("name", "mgpp"))
         description = describe_cluster(

@@ -75,7 +75,7 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
         summary = result.summary()
         if not as_json:
             screen().print(_table(summary, result.artifacts, make_task(settings.task)))
-            typer.echo(f"model   {summary['model']}\nreport  {summary['report']}")
+            typer.echo(_next_steps(summary, make_task(settings.task), config, settings))
         emit(summary)
 
 
@@ -150,13 +150,15 @@ def show(
 ) -> None:
     """Show what an artifact holds and what it was made from."""
     with reported_errors(as_json) as emit:
-        from pipeline.errors import ConfigError
+        from pipeline.errors import ConfigError, Problem
         from pipeline.store.artifacts import open_artifact
 
         try:
             found = open_artifact(artifact)
         except FileNotFoundError as error:
-            raise ConfigError([str(error)]) from error
+            raise ConfigError(
+                [Problem(artifact, str(error).removeprefix(f"{artifact}: "))]
+            ) from error
         values = dict(vars(found))
         if not as_json:
             from omegaconf import OmegaConf
@@ -198,6 +200,29 @@ def _table(summary: dict[str, Any], artifacts: dict[str, Any], task: Any) -> Tab
         )
     table.add_row("total, seconds", "", f"{sum(summary['seconds'].values()):.1f}")
     return table
+
+
+def _next_steps(summary: dict[str, Any], task: Any, config: str, settings: Any) -> str:
+    """Return where the results are and what to do with them."""
+    lines = [
+        f"model   {summary['model']}",
+        f"report  {summary['report']}",
+        "",
+    ]
+    if "://" not in summary["model"]:
+        lines += [
+            "Open the report in a browser, or load the model:",
+            f"  from transformers import {task.auto_model}",
+            f'  model = {task.auto_model}.from_pretrained("{summary["model"]}")',
+        ]
+    sparsity = settings.prune.settings.sparsity
+    if sparsity is not None:
+        other = f"{(1 + sparsity) / 2:.3g}"
+        lines += [
+            "Try another sparsity; what does not depend on it is not run again:",
+            f"  mgpp run {config} prune.sparsity={other}",
+        ]
+    return "\n".join(lines)
 
 
 def _plan_table(settings: Any, found: Any, room: float | None) -> Table:

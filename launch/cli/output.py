@@ -6,11 +6,14 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from pipeline.errors import Problem
 
 Overrides = Annotated[
     list[str] | None,
@@ -67,7 +70,13 @@ def reported_errors(as_json: bool) -> Iterator[Any]:
     except ConfigError as error:
         for problem in error.problems:
             typer.echo(f"error: {problem}", err=True)
-        emit({"status": "invalid", "errors": error.problems})
+        emit(
+            {
+                "status": "invalid",
+                "errors": [str(problem) for problem in error.problems],
+                "problems": [problem.as_data() for problem in error.problems],
+            }
+        )
         raise typer.Exit(_EXIT_BAD_INPUT) from None
     except StageError as error:
         typer.echo(f"error: {error}", err=True)
@@ -90,7 +99,7 @@ def reported_errors(as_json: bool) -> Iterator[Any]:
         os.close(out)
 
 
-def raise_for(problems: list[str]) -> None:
+def raise_for(problems: list["Problem"]) -> None:
     """Raise what is wrong, if anything is."""
     from pipeline.errors import ConfigError
 

@@ -59,11 +59,11 @@ def plan_run(
     if not problems:
         values, problems = resolve_upstream(values)
     if problems:
-        raise ConfigError([f"{title}: {problem}" for problem in problems])
+        raise ConfigError(problem.within(title) for problem in problems)
     try:
         config = parse_config(values)
     except ConfigError as error:
-        raise ConfigError([f"{title}: {problem}" for problem in error.problems]) from None
+        raise ConfigError(problem.within(title) for problem in error.problems) from None
     stages = plan_stages(config, pruned=pruned)
     return PlannedRun(
         title=title, config=config, stages=[stage for stage in stages if stage.name not in without]

@@ -16,7 +16,7 @@ from mgpp.masking.threshold import Group
 from mgpp.pattern import NofM, Pattern, Tiling, parse_pattern, tiling_of
 from mgpp.schedule import PruningSchedule
 
-Scope = Literal["global", "layer", "uniform"]
+Scope = Literal["global", "layer", "uniform", "lamp"]
 SCOPES: tuple[str, ...] = get_args(Scope)
 _LAYER = re.compile(r"^(.*?\.)?\d+(?=\.)")
 
@@ -27,7 +27,9 @@ class Placement:
 
     Attributes:
         scope: what competes: "global", all weights; "layer", those of one numbered layer; "uniform",
-            those of one matrix, every matrix pruned by the same share.
+            those of one matrix, every matrix pruned by the same share; "lamp", all weights, by
+            their square over the sum of squares of the matrix's weights that are not smaller
+            (arXiv 2010.07611).
         budgets: final sparsity of the weights whose names match a shell pattern; what remains of the
             overall sparsity goes to the other weights. Among the weights of a budget `scope` holds too.
         min_kept: share of every matrix that stays, at least.
@@ -45,6 +47,11 @@ class Placement:
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
             raise ValueError(f"scope: got {self.scope!r}; allowed are {', '.join(SCOPES)}")
+        if self.scope == "lamp" and self.pattern is not None:
+            raise ValueError(
+                f"scope: 'lamp' scores single weights, and pattern is {self.pattern!r}; leave pattern "
+                "out, or take scope global, layer or uniform"
+            )
         if not isinstance(self.budgets, Mapping):
             raise TypeError(f"budgets: got {self.budgets!r}; give a mapping, pattern: sparsity")
         for name, sparsity in self.budgets.items():
@@ -130,6 +137,8 @@ class Allocation:
     def groups(self, num_pruned: int, step: int) -> list[Group]:
         """Return what is cut at a step: weights, and how many of their units are pruned.
 
+        Under the scope "lamp" those are the weights among which a score decides how many go of each.
+
         Args:
             num_pruned: elements to be pruned of all, rounded down here to whole units.
             step: of the schedule, for the budgets.
@@ -185,7 +194,7 @@ class Allocation:
 
     def _teams(self, indices: Sequence[int]) -> list[tuple[int, ...]]:
         """Return the weights that compete with each other, by scope."""
-        if self.placement.scope == "global":
+        if self.placement.scope in ("global", "lamp"):
             return [tuple(indices)]
         if self.placement.scope == "uniform":
             return [(index,) for index in indices]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mgpp.masking.allocation import Allocation
 from mgpp.masking.blocks import BlockGrid, block_shards, element_keeps, expanded_chunks
+from mgpp.masking.lamp import lamp_groups
 from mgpp.masking.n_of_m import eligible_shards
 from mgpp.masking.threshold import Cut, Group, find_cuts, kept_chunks
 from mgpp.methods.base import Method
@@ -29,6 +30,8 @@ class FoundMask:
     Attributes:
         num_pruned: weights that are pruned, over all ranks.
         threshold: the largest score that is pruned; of blocks, their mean; of several cuts, the largest.
+        cuts: the largest pruned magnitude of each weight, by `Shard.index`; None where weights are
+            pruned by something else, a score or as blocks.
         digest: of all cuts, the same on all ranks if they found the same.
         keeps: given the position of a shard, yields for each of its chunks an int32 tensor: 1 where
             weights stay, 0 where they are pruned.
@@ -36,6 +39,7 @@ class FoundMask:
 
     num_pruned: int
     threshold: float
+    cuts: dict[int, float] | None
     digest: int
     keeps: _Keeps
 
@@ -68,14 +72,20 @@ class MaskSearch:
             step: of the schedule.
         """
         groups = self.allocation.groups(num_pruned, step)
+        if self.allocation.placement.scope == "lamp":
+            groups = lamp_groups(self.shards, groups, self.allocation.caps, self.collectives)
         search = self._search_blocks if isinstance(self.pattern, Blocks) else self._search_weights
         cuts, keeps = search(method, groups)
         distinct = list({id(cut): cut for cut in cuts.values()}.values())
         digest = sum(cut.bits * (2 * i + 1) for i, cut in enumerate(distinct))
         largest = max(distinct, key=lambda cut: cut.bits)
+        by_weight = None
+        if method.prunes_by_magnitude() and not isinstance(self.pattern, Blocks):
+            by_weight = {index: cut.threshold for index, cut in cuts.items()}
         return FoundMask(
             num_pruned=sum(group.k for group in groups) * self.allocation.unit,
             threshold=method.threshold(largest.threshold),
+            cuts=by_weight,
             digest=wrap_int64(digest),
             keeps=keeps,
         )

@@ -81,6 +81,11 @@ class Method:
     def observe(self, shard: Shard, step: int, schedule: PruningSchedule) -> None:
         """See the shard right after its update, its gradient still there; steps as above."""
 
+    @classmethod
+    def prunes_by_magnitude(cls) -> bool:
+        """Tell whether the lowest magnitudes are pruned, and not the lowest of a score of its own."""
+        return cls.score is Method.score
+
     def score(self, shard: Shard) -> Tensor | None:
         """Return what is pruned lowest first: 1-D float32, not negative; None for the magnitude."""
         return None

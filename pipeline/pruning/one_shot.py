@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mgpp import OneShotMethod
 from mgpp.methods.one_shot.base import portions
 from pipeline.context import Context
-from pipeline.errors import ConfigError, StageError
+from pipeline.errors import ConfigError, Problem, StageError
 from pipeline.models.decoder import (
     DecoderLayer,
     LayerCall,
@@ -102,7 +102,7 @@ def prune_one_shot(
         mine = rows[workers.rank :: workers.world_size]
         hidden, calls = layer_inputs(model, run.layers, mine or rows[:1])
     except ValueError as error:
-        raise ConfigError([f"prune.method: {prune.method.name}: {error}"]) from error
+        raise ConfigError([Problem("prune.method", f"{prune.method.name}: {error}")]) from error
     recorder = Recorder(context.output, context.progress) if workers.is_main else None
     figures = _prune_layers(run, hidden[: len(mine)], calls, recorder, context.progress)
     result = _figures(run, figures)
@@ -129,13 +129,17 @@ def calibration_rows(data: Path, num_rows: int, seed: int) -> list[Tensor]:
     return [torch.tensor(ids, dtype=torch.int64) for ids in chosen["input_ids"]]
 
 
-def calibration_problems(num_rows: int, num_blocks: int) -> list[str]:
+def calibration_problems(num_rows: int, num_blocks: int) -> list[Problem]:
     """Return what is wrong with the number of calibration rows, given the blocks there are."""
     if num_rows <= num_blocks:
         return []
     return [
-        f"prune.calibration_rows: got {num_rows}, but there are {num_blocks} training blocks; ask for "
-        "fewer, or give more text or a smaller task.max_length"
+        Problem(
+            "prune.calibration_rows",
+            f"there are {num_blocks} training blocks",
+            got=num_rows,
+            hint="ask for fewer, or give more text or a smaller task.max_length",
+        )
     ]
 
 

@@ -184,6 +184,27 @@ def churn_figure(prunings: Records, spans: Spans) -> go.Figure | None:
     return curve_figure(later, curve, spans)
 
 
+def displacement_figure(prunings: Records, spans: Spans) -> go.Figure | None:
+    """How far pruned weights have moved from zero by the next pruning, beside where they come back."""
+    series = {
+        "half of them": ("moved_median", "pruned"),
+        "99 in a hundred": ("moved_p99", "threshold"),
+    }
+    lines = {
+        name: [(s, v) for s, v in step_series(prunings, key) if v is not None]
+        for name, (key, _) in series.items()
+    }
+    if not any(lines.values()):
+        return None
+    last_step = max(points[-1][0] for points in lines.values() if points)
+    fig = _step_figure(spans, "|w| / cut", last_step, rangemode="tozero")
+    for name, points in lines.items():
+        _add_curve(fig, points, name, COLOURS[series[name][1]], noisy=False)
+    line = {"color": COLOURS["dense"], "width": 1.5, "dash": "dot"}
+    _add_line(fig, [(0, 1.0), (last_step, 1.0)], name="comes back", line=line, hoverinfo="skip")
+    return fig.update_layout(showlegend=True)
+
+
 def _sparsity_colours(values: Grid) -> dict[str, Any]:
     """Colour scale over the values' own range: at one global threshold layers differ by little."""
     found = [value for row in values for value in row if value is not None]

@@ -51,7 +51,8 @@ class ReportData:
     prunings: list[dict[str, Any]]
     """A record a pruning: step, sparsity, num_pruned, threshold (of |w|), spike_share (share of
     prunable weights below the spike threshold), churn (share of the pruned set that is newly
-    pruned), mask_hash."""
+    pruned), mask_hash, moved_median and moved_p99 (how far pruned weights had moved from zero, in cuts;
+    None where there is none)."""
     layers: list[dict[str, Any]]
     """At some prunings, the last being final: step, and sparsity, a dict by weight name."""
     phases: dict[str, int]
@@ -196,6 +197,12 @@ def _pruning_plots(data: ReportData, spans: Spans) -> list[Plot]:
     plots = [Plot(title="Weights in the spike", caption=caption, figure=spike)]
     caption = "How much of each pruned set, after the first, was not pruned the time before."
     plots.append(Plot(title="Churn", caption=caption, figure=churn))
+    caption = (
+        "Of the weights pruned the time before, how far half and 99 in a hundred had moved from zero "
+        "when the next pruning came, in units of its cut. Above 1, dotted, a weight comes back."
+    )
+    moved = figures.displacement_figure(data.prunings, spans)
+    plots.append(Plot(title="Pruned weights between prunings", caption=caption, figure=moved))
     if shots:
         matrix, history = layer_matrix(shots[-1]["sparsity"]), layer_history(shots)
         steps = [shot["step"] for shot in shots]

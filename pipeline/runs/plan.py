@@ -10,9 +10,11 @@ from typing import Any, cast
 
 from torch import nn
 
-from mgpp import METHODS, OneShotMethod, transposed_weights
+from mgpp import METHODS, Allocation, OneShotMethod, transposed_weights
+from mgpp.masking import lamp
 from mgpp.masking.threshold import sent_bytes
-from pipeline.errors import ConfigError
+from mgpp.sharding.displacement import NUM_BINS
+from pipeline.errors import ConfigError, Problem
 from pipeline.models.decoder import weight_rows
 from pipeline.models.loading import build_empty
 from pipeline.pruning.one_shot import prunable_layers
@@ -85,7 +87,7 @@ def plan_run(config: RunConfig) -> Plan:
     weights = dict(empty.named_parameters())
     shapes = {name: tuple(weights[name].shape) for name in names}
     allocation = config.prune.allocation(shapes, transposed_weights(empty))
-    num_groups = len(allocation.groups(allocation.num_pruned(step=1), step=1))
+    sent = _sent_per_pruning(allocation, world_size)
     total = sum(p.numel() for p in weights.values())
     trained = sum(p.numel() for p in weights.values() if p.requires_grad)
     prunable = sum(weights[name].numel() for name in names)
@@ -119,11 +121,19 @@ def plan_run(config: RunConfig) -> Plan:
         device={name: size for name, size in device.items() if size},
         host={name: size for name, size in host.items() if size},
         sent_per_step=_sent_per_step(config, total, trained, of_teacher, micro),
-        sent_per_pruning=sent_bytes(world_size, len(names), num_groups)
-        if config.zero.stage
-        else 8 * world_size,
+        sent_per_pruning=sent if config.zero.stage else 8 * world_size,
         checkpoint=checkpoint_bytes(trained, prunable, num_kept),
     )
+
+
+def _sent_per_pruning(allocation: Allocation, world_size: int) -> int:
+    """Return the most that a worker of a sharded model hands to reductions in one pruning, in bytes."""
+    num_weights = len(allocation.names)
+    if allocation.placement.scope == "lamp":
+        cuts = sent_bytes(world_size, num_weights, num_weights)
+        return cuts + lamp.sent_bytes(world_size, num_weights) + 8 * NUM_BINS
+    num_groups = len(allocation.groups(allocation.num_pruned(step=1), step=1))
+    return sent_bytes(world_size, num_weights, num_groups) + 8 * NUM_BINS
 
 
 def plan_one_shot(config: RunConfig, empty: nn.Module, method: OneShotMethod) -> Plan:
@@ -141,7 +151,7 @@ def plan_one_shot(config: RunConfig, empty: nn.Module, method: OneShotMethod) ->
     try:
         layers = prunable_layers(empty, make_task(config.task), names, method)
     except ValueError as error:
-        raise ConfigError([f"prune.method: {method.name}: {error}"]) from error
+        raise ConfigError([Problem("prune.method", f"{method.name}: {error}")]) from error
     width, hidden = (
         DTYPES[config.zero.precision].itemsize,
         int(cast(Any, empty).config.hidden_size),

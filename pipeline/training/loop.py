@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from mgpp import Pruner, PruningSchedule, transposed_weights
 from mgpp.backends.deepspeed import attach, training_state
 from pipeline.context import Context
-from pipeline.errors import ConfigError, StageError
+from pipeline.errors import ConfigError, Problem, StageError
 from pipeline.models.loading import ModelConfig, load_tokenizer
 from pipeline.models.weights import full_state_dict, write_model
 from pipeline.pruning.config import PruneSection
@@ -191,7 +191,7 @@ def attach_pruner(
             transposed=transposed_weights(engine.module),
         )
     except ValueError as error:
-        raise ConfigError([f"prune.method: {error}"]) from error
+        raise ConfigError([Problem("prune.method", str(error))]) from error
 
 
 def train_step(run: _Run, batches: Iterator[dict[str, Tensor]]) -> bool:

@@ -4,9 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mgpp import GMP, MGPP, Pruner, PruningSchedule
+from mgpp import GMP, MGPP, Collectives, Placement, Pruner, PruningSchedule
 from mgpp.backends.torch import attach
-from tests.mgpp.ranks import contiguous_shards, per_weight_shards, run_ranks
+from mgpp.sharding.displacement import displacement_quantile
+from tests.mgpp.ranks import contiguous_shards, odd_shards, per_weight_shards, run_ranks
 
 SCHEDULE = PruningSchedule(
     num_steps=12,
@@ -246,3 +247,79 @@ def test_a_weight_without_gradient_is_named():
     attach(optimizer, {"w": weight}, method=MGPP(num_examples=5), schedule=SCHEDULE)
     with pytest.raises(RuntimeError, match="w: no gradient"):
         optimizer.step()
+
+
+def test_displacement_is_that_of_sorting_on_any_ranks():
+    """Weights are moved between prunings; what is recorded is held against numpy on whole weights."""
+    generator = torch.Generator().manual_seed(5)
+    weights = [
+        torch.randn(60, 70, generator=generator),
+        3 * torch.randn(40, 50, generator=generator),
+    ]
+    moves = [0.6 * torch.randn(w.shape, generator=generator) for w in weights]
+    names = {f"layers.{i}.weight": tuple(w.shape) for i, w in enumerate(weights)}
+    schedule = PruningSchedule(
+        num_steps=4,
+        warmup_steps=0,
+        finetune_steps=1,
+        interval=1,
+        initial_sparsity=0.5,
+        final_sparsity=0.8,
+    )
+
+    def work(collectives, world_size, cut_into, scope):
+        shards = cut_into(weights, collectives.rank, world_size)
+        placed = cut_into(moves, collectives.rank, world_size)
+        placement = Placement(scope=scope)
+        pruner = Pruner(
+            shards,
+            names,
+            method=GMP(),
+            schedule=schedule,
+            collectives=collectives,
+            placement=placement,
+        )
+        first = pruner.finish_step()
+        for shard, move in zip(shards, placed, strict=True):
+            shard.weight.add_(move.weight)
+        return first, pruner.finish_step(), [(s, pruner.mask(s)) for s in shards]
+
+    for scope in ("global", "uniform"):
+        first, second, masks = work(Collectives(), 1, contiguous_shards, scope)
+        assert (first.revived, first.moved_median, first.moved_p99) == (0.0, None, None)
+        cut_by = [torch.cat([w.flatten() for w in weights])] if scope == "global" else weights
+        kept_first, moved, cuts = [], [], []
+        for part in cut_by:
+            k = int(part.numel() * 0.5)
+            kept_first.append(part.abs().flatten() > part.abs().flatten().sort().values[k - 1])
+        before = torch.cat(kept_first)
+        now = torch.where(before, torch.cat([w.flatten() for w in weights]), 0.0)
+        now += torch.cat([m.flatten() for m in moves])
+        after = torch.cat([mask for _, mask in masks])
+        sizes = [part.numel() for part in cut_by]
+        for values, old, new in zip(
+            now.split(sizes), before.split(sizes), after.split(sizes), strict=True
+        ):
+            cuts.append(values[~new].abs().max())
+            moved.append(values[~old].abs() / cuts[-1])
+        moved = torch.cat(moved)
+        assert second.revived == pytest.approx(float((after & ~before).sum() / (~before).sum()))
+        assert second.revived == pytest.approx(float((moved > 1).float().mean()))
+        assert second.moved_median == pytest.approx(float(moved.quantile(0.5)), rel=0.01)
+        assert second.moved_p99 == pytest.approx(float(moved.quantile(0.99)), rel=0.01)
+        for world_size, cut_into in ((2, odd_shards), (4, per_weight_shards)):
+            found = run_ranks(
+                world_size,
+                lambda c, n=world_size, cut=cut_into, scope=scope: work(c, n, cut, scope),
+            )
+            assert {result[1] for result in found} == {second}
+
+
+def test_displacement_is_of_magnitudes_alone():
+    """Not of what prunes by a score, nor where the cut is at zero."""
+    counts = torch.zeros(2048, dtype=torch.int64)
+    counts[0] = 3
+    assert displacement_quantile(counts, 0.5) == 0.0
+    counts[12 * 128] = 7  # from 1 to 1 + 1/128
+    assert displacement_quantile(counts, 0.3) == 0.0
+    assert displacement_quantile(counts, 0.5) == pytest.approx(1.0, rel=0.01)

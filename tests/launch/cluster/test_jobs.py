@@ -193,7 +193,7 @@ def test_what_is_shipped_and_how_it_is_named(shipped, monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "complaint"),
     [
-        (["storage=runs"], "storage: got 'runs', which would be in the job's temporary folder"),
+        (["storage=runs"], "storage: got 'runs'; it would be in the job's temporary folder"),
         (["train.lr=-1"], "train.lr: "),
         (["cluster.address=ray://head:10001"], "cluster.address: got 'ray://head:10001'"),
     ],
@@ -201,7 +201,7 @@ def test_what_is_shipped_and_how_it_is_named(shipped, monkeypatch):
 def test_mistakes_are_told_before_anything_is_shipped(shipped, overrides, complaint):
     with pytest.raises(ConfigError) as caught:
         make_submission(str(shipped / "run.yaml"), overrides, working_dir=str(shipped))
-    assert any(problem.startswith(complaint) for problem in caught.value.problems)
+    assert any(str(problem).startswith(complaint) for problem in caught.value.problems)
 
 
 def test_a_configuration_outside_the_folder_is_refused(shipped, tmp_path):

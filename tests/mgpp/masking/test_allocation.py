@@ -64,14 +64,14 @@ def test_the_largest_remainders_are_rounded_up_and_of_equals_the_first():
     assert apportion(5, [4, 4, 4], [1, 2, 2]) == [1, 2, 2]
 
 
-@pytest.mark.parametrize("scope", ["global", "layer", "uniform"])
+@pytest.mark.parametrize("scope", ["global", "layer", "uniform", "lamp"])
 @pytest.mark.parametrize("step", [2, 3, 9, 15, 16])
 def test_every_scope_prunes_the_same_number(scope, step):
     made = allocation(0.73, 0.2, scope=scope)
     found = counts(made, step)
     assert sum(found.values()) == int(TOTAL * made.schedule.sparsity(step))
     assert sorted(i for indices in found for i in indices) == list(range(9))
-    assert len(found) == {"global": 1, "layer": 3, "uniform": 9}[scope]
+    assert len(found) == {"global": 1, "layer": 3, "uniform": 9, "lamp": 1}[scope]
     for indices, k in found.items():
         exact = sum(made.sizes[i] for i in indices) * made.schedule.sparsity(step)
         assert abs(k - exact) <= 1

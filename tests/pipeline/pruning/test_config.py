@@ -34,7 +34,7 @@ def test_what_only_training_needs_is_refused(name, key, value, got):
 
 def test_calibration_is_refused_where_there_is_none():
     with pytest.raises(
-        ValidationError, match="means nothing for gmp, which needs no calibration; got 64"
+        ValidationError, match="means nothing for gmp, which needs no calibration, got 64"
     ):
         PruneSection(method={"name": "gmp"}, sparsity=0.5, calibration_rows=64)
 
@@ -59,3 +59,11 @@ def test_a_pattern_goes_with_one_sparsity():
         PruneSection(method={"name": "wanda"}, pattern="1:4", sparsity=0.5)
     with pytest.raises(ValidationError, match="got 'half'; allowed are N:M"):
         PruneSection(method={"name": "wanda"}, pattern="half", sparsity=0.5)
+
+
+def test_lamp_is_of_single_magnitudes():
+    assert PruneSection(sparsity=0.5, scope="lamp").settings.scope == "lamp"
+    with pytest.raises(ValidationError, match="'lamp' is defined on magnitudes, and platon prunes"):
+        PruneSection(method={"name": "platon"}, sparsity=0.5, scope="lamp")
+    with pytest.raises(ValidationError, match="'lamp' scores single weights, and pattern is '2:4'"):
+        PruneSection(sparsity=0.5, scope="lamp", pattern="2:4")

@@ -73,6 +73,8 @@ def pruning_records() -> list[dict[str, Any]]:
             "spike_share": min(1.0, scheduled_sparsity(step) * 0.93 + 0.03),
             "churn": 1.0 if step == 200 else 0.02 + 0.2 * math.exp(-(step - 200) / 250),
             "mask_hash": f"{step:016x}",
+            "moved_median": None if step == 200 else 0.3 + 0.05 * wobble(step),
+            "moved_p99": None if step == 200 else 1.6 + 0.2 * wobble(step + 1),
         }
         for step in [*range(200, 1499, 25), 1499]
     ]
@@ -169,6 +171,7 @@ def test_every_figure_has_data_and_axis_titles(html: str) -> None:
         "Throughput",
         "Weights in the spike",
         "Churn",
+        "Pruned weights between prunings",
         "Sparsity by layer and matrix",
         "Sparsity by layer over training",
         "Time by stage",
@@ -186,7 +189,7 @@ def test_phases_are_shaded_on_every_step_figure(html: str) -> None:
         for figure in Page(html).figures
         if figure["layout"]["xaxis"].get("title", {}).get("text") == "training step"
     ]
-    assert len(over_steps) == 10
+    assert len(over_steps) == 11
     for figure in over_steps:
         edges = [(shape["x0"], shape["x1"]) for shape in figure["layout"]["shapes"]]
         assert edges == [(0, 200), (200, 1499), (1499, 2000)]
@@ -220,7 +223,11 @@ def test_everything_given_is_escaped() -> None:
     ("changes", "gone"),
     [
         ({"dense_steps": [], "metrics": {"pruned": {"accuracy": 0.9}}}, ["Pruned against dense"]),
-        ({"prunings": []}, ["Weights in the spike", "Churn"]),
+        ({"prunings": []}, ["Weights in the spike", "Churn", "Pruned weights between prunings"]),
+        (
+            {"prunings": [{"step": 3, "sparsity": 0.5, "moved_median": None, "moved_p99": None}]},
+            ["Pruned weights between prunings"],
+        ),
         ({"layers": []}, ["Sparsity by layer and matrix", "Sparsity by layer over training"]),
         ({"layers": [{"step": 1, "sparsity": {"w": 0.5}}]}, ["Sparsity by layer over training"]),
         ({"steps": []}, ["Sparsity", "Pruning threshold", "Throughput"]),
@@ -239,8 +246,8 @@ def test_left_over_half_is_wide() -> None:
     steps = [{**record, "slab_prob": None} for record in training_records(2000, pruned=True)]
     page = Page(render_report(report_data(steps=steps)))
     wide = "".join("-w"["wide" in str(a["class"])] for tag, a in page.tags if tag == "figure")
-    # Bars; the loss and five small figures; two of prunings and two heat maps; time.
-    assert wide == "-" + "w----w" + "--ww" + "w"
+    # Bars; the loss and five small figures; three of prunings and two heat maps; time.
+    assert wide == "-" + "w----w" + "--www" + "w"
 
 
 def test_bare_run_still_renders() -> None:

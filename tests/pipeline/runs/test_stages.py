@@ -127,9 +127,13 @@ def test_a_one_shot_run_from_data_to_report(one_shot_run):
     done: dict[str, Artifact] = {}
     for stage in plan_stages(one_shot_run):
         inputs = {name: done[name] for name in stage.inputs}
-        workers = workers if stage.on_all_workers else None
         made = run_stage(
-            stage, one_shot_run, store, inputs, workers=workers, progress=records.append
+            stage,
+            one_shot_run,
+            store,
+            inputs,
+            workers=workers if stage.on_all_workers else None,
+            progress=records.append,
         )
         assert made is not None
         done[stage.name] = made

@@ -236,7 +236,8 @@ def teachers(tiny_bert, tmp_path):
 def problems_of(teacher, tiny_bert, **settings):
     student = ModelConfig(path=str(tiny_bert))
     config = DistillConfig(teacher=teacher, **settings)
-    return teacher_problems(config, student, "AutoModelForSequenceClassification")
+    found = teacher_problems(config, student, "AutoModelForSequenceClassification")
+    return [str(problem) for problem in found]
 
 
 def test_a_teacher_is_checked_before_anything_starts(teachers, tiny_bert, tmp_path):
@@ -287,5 +288,5 @@ def test_validation_names_the_key(tiny_bert, words_csv, tmp_path):
     ):
         with pytest.raises(ConfigError) as raised:
             validate(str(path), [override], None)
-        (problem,) = raised.value.problems
+        (problem,) = map(str, raised.value.problems)
         assert problem.startswith(start)

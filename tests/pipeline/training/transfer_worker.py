@@ -54,7 +54,7 @@ def run_both(upstream: str, transfer: str, out: Path) -> None:
     try:
         validate(transfer, [], None)
     except ConfigError as error:
-        before = error.problems
+        before = [str(problem) for problem in error.problems]
     found: dict[str, Any] = {"before": before}
     found["upstream"] = {n: a.url for n, a in run_file(upstream).items()}
     made = run_file(transfer)
@@ -74,7 +74,7 @@ def refuse(bert: Path, out: Path) -> None:
     try:
         run("stage2", bert, upstream_artifact(out, "data"), out / "dense", checkpoints, prune=PRUNE)
     except ConfigError as error:
-        (out / "refused.json").write_text(json.dumps(error.problems))
+        (out / "refused.json").write_text(json.dumps([str(problem) for problem in error.problems]))
 
 
 def train_whole_and_stopped(out: Path) -> None:

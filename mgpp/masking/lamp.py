@@ -1,0 +1,167 @@
+"""LAMP: how many weights of each matrix to prune by a layer-adaptive score (arXiv 2010.07611).
+
+A weight's score is w^2 over the sum of squares of all weights of its matrix that are not smaller. One cut
+on that score over all matrices decides how many of each are pruned; within a matrix the score rises
+with |w|, so that those are its smallest. A matrix's largest weight scores 1, whatever the matrix's scale.
+
+The counts come from histograms of magnitudes, with the mean of each bin, summed over the ranks as
+integers, so that they are the same however the weights are sharded. A bin holds magnitudes that differ by
+less than 1 in 64, taken as evenly spread: a matrix's count is off by less than a thousandth of its
+elements, or by one or two of them. Which weights these are is then found exactly, matrix by matrix.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mgpp.masking.threshold import Group
+from mgpp.sharding.collectives import Collectives
+from mgpp.sharding.kth_smallest import magnitude_bits
+from mgpp.sharding.shards import Shard
+
+NUM_BINS = 2048
+_SHIFT = 17  # leaves the exponent and the upper 6 of 23 bits: 32 octaves below the largest |w|
+_ONE = 0x3FF0000000000000  # the bit pattern of 1.0 in float64
+
+
+def lamp_groups(
+    shards: Sequence[Shard],
+    groups: Sequence[Group],
+    caps: Sequence[int],
+    collectives: Collectives,
+) -> list[Group]:
+    """Divide each group's pruned elements among its weights; all ranks must call.
+
+    Args:
+        shards: this rank's shards, of magnitudes.
+        groups: the same on all ranks; k is at most the sum of the group's caps.
+        caps: the most elements of each weight that may be pruned, by `Shard.index`.
+        collectives: the group over which the weights are sharded.
+
+    Returns:
+        A group for each weight, in the order of the groups.
+    """
+    histograms, tops = magnitude_histograms(shards, len(caps), collectives)
+    result = []
+    for group in groups:
+        indices = list(group.indices)
+        counts = lamp_counts(
+            histograms[:, indices], tops[indices], group.k, [caps[index] for index in indices]
+        )
+        result += [
+            replace(group, indices=(index,), k=k) for index, k in zip(indices, counts, strict=True)
+        ]
+    return result
+
+
+def sent_bytes(world_size: int, num_weights: int) -> int:
+    """Return what a rank hands to reductions for one `lamp_groups`, in bytes."""
+    return 8 * num_weights * (2 * NUM_BINS + world_size)
+
+
+def magnitude_histograms(
+    shards: Sequence[Shard], num_weights: int, collectives: Collectives
+) -> tuple[Tensor, Tensor]:
+    """Count the magnitudes of each weight, over all ranks.
+
+    Returns:
+        int64 [2, weights, NUM_BINS]: how many lie in each bin, the lowest with all that is smaller, and
+        the sum of the bits by which they exceed its lower edge; and the upper bits of each weight's
+        largest magnitude, which its last bin has: int64 [weights].
+    """
+    held = [0] * num_weights
+    for shard in shards:
+        largest = max(
+            (int(magnitude_bits(chunk).max()) for chunk in shard.chunks() if len(chunk)), default=0
+        )
+        held[shard.index] = max(held[shard.index], largest >> _SHIFT)
+    tops = [max(of_ranks) for of_ranks in collectives.by_rank_all(held)]
+    size = (2, num_weights, NUM_BINS)
+    found = torch.zeros(size, dtype=torch.int64, device=collectives.device)
+    for shard in shards:
+        first = max(tops[shard.index] - NUM_BINS + 1, 0)
+        for chunk in shard.chunks():
+            bits = magnitude_bits(chunk)
+            bins = (bits >> _SHIFT).sub_(first).clamp_(min=0)
+            excess = bits.bitwise_and_((1 << _SHIFT) - 1).double()  # its sums are exact
+            counts = torch.bincount(bins, minlength=NUM_BINS)
+            sums = torch.bincount(bins, weights=excess, minlength=NUM_BINS)
+            found[:, shard.index] += torch.stack([counts, sums.long()]).to(found.device)
+    collectives.all_reduce(found)
+    return found.cpu(), torch.tensor(tops)
+
+
+def lamp_counts(histograms: Tensor, tops: Tensor, k: int, caps: Sequence[int]) -> list[int]:
+    """Return how many elements of each weight to prune so that k are in all, by one cut on the score.
+
+    The cut is searched among all floats from 0 to 1; what it leaves over, where many scores are equal, is
+    shared in proportion.
+
+    Args:
+        histograms: int64 [2, weights, NUM_BINS], as `magnitude_histograms` returns it.
+        tops: int64 [weights], likewise.
+        k: at most the sum of the caps.
+        caps: the most that may be pruned of each.
+    """
+    scores = _edge_scores(histograms, tops)
+    ends = torch.nn.functional.pad(histograms[0].cumsum(1), (1, 0)).double()
+    most = torch.tensor(caps, dtype=torch.float64)
+
+    def at(pattern: int) -> Tensor:
+        cut = torch.tensor(pattern).view(torch.float64)
+        return torch.minimum(_num_below(scores, ends, cut), most)
+
+    low, high = -1, _ONE  # at -1 nothing is pruned
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if float(at(middle).sum()) >= k else (middle, high)
+    below, above = torch.zeros_like(most) if low < 0 else at(low), at(high)
+    gap = float((above - below).sum())
+    share = (k - float(below.sum())) / gap if gap else 0.0
+    return _whole(below + (above - below) * share, k, caps)
+
+
+def _edge_scores(histograms: Tensor, tops: Tensor) -> Tensor:
+    """Return the score at each bin's lower edge, and 1 at the end: float64 [weights, NUM_BINS + 1]."""
+    first = (tops - NUM_BINS + 1).clamp(min=0).unsqueeze(1)
+    patterns = (first + torch.arange(NUM_BINS + 1)) << _SHIFT
+    edges = patterns.to(torch.int32).view(torch.float32).double()
+    edges[:, 0] = 0.0
+    # Scores are quotients of squares: in units of the largest magnitude, for float32's own range is wide.
+    edges = edges / edges[:, -1:]
+    lower, upper = edges[:, :-1], edges[:, 1:]
+    counts, sums = histograms.double()
+    means = lower + (upper - lower) * sums / counts.clamp(min=1) / (1 << _SHIFT)
+    squares = counts * means * means
+    suffixes = squares.flip(1).cumsum(1).flip(1)
+    scores = torch.where(suffixes > 0, lower * lower / suffixes, 1.0).clamp(max=1.0)
+    scores = torch.nn.functional.pad(scores, (0, 1), value=1.0).cummax(1).values
+    scores[tops == 0] = 0.0  # nothing but zeros: all of them are pruned before any other weight
+    return scores
+
+
+def _num_below(scores: Tensor, ends: Tensor, cut: Tensor) -> Tensor:
+    """Return how many of each weight score up to the cut: float64 [weights], linear within a bin."""
+    targets = cut.expand(len(scores), 1).contiguous()
+    bins = torch.searchsorted(scores, targets, right=True) - 1
+    inside = bins.clamp(max=NUM_BINS - 1)
+    low, high = scores.gather(1, inside), scores.gather(1, inside + 1)
+    begin, end = ends.gather(1, inside), ends.gather(1, inside + 1)
+    found = torch.where(bins < NUM_BINS, begin + (end - begin) * (cut - low) / (high - low), end)
+    return found.squeeze(1)
+
+
+def _whole(shares: Tensor, k: int, caps: Sequence[int]) -> list[int]:
+    """Round shares, not above the caps, to whole numbers that add up to k: largest remainders first."""
+    counts = [min(int(share), cap) for share, cap in zip(shares.tolist(), caps, strict=True)]
+    remainders = [share - count for share, count in zip(shares.tolist(), counts, strict=True)]
+    order = sorted(range(len(counts)), key=lambda i: (-remainders[i], i))
+    missing = k - sum(counts)
+    while missing:
+        for i in order:
+            if missing and counts[i] < caps[i]:
+                counts[i] += 1
+                missing -= 1
+    return counts

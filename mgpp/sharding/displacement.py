@@ -1,0 +1,55 @@
+"""How far pruned weights have moved from zero by the next pruning, in cuts: counted, never gathered.
+
+Between two prunings nothing holds a pruned weight at zero; one that passes its cut comes back. Ratios
+|w| / cut are counted in bins 1/128 of an octave wide and summed over the ranks as integers, so that a
+quantile is the same however the weights are sharded, and right to less than one in a hundred.
+"""
+
+import torch
+from torch import Tensor
+
+from mgpp.sharding.bitmask import unpack_bits
+from mgpp.sharding.kth_smallest import magnitude_bits
+from mgpp.sharding.shards import CHUNK, Shard
+
+NUM_BINS = 2048
+_SHIFT = 16  # leaves the exponent and the upper 7 of 23 bits
+_LEAST = 2.0**-12  # what is less counts as not moved at all, what is 16 octaves above as that
+_FIRST = 0x39800000 >> _SHIFT  # the bin of _LEAST
+
+
+def displacement_counts(shard: Shard, keep: Tensor, cut: float) -> Tensor:
+    """Count how far the pruned weights of a shard lie from zero.
+
+    Args:
+        shard: before the new mask is applied.
+        keep: its mask so far, packed.
+        cut: magnitude at which it is about to be cut, above 0.
+
+    Returns:
+        int64 [NUM_BINS].
+    """
+    counts = torch.zeros(2, NUM_BINS, dtype=torch.int64, device=shard.flat.device)
+    for chunk, bits in zip(shard.chunks(), keep.split(CHUNK // 8), strict=True):
+        bins = magnitude_bits(chunk / cut).bitwise_right_shift_(_SHIFT).sub_(_FIRST)
+        bins.clamp_(0, NUM_BINS - 1)
+        # Kept weights are counted apart instead of being left out, which is faster.
+        bins.add_(unpack_bits(bits, chunk.numel()).to(torch.int32), alpha=NUM_BINS)
+        counts.view(-1).add_(torch.bincount(bins, minlength=2 * NUM_BINS))
+    return counts[0]
+
+
+def displacement_quantile(counts: Tensor, share: float) -> float:
+    """Return the ratio below which a share of the counted lies: its bin's middle, 0 of the lowest.
+
+    Args:
+        counts: int64 [NUM_BINS], with at least one counted.
+        share: above 0, at most 1.
+    """
+    ends = counts.cumsum(0)
+    place = max(int(-(-float(ends[-1]) * share // 1)), 1)
+    index = int(torch.searchsorted(ends, place))
+    if index == 0:
+        return 0.0
+    octave, part = divmod(index, 128)
+    return float(_LEAST * 2.0**octave * (1 + (part + 0.5) / 128))
