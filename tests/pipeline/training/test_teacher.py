@@ -1,5 +1,5 @@
-"""A teacher beside its student: what each family of tasks learns from it, and teachers that do not
-fit 
+"""A teacher beside its student: what each family of tasks learns, and teachers that do not fit."""
+
 import shutil
 
 import numpy as np
