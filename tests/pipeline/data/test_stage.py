@@ -10,11 +10,11 @@ from pathlib import Path
 import datasets
 import pytest
 
+from pipeline.data.files import FilesConfig
+from pipeline.data.function import FunctionConfig
+from pipeline.data.hub import HubConfig
+from pipeline.data.joined import JoinedConfig
 from pipeline.data.stage import (
-    FilesConfig,
-    FunctionConfig,
-    HubConfig,
-    JoinedConfig,
     data_identity,
     is_local,
     load_splits,
