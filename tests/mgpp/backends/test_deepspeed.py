@@ -83,6 +83,23 @@ def test_fp32_equals_the_one_process_reference(case, trained, reference):
             assert torch.equal(result["weights"][name] != 0, keep), name
 
 
+@pytest.fixture(scope="session")
+def moved():
+    found = []
+    odd.reference(world_size=2, moved=found)
+    return found[-1]
+
+
+@pytest.mark.parametrize("case", [c for c in odd.CASES if c.endswith("-fp32")])
+def test_how_far_pruned_weights_moved_is_that_of_one_process(case, trained, moved):
+    for result in trained[case]:
+        pruning = result["pruning"]
+        assert pruning["revived"] == pytest.approx(float((moved > 1).float().mean()), abs=1e-12)
+        for name, share in (("moved_median", 0.5), ("moved_p99", 0.99)):
+            expected = float(moved.quantile(share, interpolation="higher"))
+            assert pruning[name] == pytest.approx(expected, rel=0.01)
+
+
 @pytest.mark.parametrize("case", [c for c in odd.RIVAL_CASES if c.endswith("-fp32")])
 def test_rivals_equal_their_papers_equations(case, trained, rivals):
     name = odd.RIVAL_CASES[case][0]
