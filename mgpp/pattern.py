@@ -1,4 +1,4 @@
-"""What goes together: N of every M inputs stay, or whole blocks go.
+"""Patterns of sparsity: N of every M inputs stay, or whole blocks are pruned.
 
 Rows are a weight's outputs and columns its inputs, as `nn.Linear` has it; `Conv1D` (GPT-2) is stored the
 other way round, and its tilings are turned likewise.
@@ -39,7 +39,7 @@ class Blocks:
 
     @property
     def unit(self) -> int:
-        """Weights that go together."""
+        """Weights that are pruned together."""
         return self.rows * self.columns
 
 

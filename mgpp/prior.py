@@ -25,7 +25,7 @@ class MixtureGaussianPrior:
     """pi(w) = slab_prob N(0, slab_var) + (1 - slab_prob) N(0, spike_var) for every prunable weight.
 
     Attributes:
-        spike_var: variance of the narrow component, which holds the weights that are to go.
+        spike_var: variance of the narrow component, which holds the weights to be pruned.
         slab_var: variance of the wide component, which holds the weights that stay.
 
     Raises:

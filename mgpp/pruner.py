@@ -79,7 +79,7 @@ class Pruner:
         replica_group: all ranks that must come to the same masks; the same group unless the weights are
             replicated.
         group: the optimizer's parameter group that holds the weights, for its learning rate.
-        placement: where sparsity goes; over all weights unless given.
+        placement: how sparsity is distributed; over all weights unless given.
         transposed: names of the weights stored inputs first (`Conv1D`), for patterns.
 
     With `PruningSchedule.fixed_mask` the weights that are zero now are the mask, from the first step on.
@@ -210,7 +210,7 @@ class Pruner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved state; all ranks must call.
+        """Restore a saved state; all ranks must call.
 
         Its masks may be cut otherwise than these shards are, as on another number of ranks, so long as
         they cover these shards: join then the `masks` of the states of all ranks.
@@ -220,7 +220,7 @@ class Pruner:
 
         Raises:
             ValueError: if the saved masks do not cover these shards.
-            RuntimeError: if the masks taken up are not those that were saved.
+            RuntimeError: if the restored masks are not those that were saved.
         """
         places = {shard.name: i for i, shard in enumerate(self.shards)}
         missing = [shard.numel for shard in self.shards]
@@ -243,7 +243,7 @@ class Pruner:
         self.last_pruning = Pruning(**last) if last else None
         if self.last_pruning and (found := self.mask_hash()) != self.last_pruning.mask_hash:
             raise RuntimeError(
-                f"the masks taken up have the hash {found}, those of the last pruning had "
+                f"the restored masks have the hash {found}, those of the last pruning had "
                 f"{self.last_pruning.mask_hash}: are they of the same step?"
             )
 
@@ -275,7 +275,7 @@ class Pruner:
         if sparsity < _LEAST_SPARSITY:
             raise ValueError(
                 f"{num_pruned} of the {self.num_prunable} prunable weights are zero, less than "
-                f"{_LEAST_SPARSITY:.1%}: there is no mask to keep; {self.method.name} goes on from a "
+                f"{_LEAST_SPARSITY:.1%}: there is no mask to keep; {self.method.name} starts from a "
                 "model that was pruned before, so give such a model, or prune by another method"
             )
         self._check_agreement(num_pruned, num_pruned, digest)
@@ -349,7 +349,7 @@ class Pruner:
         )
 
     def _cut_shard(self, position: int, keeps: Iterator[Tensor]) -> int:
-        """Zero what goes from one shard, store its mask; return how much was kept before."""
+        """Zero the weights pruned of one shard, store its mask; return how many were kept before."""
         shard, old, newly = self.shards[position], self._keep[position], 0
         pruned = self.method.state(shard).get("pruned_weight")
         # CHUNK is a multiple of 8, so each chunk's mask begins on a byte.

@@ -1,7 +1,9 @@
 """Errors that a user can act on: a configuration that cannot run, a stage that failed, storage."""
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 _FROM_STORAGE = {
     getattr(errno, name)
@@ -11,20 +13,68 @@ _FROM_STORAGE = {
 _FROM_WRITERS = ("PytorchStreamWriter", "unexpected pos", "I/O error")
 
 
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with what a user gave. It is written out by `str`, and nowhere else.
+
+    Attributes:
+        key: of the configuration (`train.lr`), or the file or option.
+        why: what is wrong, in words; may be empty where `got` says it.
+        got: what was given; `...` where that says nothing.
+        allowed: what may stand there.
+        hint: what to do.
+        where: which configuration it is, where there are several: a run of a campaign, a file.
+    """
+
+    key: str
+    why: str = ""
+    got: Any = ...
+    allowed: Sequence[Any] = ()
+    hint: str = ""
+    where: str = ""
+
+    def __str__(self) -> str:
+        got = [] if self.got is ... else [f"got {self.got!r}"]
+        said = ", ".join([*filter(None, [self.why]), *got])
+        allowed = f"allowed are {', '.join(map(str, self.allowed))}" if self.allowed else ""
+        body = "; ".join(filter(None, [said, allowed, self.hint]))
+        return ": ".join(filter(None, [self.where, self.key, body]))
+
+    def within(self, where: str) -> "Problem":
+        """Return the problem with the configuration named that it is of."""
+        return replace(self, where=": ".join(filter(None, [where, self.where])))
+
+    def as_data(self) -> dict[str, Any]:
+        """Return it for other programs: the attributes that are given."""
+        words = {n: v for n, v in vars(self).items() if n != "got" and v}
+        return words if self.got is ... else {**words, "got": self.got}
+
+
+class SettingError(ValueError):
+    """A setting that does not go with another one of its section; its key is relative to that.
+
+    Attributes:
+        problem: what is wrong.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        super().__init__(str(problem))
+
+
 class ConfigError(ValueError):
     """A configuration that cannot run.
 
     Attributes:
-        problems: one line each: the key or file, what was got, what is allowed.
+        problems: what is wrong with it.
     """
 
-    def __init__(self, problems: Iterable[str]) -> None:
+    def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = list(problems)
-        super().__init__("\n".join(self.problems))
+        super().__init__(self.problems)  # exceptions cross process borders by their arguments
 
-    def __reduce__(self) -> tuple[type["ConfigError"], tuple[list[str]]]:
-        # Exceptions cross process borders by their arguments.
-        return ConfigError, (self.problems,)
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.problems))
 
 
 class StageError(RuntimeError):
@@ -32,9 +82,9 @@ class StageError(RuntimeError):
 
 
 def is_storage_failure(error: BaseException) -> bool:
-    """Tell whether storage was full or not writable, which trying again does not mend."""
+    """Return whether storage was full or not writable, which a retry does not fix."""
     if isinstance(error, StageError):
-        return False  # told already
+        return False  # reported already
     if isinstance(error, OSError):
         return error.errno in _FROM_STORAGE
     return any(mark in str(error) for mark in _FROM_WRITERS)

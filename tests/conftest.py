@@ -1,8 +1,18 @@
-"""Storage as users have it, for all tests."""
+"""For all tests: storage as users have it, and that only those marked as distributed start ranks."""
 
 import pytest
 
 from tests.object_storage import s3_server
+from tests.processes import forbid_ranks
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Run a test, its fixtures and their ends."""
+    with pytest.MonkeyPatch.context() as patch:
+        if item.get_closest_marker("distributed") is None:
+            forbid_ranks(patch)
+        return (yield)
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MGPP = str(Path(sys.executable).with_name("mgpp"))
+_STARTS_RANKS = ("torch.distributed.run", "/ray/core/src/ray/", MGPP)  # parts of commands
 
 
 def run(
@@ -39,10 +42,28 @@ def run(
 
 def torchrun(module: str, *args: str, num_processes: int, timeout: float) -> None:
     """Run a module on several ranks and assert that all ended well."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*launcher, f"--nproc-per-node={num_processes}", "-m", module, *args]
+    command = torchrun_command(module, *args, num_processes=num_processes)
     done = run(command, timeout=timeout, env={"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
+
+
+def torchrun_command(module: str, *args: str, num_processes: int) -> list[str]:
+    """Return the command that runs a module on several ranks of this machine."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*launcher, f"--nproc-per-node={num_processes}", "-m", module, *args]
+
+
+def forbid_ranks(patch: pytest.MonkeyPatch) -> None:
+    """Refuse to start Ray, ranks of torchrun and `mgpp`, in a test that is not marked as distributed."""
+    start = subprocess.Popen.__init__
+
+    def checked_start(self: Any, args: Any, *more: Any, **settings: Any) -> None:
+        command = args if isinstance(args, str) else " ".join(map(os.fsdecode, args))
+        if any(part in command for part in _STARTS_RANKS):
+            raise AssertionError(f"mark the test as distributed: it starts {command}")
+        start(self, args, *more, **settings)
+
+    patch.setattr(subprocess.Popen, "__init__", checked_start)
 
 
 def leave() -> NoReturn:

@@ -1,18 +1,14 @@
-"""Tiny models with random weights, each of its big sister's architecture, and tokenizers of words."""
+"""The tiny model that stands for a model of a recipe: of the same architecture, by its name."""
 
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from mgpp import select_prunable
+from tests import tiny
 
 WORDS = [
     "red",
@@ -29,7 +25,6 @@ WORDS = [
     "good",
 ]
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-POSITIONS = 64
 
 # What the name of a model tells of its architecture; the first that fits.
 _NAMES = {
@@ -46,50 +41,6 @@ _NAMES = {
     r"qwen3": "qwen3",
     r"mistral": "mistral",
     r"llama|smollm|vicuna": "llama",
-}
-# Settings by the names families give them; what a family does not have is left out.
-_SIZES: dict[str, Any] = {
-    "hidden_size": 16,
-    "d_model": 16,
-    "n_embd": 16,
-    "dim": 16,
-    "embedding_size": 16,
-    "word_embed_proj_dim": 16,
-    "num_hidden_layers": 2,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "num_layers": 2,
-    "num_decoder_layers": 2,
-    "n_layer": 2,
-    "n_layers": 2,
-    "num_attention_heads": 2,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "num_heads": 2,
-    "n_head": 2,
-    "n_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "d_kv": 8,
-    "intermediate_size": 64,  # four times the width, as in the big ones: budgets go by shares of weights
-    "encoder_ffn_dim": 64,
-    "decoder_ffn_dim": 64,
-    "ffn_dim": 64,
-    "hidden_dim": 64,
-    "d_ff": 64,
-    "max_position_embeddings": POSITIONS,
-    "n_positions": POSITIONS,
-}
-# What DeBERTa-v3's own configuration sets besides.
-_DEBERTA_V3 = {
-    "relative_attention": True,
-    "position_buckets": 8,
-    "norm_rel_ebd": "layer_norm",
-    "share_att_key": True,
-    "pos_att_type": ["p2c", "c2p"],
-    "position_biased_input": False,
-    "type_vocab_size": 0,
-    "max_relative_positions": -1,
 }
 
 
@@ -112,12 +63,8 @@ def make_model(name: str, auto_model: str, folder: Path) -> None:
     if kind is None:
         raise ValueError(f"{name}: its name does not tell its architecture; add it to {__name__}")
     tokenizer = _tokenizer(kind)
-    settings = AutoConfig.for_model(kind)
-    changes = {key: value for key, value in _SIZES.items() if hasattr(settings, key)}
-    changes |= _DEBERTA_V3 if kind == "deberta-v2" else {}
-    config = AutoConfig.for_model(
+    config = tiny.config(
         kind,
-        **changes,
         vocab_size=len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.cls_token_id or tokenizer.eos_token_id,
@@ -141,16 +88,12 @@ def _tokenizer(kind: str) -> PreTrainedTokenizerFast:
     """A token a word; between [CLS] and [SEP], or with an end-of-text token for models of next words."""
     causal = kind in ("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3")
     special = {"eos_token": "<end>"} if causal else {**SPECIAL, "mask_token": "[MASK]"}
-    words = [*special.values(), *WORDS]
-    unknown = special.get("unk_token", "day")
-    tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token=unknown))
-    tokenizer.pre_tokenizer = Whitespace()
-    if not causal:
-        ends = [(name, words.index(name)) for name in ("[CLS]", "[SEP]")]
-        tokenizer.post_processor = TemplateProcessing(
-            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
-        )
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    made = tiny.word_tokenizer(
+        [*special.values(), *WORDS],
+        unknown=special.get("unk_token", "day"),
+        ends=None if causal else ("[CLS]", "[SEP]"),
+        **special,
+    )
     if kind == "bart":
         made.model_input_names = ["input_ids", "attention_mask"]
     return made

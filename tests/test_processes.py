@@ -1,12 +1,11 @@
 """What ran too long is ended with all that it started."""
 
 import os
-import sys
 import time
 
 import pytest
 
-from tests.processes import run
+from tests.processes import MGPP, run, torchrun_command
 
 RANK = """
 import os, sys, time
@@ -26,7 +25,7 @@ def is_alive(pid: int) -> bool:
 @pytest.mark.distributed
 def test_ranks_end_with_a_launcher_that_ran_too_long(tmp_path):
     (tmp_path / "rank.py").write_text(RANK)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    launcher = torchrun_command("rank", num_processes=2)[:-2]
     with pytest.raises(AssertionError, match="ran past 20 s"):
         run([*launcher, str(tmp_path / "rank.py"), str(tmp_path)], timeout=20)
     pids = [int((tmp_path / rank).read_text()) for rank in "01"]
@@ -34,3 +33,17 @@ def test_ranks_end_with_a_launcher_that_ran_too_long(tmp_path):
     while any(map(is_alive, pids)) and time.monotonic() < ends:
         time.sleep(0.1)
     assert not any(map(is_alive, pids))
+
+
+@pytest.mark.parametrize("command", [torchrun_command("rank", num_processes=2), [MGPP, "run"]])
+def test_a_test_that_is_not_marked_starts_no_ranks(command):
+    with pytest.raises(AssertionError, match="mark the test as distributed"):
+        run(command, timeout=5)
+
+
+def test_a_test_that_is_not_marked_starts_no_ray():
+    import ray
+
+    with pytest.raises(AssertionError, match="mark the test as distributed"):
+        ray.init(num_cpus=1, include_dashboard=False)
+    ray.shutdown()

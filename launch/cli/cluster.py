@@ -8,7 +8,9 @@ import typer
 
 from launch.cli.output import AsJson, Overrides, raise_for, reported_errors
 
-app = typer.Typer(no_args_is_help=True, help="Files that start a cluster, and waiting for one.")
+app = typer.Typer(
+    no_args_is_help=True, help="Write the files that start a cluster; wait for one; its dashboard."
+)
 
 
 @app.command()
@@ -16,19 +18,21 @@ def render(
     target: Annotated[str, typer.Argument(help="ray-up, kuberay, slurm or skypilot.")],
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file to run there.")],
     overrides: Overrides = None,
-    nodes: Annotated[int, typer.Option(help="Machines that train.")] = 1,
-    gpus_per_node: Annotated[int, typer.Option(help="GPUs of each.")] = 0,
-    cpus_per_node: Annotated[int, typer.Option(help="Cores of each.")] = 16,
-    memory_gib: Annotated[int, typer.Option(help="Memory of each.")] = 64,
+    nodes: Annotated[int, typer.Option(help="Number of machines that train.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(help="GPUs of each machine.")] = 0,
+    cpus_per_node: Annotated[int, typer.Option(help="CPU cores of each machine.")] = 16,
+    memory_gib: Annotated[int, typer.Option(help="Memory of each machine, GiB.")] = 64,
     image: Annotated[str | None, typer.Option(help="Container image with mgpp in it.")] = None,
     more: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="More of the cluster, such as partition=gpu."
+            "--set",
+            metavar="KEY=VALUE",
+            help="Another key of the description, such as partition=gpu.",
         ),
     ] = None,
-    campaign: Annotated[bool, typer.Option("--campaign", help="CONFIG is a campaign's.")] = False,
-    output: Annotated[str, typer.Option(help="Folder for the files.")] = ".",
+    campaign: Annotated[bool, typer.Option("--campaign", help="CONFIG is a campaign.")] = False,
+    output: Annotated[str, typer.Option(help="Folder to write the files to.")] = ".",
     as_json: AsJson = False,
 ) -> None:
     """Write the files that start a cluster and run a configuration on it.
@@ -39,10 +43,11 @@ def render(
     """
     with reported_errors(as_json) as emit:
         from launch.cluster.render import TARGETS, describe_cluster, render_cluster
+        from pipeline.errors import Problem
         from pipeline.runs.config import read_config
 
         if target not in TARGETS:
-            raise_for([f"TARGET: got {target!r}; allowed are {', '.join(TARGETS)}"])
+            raise_for([Problem("TARGET", got=target, allowed=TARGETS)])
         changes = list(overrides or [])
         own = str(read_config(config, changes)[0].get("name", "mgpp"))
         description = describe_cluster(
@@ -69,21 +74,23 @@ def render(
 
 @app.command()
 def wait(
-    nodes: Annotated[int, typer.Option(min=1, help="How many nodes are waited for.")] = 1,
-    timeout: Annotated[float, typer.Option(min=0, help="Seconds.")] = 300.0,
-    address: Annotated[str | None, typer.Option(help="Of the cluster [RAY_ADDRESS].")] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of nodes to wait for.")] = 1,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait.")] = 300.0,
+    address: Annotated[
+        str | None, typer.Option(help="Address of the cluster [RAY_ADDRESS].")
+    ] = None,
 ) -> None:
-    """Wait until so many nodes of a cluster are there."""
+    """Wait until a cluster has this many nodes."""
     with reported_errors(as_json=False):
         from launch.cluster.connect import wait_for_nodes
 
         there = wait_for_nodes(nodes, timeout, address)
-        typer.echo(f"{there} nodes are there")
+        typer.echo(f"the cluster has {there} nodes")
 
 
 @app.command()
 def dashboard() -> None:
-    """Print the Grafana dashboard of runs (JSON), for Prometheus where Ray's metrics are scraped."""
+    """Print a Grafana dashboard of runs (JSON) that reads Ray's metrics from Prometheus."""
     typer.echo(
         (files("launch.cluster") / "templates" / "grafana-dashboard.json").read_text().rstrip()
     )

@@ -31,22 +31,22 @@ def submit(
     ],
     overrides: Overrides = None,
     address: Address = None,
-    campaign: Annotated[bool, typer.Option("--campaign", help="CONFIG is a campaign's.")] = False,
+    campaign: Annotated[bool, typer.Option("--campaign", help="CONFIG is a campaign.")] = False,
     working_dir: Annotated[
-        str, typer.Option(help="Folder that is shipped; CONFIG lies in it, the job runs in a copy.")
+        str, typer.Option(help="Folder to ship, with CONFIG in it; the job runs in a copy.")
     ] = ".",
     exclude: Annotated[
         list[str] | None,
-        typer.Option(help="What of it is not shipped, as in .gitignore; repeatable."),
+        typer.Option(help="Pattern of files not to ship, as in .gitignore; repeatable."),
     ] = None,
     detach: Annotated[
-        bool, typer.Option("--detach", help="Do not wait for the job's end.")
+        bool, typer.Option("--detach", help="Return at once instead of following the job.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a configuration as a job on a Ray cluster, show its log, and exit as it did.
 
-    A run that is under way there already is followed, not started again.
+    A run that is already running there is followed, not started again.
     """
     with reported_errors(as_json) as emit:
         from launch.cluster import jobs
@@ -61,7 +61,7 @@ def submit(
         client = jobs.connect(address)
         job, was_there = jobs.submit(client, submission)
         typer.echo(
-            f"{job} {'runs already; this follows it' if was_there else 'submitted'}", err=True
+            f"{job} {'is already running; following it' if was_there else 'submitted'}", err=True
         )
         if detach:
             if not as_json:
@@ -74,7 +74,9 @@ def submit(
 def logs(
     job: JobName,
     address: Address = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Follow it until the job ends.")
+    ] = False,
 ) -> None:
     """Show a job's log."""
     with reported_errors(as_json=False) as emit:
@@ -91,10 +93,10 @@ def logs(
 def stop(
     job: JobName,
     address: Address = None,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for its end.")] = 60.0,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the job to end.")] = 60.0,
     as_json: AsJson = False,
 ) -> None:
-    """Stop a job; what it saved is kept, and submitting it again goes on from there."""
+    """Stop a job; what it saved is kept, and submitting it again resumes from there."""
     with reported_errors(as_json) as emit:
         from launch.cluster import jobs
 
@@ -105,10 +107,10 @@ def stop(
         tail = [
             line for line in client.get_job_logs(job).splitlines() if line.startswith("stopped:")
         ]
-        told = tail[-1] if tail else f"it had ended before: {outcome.status}"
+        message = tail[-1] if tail else f"had already ended: {outcome.status}"
         if not as_json:
-            typer.echo(f"{job}  {told}")
-        emit({"status": outcome.status, "job": job, "message": told})
+            typer.echo(f"{job}  {message}")
+        emit({"status": outcome.status, "job": job, "message": message})
 
 
 def list_jobs(address: Address = None, as_json: AsJson = False) -> None:

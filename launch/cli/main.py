@@ -48,7 +48,7 @@ def _root(
 def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Run all stages that are not done: data, dense, prune, evaluate, export, report."""
     with reported_errors(as_json) as emit:
-        from launch.cli.signals import told_when_stopped
+        from launch.cli.signals import announced_stop
         from launch.cluster.connect import cluster_capacity, connected, local_capacity
         from launch.driver.run import all_done, run_stages
         from pipeline.runs.flow import plan_stages
@@ -70,18 +70,18 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
             with connected(settings.cluster):
                 if joins:
                     raise_for(cluster_problems(settings.cluster, cluster_capacity()))
-                with told_when_stopped(stages, store):
+                with announced_stop(stages, store):
                     result = run_stages(stages, settings, store, console)
         summary = result.summary()
         if not as_json:
             screen().print(_table(summary, result.artifacts, make_task(settings.task)))
-            typer.echo(f"model   {summary['model']}\nreport  {summary['report']}")
+            typer.echo(_next_steps(summary, make_task(settings.task), config, settings))
         emit(summary)
 
 
 @app.command()
 def validate(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Check a configuration, its model, its data and the room for its workers; start nothing."""
+    """Check a configuration, its model, its data and whether its workers fit; start nothing."""
     with reported_errors(as_json) as emit:
         from launch.cluster.connect import local_capacity
         from pipeline.runs.flow import plan_stages
@@ -105,11 +105,12 @@ def plan(
     config: ConfigPath,
     overrides: Overrides = None,
     gpu_memory_gib: Annotated[
-        float | None, typer.Option(min=0, help="Memory of a worker's device: does it fit?")
+        float | None,
+        typer.Option(min=0, help="Memory of each worker's device; adds whether the run fits."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what a run will take of each worker: memory, bytes sent, checkpoints; start nothing."""
+    """Show what a run needs per worker: memory, bytes sent, checkpoint size; start nothing."""
     with reported_errors(as_json) as emit:
         from dataclasses import asdict
 
@@ -147,15 +148,17 @@ def show(
     artifact: Annotated[str, typer.Argument(help="Folder of an artifact, local or a URL.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show what an artifact holds and what went into it."""
+    """Show what an artifact holds and what it was made from."""
     with reported_errors(as_json) as emit:
-        from pipeline.errors import ConfigError
+        from pipeline.errors import ConfigError, Problem
         from pipeline.store.artifacts import open_artifact
 
         try:
             found = open_artifact(artifact)
         except FileNotFoundError as error:
-            raise ConfigError([str(error)]) from error
+            raise ConfigError(
+                [Problem(artifact, str(error).removeprefix(f"{artifact}: "))]
+            ) from error
         values = dict(vars(found))
         if not as_json:
             from omegaconf import OmegaConf
@@ -193,14 +196,37 @@ def _table(summary: dict[str, Any], artifacts: dict[str, Any], task: Any) -> Tab
     table.add_section()
     for name, seconds in summary["seconds"].items():
         table.add_row(
-            f"{name}, seconds", "", "done before" if name in summary["cached"] else f"{seconds:.1f}"
+            f"{name}, seconds", "", "cached" if name in summary["cached"] else f"{seconds:.1f}"
         )
-    table.add_row("all, seconds", "", f"{sum(summary['seconds'].values()):.1f}")
+    table.add_row("total, seconds", "", f"{sum(summary['seconds'].values()):.1f}")
     return table
 
 
+def _next_steps(summary: dict[str, Any], task: Any, config: str, settings: Any) -> str:
+    """Return where the results are and what to do with them."""
+    lines = [
+        f"model   {summary['model']}",
+        f"report  {summary['report']}",
+        "",
+    ]
+    if "://" not in summary["model"]:
+        lines += [
+            "Open the report in a browser, or load the model:",
+            f"  from transformers import {task.auto_model}",
+            f'  model = {task.auto_model}.from_pretrained("{summary["model"]}")',
+        ]
+    sparsity = settings.prune.settings.sparsity
+    if sparsity is not None:
+        other = f"{(1 + sparsity) / 2:.3g}"
+        lines += [
+            "Try another sparsity; what does not depend on it is not run again:",
+            f"  mgpp run {config} prune.sparsity={other}",
+        ]
+    return "\n".join(lines)
+
+
 def _plan_table(settings: Any, found: Any, room: float | None) -> Table:
-    """Return what a run will take, for people."""
+    """Return what a run needs, as a table."""
     zero, cluster = settings.zero, settings.cluster
     table = Table(
         title=f"{settings.name}: {found.num_parameters:,} parameters, {found.num_prunable:,} prunable; "
@@ -208,28 +234,28 @@ def _plan_table(settings: Any, found: Any, room: float | None) -> Table:
         title_justify="left",
         min_width=60,
     )
-    table.add_column("of each worker")
+    table.add_column("per worker")
     table.add_column("", justify="right")
     for name, size in found.device.items():
         table.add_row(name, size_text(size))
-    table.add_row("device, all", size_text(found.device_total))
+    table.add_row("device total", size_text(found.device_total))
     if room is not None:
         fits = "fits" if found.device_total <= room else "DOES NOT FIT"
-        table.add_row("device, there is", f"{size_text(room)}  {fits}")
+        table.add_row("device memory available", f"{size_text(room)}  {fits}")
     if found.host:
         table.add_section()
         for name, size in found.host.items():
             table.add_row(f"host: {name}", size_text(size))
-        table.add_row("host, all", size_text(found.host_total))
+        table.add_row("host total", size_text(found.host_total))
     table.add_section()
-    table.add_row("sent a step", size_text(found.sent_per_step))
-    table.add_row("sent a pruning, at most", size_text(found.sent_per_pruning))
-    table.add_row("a checkpoint, all workers", size_text(found.checkpoint))
+    table.add_row("bytes sent per step", size_text(found.sent_per_step))
+    table.add_row("bytes sent per pruning (max)", size_text(found.sent_per_pruning))
+    table.add_row("checkpoint (all workers)", size_text(found.checkpoint))
     return table
 
 
 def _joins_a_cluster(config: str, overrides: list[str]) -> bool:
-    """Tell whether the run joins a cluster, from a file that may yet turn out wrong."""
+    """Return whether the run joins a cluster, from a file that may yet turn out wrong."""
     from pipeline.runs.config import read_config
 
     cluster = read_config(config, overrides)[0].get("cluster")

@@ -6,11 +6,14 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from pipeline.errors import Problem
 
 Overrides = Annotated[
     list[str] | None,
@@ -20,12 +23,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standar
 
 
 def narrator() -> Console:
-    """Return where a command tells how it goes: standard error, every line as it is, none wrapped."""
+    """Return the console for progress: standard error, lines printed as they are, none wrapped."""
     return Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
 
 
 def screen() -> Console:
-    """Return where a command shows what it found: standard output, words in brackets left alone."""
+    """Return the console for results: standard output, words in brackets left alone."""
     return Console(markup=False, highlight=False)
 
 
@@ -34,7 +37,7 @@ class Terminated(KeyboardInterrupt):
 
 
 class RunByDefault(TyperGroup):
-    """A group of commands whose first argument may also be what its `run` takes."""
+    """A group of commands whose first argument may also be that of its command `run`."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command that is meant and its arguments."""
@@ -67,7 +70,13 @@ def reported_errors(as_json: bool) -> Iterator[Any]:
     except ConfigError as error:
         for problem in error.problems:
             typer.echo(f"error: {problem}", err=True)
-        emit({"status": "invalid", "errors": error.problems})
+        emit(
+            {
+                "status": "invalid",
+                "errors": [str(problem) for problem in error.problems],
+                "problems": [problem.as_data() for problem in error.problems],
+            }
+        )
         raise typer.Exit(_EXIT_BAD_INPUT) from None
     except StageError as error:
         typer.echo(f"error: {error}", err=True)
@@ -81,14 +90,16 @@ def reported_errors(as_json: bool) -> Iterator[Any]:
         emit({"status": "stopped"})
         raise typer.Exit(_EXIT_STOPPED) from None
     except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on from the last checkpoint", err=True)
+        typer.echo(
+            "interrupted; rerun the same command to resume from the last checkpoint", err=True
+        )
         emit({"status": "interrupted"})
         raise typer.Exit(130) from None
     finally:
         os.close(out)
 
 
-def raise_for(problems: list[str]) -> None:
+def raise_for(problems: list["Problem"]) -> None:
     """Raise what is wrong, if anything is."""
     from pipeline.errors import ConfigError
 
@@ -97,7 +108,7 @@ def raise_for(problems: list[str]) -> None:
 
 
 def size_text(size: float) -> str:
-    """Return a number of bytes for people."""
+    """Return a number of bytes with its unit."""
     unit = next((u for u in ("TiB", "GiB", "MiB") if size >= 2 ** (10 * _POWERS[u])), "KiB")
     return f"{size / 2 ** (10 * _POWERS[unit]):,.1f} {unit}"
 

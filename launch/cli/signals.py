@@ -1,4 +1,4 @@
-"""What happens when a run is told to stop: leases are given back, and it is said what was saved."""
+"""Stopping a run: its leases are released, and what was saved is printed."""
 
 import signal
 from collections.abc import Iterator, Sequence
@@ -14,8 +14,8 @@ from pipeline.store.checkpoints import newest_step
 
 
 @contextmanager
-def told_when_stopped(stages: Sequence[PlannedStage], store: ArtifactStore) -> Iterator[None]:
-    """Turn SIGTERM into an exception while the block runs; say then what the next run goes on from."""
+def announced_stop(stages: Sequence[PlannedStage], store: ArtifactStore) -> Iterator[None]:
+    """Turn SIGTERM into an exception while the block runs; print then where the next run resumes."""
 
     def stop(*_: object) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one is enough, and the way out is short
@@ -26,7 +26,8 @@ def told_when_stopped(stages: Sequence[PlannedStage], store: ArtifactStore) -> I
         yield
     except KeyboardInterrupt:
         typer.echo(
-            f"stopped: {last_saved(stages, store)}; the same command goes on from there", err=True
+            f"stopped: {last_saved(stages, store)}; rerun the same command to resume from there",
+            err=True,
         )
         raise
     finally:
@@ -34,7 +35,7 @@ def told_when_stopped(stages: Sequence[PlannedStage], store: ArtifactStore) -> I
 
 
 def last_saved(stages: Sequence[PlannedStage], store: ArtifactStore) -> str:
-    """Return, for people, what of a run is safe."""
+    """Return what a run has saved, in words."""
     done = [stage for stage in stages if store.find(stage.name, stage.key) is not None]
     missing = next((stage for stage in stages if stage not in done), None)
     if missing is None:

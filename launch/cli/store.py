@@ -14,7 +14,7 @@ from launch.cli.output import (
     size_text,
 )
 
-app = typer.Typer(no_args_is_help=True, help="What runs left in their storage.")
+app = typer.Typer(no_args_is_help=True, help="The artifacts in a run's storage.")
 
 Storage = Annotated[
     str, typer.Argument(metavar="[STORAGE]", help="Folder or URL: a run's `storage`.")
@@ -23,7 +23,7 @@ Storage = Annotated[
 
 @app.command("ls")
 def list_store(storage: Storage = "runs", as_json: AsJson = False) -> None:
-    """List what is done, running, or was begun."""
+    """List what is done, running or unfinished."""
     with reported_errors(as_json) as emit:
         from pipeline.store.maintenance import entries, usable_store
 
@@ -63,33 +63,33 @@ def gc(
     storage: Storage = "runs",
     older_than: Annotated[
         float,
-        typer.Option(min=0, help="Days after which what was begun and not gone on with goes too."),
+        typer.Option(min=0, help="Also delete unfinished entries untouched for this many days."),
     ] = 7.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would go.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what would be deleted.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete what nobody needs: attempts that were given up, what work in progress left over.
+    """Delete abandoned attempts, leftovers of finished work, and old unfinished entries.
 
-    What is done stays, and so does whatever a run works on.
+    Finished artifacts and whatever a run is working on are kept.
     """
     with reported_errors(as_json) as emit:
-        from pipeline.store.maintenance import entries, rubbish, usable_store
+        from pipeline.store.maintenance import entries, garbage, usable_store
 
         store = usable_store(storage)
         found = [
-            piece
-            for entry in entries(store)
-            for piece in rubbish(entry, older_than_days=older_than)
+            item for entry in entries(store) for item in garbage(entry, older_than_days=older_than)
         ]
-        for piece in found:
+        for item in found:
             if not dry_run:
-                store.discard(piece.url)
+                store.discard(item.url)
             if not as_json:
-                typer.echo(f"{size_text(piece.size):>12}  {piece.url}  ({piece.why})")
-        freed = sum(piece.size for piece in found)
+                typer.echo(f"{size_text(item.size):>12}  {item.url}  ({item.why})")
+        freed = sum(item.size for item in found)
         if not as_json:
             typer.echo(f"{size_text(freed)} {'would be' if dry_run else 'were'} freed")
-        urls = [piece.url for piece in found]
+        urls = [item.url for item in found]
         emit({"status": "listed" if dry_run else "cleared", "bytes": freed, "urls": urls})
 
 
@@ -97,11 +97,14 @@ def gc(
 def verify(
     storage: Storage = "runs",
     discard: Annotated[
-        bool, typer.Option("--discard", help="Delete damaged ones: their runs make them again.")
+        bool,
+        typer.Option(
+            "--discard", help="Delete damaged artifacts; rerunning their runs makes them again."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read every finished artifact through and compare it with its checksums."""
+    """Read every finished artifact and compare it with its checksums."""
     with reported_errors(as_json) as emit:
         from pipeline.errors import StageError
         from pipeline.store.maintenance import entries, problems_of, usable_store
@@ -115,8 +118,12 @@ def verify(
             if damage and discard:
                 store.discard(entry.url)
         if problems:
-            how = "deleted; their runs make them again" if discard else "--discard deletes them"
+            how = (
+                "deleted; rerun their runs to make them again"
+                if discard
+                else "--discard deletes them"
+            )
             raise StageError("\n".join(problems) + f"\n{how}")
         if not as_json:
-            typer.echo(f"{len(found)} artifacts are as they were written")
+            typer.echo(f"{len(found)} artifacts match their checksums")
         emit({"status": "verified", "num_artifacts": len(found)})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import ray
 
-from pipeline.errors import ConfigError, StageError
+from pipeline.errors import ConfigError, Problem, StageError
 from pipeline.runs.config import ClusterConfig
 from pipeline.runs.validate import Capacity
 
@@ -61,7 +61,7 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     except Exception as error:  # Ray raises plain ones too
         if address:
             raise ConfigError(
-                [f"cluster.address: cannot join a Ray cluster at {address!r}: {error}"]
+                [Problem("cluster.address", f"cannot join a Ray cluster at {address!r}: {error}")]
             ) from error
         raise StageError(
             f"Ray did not start on this machine: {error} Give the same command again when the machine is "
@@ -87,7 +87,7 @@ def wait_for_nodes(count: int, timeout: float, address: str | None = None) -> in
     """
     address = address or os.environ.get("RAY_ADDRESS")
     if not address:
-        raise ConfigError(["--address: missing, and RAY_ADDRESS is not set"])
+        raise ConfigError([Problem("--address", "missing, and RAY_ADDRESS is not set")])
     deadline, found = time.monotonic() + timeout, "no cluster"
     while True:
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.cluster.connect import passed_on
-from pipeline.errors import ConfigError, StageError
+from pipeline.errors import ConfigError, Problem, StageError
 from pipeline.runs.config import parse_config, read_config
 from pipeline.runs.upstream import RUN
 
@@ -75,7 +75,7 @@ def make_submission(
     """
     root, file = Path(working_dir).resolve(), Path(config).resolve()
     if not file.is_relative_to(root):
-        raise ConfigError([f"{config}: must lie in the folder that is shipped, {root}"])
+        raise ConfigError([Problem(config, f"must be in the folder that is shipped, {root}")])
     values, problems = read_config(config, overrides)
     if problems:
         raise ConfigError(problems)
@@ -89,8 +89,12 @@ def make_submission(
     if "://" not in storage and not Path(storage).is_absolute():
         raise ConfigError(
             [
-                f"storage: got {storage!r}, which would lie in the job's temporary folder; give an "
-                "absolute path that all nodes share, or a URL (storage=s3://...)"
+                Problem(
+                    "storage",
+                    got=storage,
+                    hint="it would be in the job's temporary folder: give an absolute path that all "
+                    "nodes share, or a URL (storage=s3://...)",
+                )
             ]
         )
     place = file.relative_to(root).as_posix()
@@ -128,8 +132,12 @@ def connect(address: str | None) -> Any:
             raise ConfigError([_refused(address, error)]) from None
         raise ConfigError(
             [
-                f"--address: no Ray job server at {address or 'the default address'}: "
-                f"{' '.join(str(error).split())}; give its dashboard's, such as http://127.0.0.1:8265"
+                Problem(
+                    "--address",
+                    f"no Ray job server at {address or 'the default address'}: "
+                    f"{' '.join(str(error).split())}",
+                    hint="give its dashboard's, such as http://127.0.0.1:8265",
+                )
             ]
         ) from None
 
@@ -162,7 +170,7 @@ def submit(client: Any, submission: Submission) -> tuple[str, bool]:
         except RuntimeError as error:
             # A head that was just started answers before it can take jobs.
             if "No available agent" not in str(error) or time.monotonic() > deadline:
-                raise StageError(f"{name} was not taken: {' '.join(str(error).split())}") from error
+                raise StageError(f"{name} was refused: {' '.join(str(error).split())}") from error
             time.sleep(_POLL_SECONDS)
         else:
             return name, False
@@ -184,8 +192,8 @@ def follow(client: Any, job: str, write: Callable[[str], None]) -> Outcome:
         return wait(client, job)
     except (RuntimeError, OSError) as error:
         raise StageError(
-            f"{job}: the cluster is no longer reached: {' '.join(str(error).split())}; "
-            f"the job may go on: mgpp logs {job} --follow"
+            f"{job}: the cluster cannot be reached any more: {' '.join(str(error).split())}; "
+            f"the job may still be running: mgpp logs {job} --follow"
         ) from error
 
 
@@ -216,7 +224,7 @@ def find_job(client: Any, job: str) -> Any:
     """
     known = {found.submission_id: found for found in our_jobs(client)}
     if job not in known:
-        raise ConfigError([f"{job}: no such job; there are {', '.join(known) or 'none'}"])
+        raise ConfigError([Problem(job, f"no such job; jobs are {', '.join(known) or 'none'}")])
     return known[job]
 
 
@@ -237,16 +245,20 @@ def _check_run(values: dict[str, Any]) -> tuple[str, str]:
     if config.cluster.address not in (None, "auto"):
         raise ConfigError(
             [
-                f"cluster.address: got {config.cluster.address!r}; a job runs on the cluster it was "
-                "submitted to: leave it out"
+                Problem(
+                    "cluster.address",
+                    got=config.cluster.address,
+                    hint="a job runs on the cluster it was submitted to: leave it out",
+                )
             ]
         )
     return config.storage, config.name
 
 
-def _refused(address: str | None, error: Exception) -> str:
-    return (
-        f"--address: the cluster at {address or 'the default address'} asks for a token and got none or "
-        f"another ({type(error).__name__}): set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a file "
-        "with the cluster's token"
+def _refused(address: str | None, error: Exception) -> Problem:
+    return Problem(
+        "--address",
+        f"the cluster at {address or 'the default address'} asks for a token and got none or another "
+        f"({type(error).__name__})",
+        hint="set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a file with the cluster's token",
     )

@@ -12,8 +12,8 @@ import yaml
 from omegaconf import OmegaConf
 from pydantic import Field, ValidationError, model_validator
 
-from pipeline.errors import ConfigError
-from pipeline.runs.config import parse_config, read_config
+from pipeline.errors import ConfigError, Problem, SettingError
+from pipeline.runs.config import parse_config, problem_of, read_config
 from pipeline.runs.validate import Capacity, cluster_problems
 from pipeline.section import NotNegative, Positive, Section
 
@@ -85,27 +85,46 @@ class ClusterDescription(Section):
     @model_validator(mode="after")
     def _check(self) -> "ClusterDescription":
         if (self.shared_memory_gib or 0) > self.memory_gib:
-            raise ValueError(
-                f"shared_memory_gib: got {self.shared_memory_gib}, of memory_gib: {self.memory_gib}"
+            raise SettingError(
+                Problem(
+                    "shared_memory_gib",
+                    f"must not exceed memory_gib, {self.memory_gib}",
+                    got=self.shared_memory_gib,
+                )
             )
         return self
 
-    def problems_for(self, target: str) -> list[str]:
+    def problems_for(self, target: str) -> list[Problem]:
         """Return what a target needs and was not given."""
         problems = []
         if target == "kuberay" and not self.image:
-            problems.append("--image: missing; kuberay needs a container image with mgpp in it")
+            problems.append(
+                Problem(
+                    "--image", "missing", hint="kuberay needs a container image with mgpp in it"
+                )
+            )
         if target == "skypilot" and self.gpus_per_node and not self.gpu_type:
-            problems.append("--set gpu_type: missing; skypilot needs the kind of GPU, such as H100")
+            problems.append(
+                Problem(
+                    "--set gpu_type",
+                    "missing",
+                    hint="skypilot needs the kind of GPU, such as H100",
+                )
+            )
         if target == "ray-up" and self.provider == "aws" and not self.instance_type:
-            problems.append("--set instance_type: missing; such as p5.48xlarge")
+            problems.append(Problem("--set instance_type", "missing", hint="such as p5.48xlarge"))
         if target == "ray-up" and self.provider == "local":
             if not self.head_ip:
-                problems.append("--set head_ip: missing; the address of the head machine")
+                problems.append(
+                    Problem("--set head_ip", "missing", hint="the address of the head machine")
+                )
             if len(self.worker_ips) != self.nodes - 1:
                 problems.append(
-                    f"--set worker_ips: got {len(self.worker_ips)}; {self.nodes} nodes are the head and "
-                    f"{self.nodes - 1} others"
+                    Problem(
+                        "--set worker_ips",
+                        got=len(self.worker_ips),
+                        hint=f"{self.nodes} nodes are the head and {self.nodes - 1} others",
+                    )
                 )
         return problems
 
@@ -124,8 +143,13 @@ def describe_cluster(values: dict[str, object], changes: Sequence[str]) -> Clust
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals or key not in ClusterDescription.model_fields:
-            allowed = ", ".join(ClusterDescription.model_fields)
-            problems.append(f"--set {change}: must be key=value; keys are {allowed}")
+            problems.append(
+                Problem(
+                    f"--set {change}",
+                    "must be key=value",
+                    hint=f"keys are {', '.join(ClusterDescription.model_fields)}",
+                )
+            )
             continue
         more[key] = yaml.safe_load(value)
     if problems:
@@ -133,11 +157,7 @@ def describe_cluster(values: dict[str, object], changes: Sequence[str]) -> Clust
     try:
         return ClusterDescription.model_validate({**values, **more})
     except ValidationError as error:
-        raise ConfigError(
-            f"{'.'.join(str(part) for part in item['loc']) or 'cluster'}: "
-            f"{item['msg'].removeprefix('Value error, ')}, got {item['input']!r}"
-            for item in error.errors()
-        ) from None
+        raise ConfigError(problem_of(item, whole="cluster") for item in error.errors()) from None
 
 
 def render_cluster(
@@ -170,8 +190,11 @@ def render_cluster(
         problems += cluster_problems(settings.cluster, Capacity(nodes=nodes * description.nodes))
     if "://" not in storage and not Path(storage).is_absolute():
         problems.append(
-            f"storage: got {storage!r}; give an absolute path that all nodes share, or a URL "
-            "(storage=s3://...)"
+            Problem(
+                "storage",
+                got=storage,
+                hint="give an absolute path that all nodes share, or a URL (storage=s3://...)",
+            )
         )
     if problems:
         raise ConfigError(problems)

@@ -1,4 +1,4 @@
-"""Stages that this run alone works on: what other runs on the same store do already is waited for."""
+"""Leases on stages: what another run on the same store is doing is waited for, not done twice."""
 
 import _thread
 import time
@@ -31,13 +31,13 @@ def leased(
         stages: in order.
         store: where their artifacts go.
         progress: gives the newest record of a stage, for those who watch its lease.
-        tell: told whom this run waits for.
+        tell: called with a line that says which run this one waits for.
 
     Yields:
         The stages that are left to do, all leased.
 
     Raises:
-        StageError: if another run took over, having taken this one for dead.
+        StageError: if this run's lease expired and another run took over.
     """
     held: list[HeldLease] = []
     lost: list[LeaseLostError] = []
@@ -65,8 +65,8 @@ def leased(
     except KeyboardInterrupt:
         if lost:
             raise StageError(
-                f"{lost[0]}, as this one did not show for a minute that it lives; "
-                "the same command waits for it, or goes on where it stops"
+                f"{lost[0]}: this run's lease expired (no heartbeat for 60 s); rerun the same command "
+                "to wait for the other run or resume where it stops"
             ) from None
         raise
     finally:
@@ -87,10 +87,10 @@ def made_once(
         stage: which one.
         store: where its artifact goes.
         make: writes into a folder and returns the metrics.
-        tell: told whom this run waits for.
+        tell: called with a line that says which run this one waits for.
 
     Raises:
-        StageError: if another run took over, having taken this one for dead.
+        StageError: if this run's lease expired and another run took over.
     """
     with leased([stage], store, progress=lambda _: None, tell=tell) as missing:
         if missing:
@@ -105,7 +105,7 @@ def made_once(
 def _take(stage: PlannedStage, store: ArtifactStore, tell: Callable[[str], None]) -> int | None:
     """Wait until a stage is done (None) or its lease is this run's (its number)."""
     watch = LeaseWatch(store.folder_of(stage.name, stage.key))
-    told = None
+    holder = None
     while store.find(stage.name, stage.key) is None:
         taken = watch.take()
         if isinstance(taken, int):
@@ -113,8 +113,8 @@ def _take(stage: PlannedStage, store: ArtifactStore, tell: Callable[[str], None]
                 return taken
             watch.folder.give_back(taken)  # done in the meantime
             return None
-        if str(taken) != told:
-            told = str(taken)
-            tell(f"{stage.name:<9} {told} works on it; waiting")
+        if str(taken) != holder:
+            holder = str(taken)
+            tell(f"{stage.name:<9} waiting for {holder}, which is working on it")
         time.sleep(_POLL_SECONDS)
     return None

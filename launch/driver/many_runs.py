@@ -1,4 +1,4 @@
-"""Many runs on one cluster: some at a time, what they share once, none twice, none stopped by another."""
+"""Many runs on one cluster: several at a time, shared stages once, one failure stops no other run."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,9 +25,9 @@ class PlannedRun:
     """One of many runs.
 
     Attributes:
-        title: what people are told of it.
+        title: its name in logs and tables.
         config: of the run.
-        stages: of it, in order, as far as it is to go.
+        stages: the stages to run, in order.
     """
 
     title: str
@@ -46,7 +46,7 @@ def plan_run(
     """Return a run that is a recipe with changes.
 
     Args:
-        title: what people are told of it.
+        title: its name in logs and tables.
         recipe: path of its file.
         overrides: `key=value` changes.
         pruned: False for the dense fine-tune and its evaluation alone.
@@ -59,11 +59,11 @@ def plan_run(
     if not problems:
         values, problems = resolve_upstream(values)
     if problems:
-        raise ConfigError([f"{title}: {problem}" for problem in problems])
+        raise ConfigError(problem.within(title) for problem in problems)
     try:
         config = parse_config(values)
     except ConfigError as error:
-        raise ConfigError([f"{title}: {problem}" for problem in error.problems]) from None
+        raise ConfigError(problem.within(title) for problem in error.problems) from None
     stages = plan_stages(config, pruned=pruned)
     return PlannedRun(
         title=title, config=config, stages=[stage for stage in stages if stage.name not in without]
@@ -96,9 +96,9 @@ def run_all(
     Args:
         planned: the runs; the cluster must be connected.
         store: where artifacts go.
-        console: told of progress.
+        console: where progress is printed.
         at_once: how many run at a time.
-        score: says, for people, what a run that is done came to.
+        score: returns the result of a finished run, in words.
 
     Returns:
         Why it failed, by the title of each run that did.
@@ -123,8 +123,8 @@ def run_all(
         run = runs[job.title]
         for stage in run.stages[-1:]:
             store.note_failure(stage.name, stage.key, outcome)
-        told = f"failed: {outcome}" if outcome else score(run)
-        console.print(f"{ended}/{len(missing)} {job.title}: {told}")
+        result = f"failed: {outcome}" if outcome else score(run)
+        console.print(f"{ended}/{len(missing)} {job.title}: {result}")
 
     while waiting or running:
         for job in list(waiting):

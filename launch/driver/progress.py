@@ -1,4 +1,4 @@
-"""What a person sees of a run: live bars on a terminal, plain lines elsewhere."""
+"""The progress of a run: live bars on a terminal, plain lines elsewhere."""
 
 import threading
 import time

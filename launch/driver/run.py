@@ -25,8 +25,8 @@ class RunResult:
 
     Attributes:
         artifacts: by stage.
-        seconds: wall seconds of each stage now (0 where it was done already).
-        cached: the stages that were done already.
+        seconds: wall seconds of each stage now (0 if it was cached).
+        cached: the stages whose output was in the store already.
     """
 
     artifacts: dict[str, Artifact] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class RunResult:
 
 
 def all_done(stages: list[PlannedStage], store: ArtifactStore) -> bool:
-    """Tell whether the output of every stage is in the store."""
+    """Return whether the output of every stage is in the store."""
     return all(store.find(stage.name, stage.key) is not None for stage in stages)
 
 
@@ -67,7 +67,7 @@ def run_stages(
         config: of the run.
         store: where artifacts go.
         console: where to show the stages as they run; None shows nothing.
-        status: the actor that is told of progress; one is made unless given.
+        status: the actor that progress is posted to; one is made unless given.
 
     Raises:
         ConfigError: if the data shows that the configuration cannot run.
@@ -85,7 +85,7 @@ def run_stages(
             result.artifacts[stage.name], result.seconds[stage.name] = artifact, 0.0
             result.cached.append(stage.name)
             if console:
-                console.print(f"{stage.name:<9} done before")
+                console.print(f"{stage.name:<9} cached")
         missing = [stage for stage in group if stage.name not in result.artifacts]
         if missing:
             status = status or make_status_actor(config.name)
@@ -116,7 +116,7 @@ def _run_missing(
     status: Any,
     console: Console | None,
 ) -> dict[str, float]:
-    """Run what no other run does meanwhile; return the wall seconds of each stage, if shown."""
+    """Run the stages that no other run is doing; return the wall seconds of each, if shown."""
 
     def tell(text: str) -> None:
         if console:

@@ -33,7 +33,7 @@ class WorkerGroupConfig(TorchConfig):  # type: ignore[misc]
 
 
 class Restarts(UserCallback):  # type: ignore[misc]
-    """Tells the status actor of workers that were lost; Ray Train calls it where it restarts them."""
+    """Posts lost workers to the status actor; Ray Train calls it when it restarts them."""
 
     def __init__(self, status: Any) -> None:
         self._status = status

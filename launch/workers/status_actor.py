@@ -1,6 +1,6 @@
 """The actor that workers of a run post to: its progress, its restarts, and a failure that is final.
 
-What it is told goes to Ray's metrics too, so that Prometheus scrapes it from the actor's node.
+What is posted becomes Ray metrics too, which Prometheus scrapes from the actor's node.
 The actor's process imports this file: so nothing heavy is imported here.
 """
 
@@ -11,12 +11,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 PREFIX = "ray_"  # Ray's own, before every name of a metric
 GAUGES = {
-    "mgpp_step": "Optimizer steps done by the stage under way.",
-    "mgpp_num_steps": "Optimizer steps of the stage under way.",
+    "mgpp_step": "Optimizer steps done of the current stage.",
+    "mgpp_num_steps": "Optimizer steps of the current stage.",
     "mgpp_loss": "Training loss, nats.",
     "mgpp_sparsity": "Share of zeros among the prunable weights.",
-    "mgpp_threshold": "Magnitude below which weights went at the last pruning.",
-    "mgpp_tokens_per_second": "Tokens trained on a second, all workers together.",
+    "mgpp_threshold": "Largest magnitude pruned at the last pruning.",
+    "mgpp_tokens_per_second": "Tokens trained on per second, all workers together.",
     "mgpp_lr": "Learning rate.",
     "mgpp_grad_norm": "L2 norm of the gradient.",
 }
@@ -25,11 +25,11 @@ RESTARTS_TEXT = "Restarts of a run's workers, by cause."
 _TAGS = ("run", "stage")
 
 Posted = tuple[dict[str, dict[str, Any] | None], list[str]]
-"""The newest record of every stage begun, in order, and all notes."""
+"""The newest record of every started stage, in order, and all notes."""
 
 
 class _StatusActor:
-    """Holds what workers posted, and a failure that trying again cannot mend.
+    """Holds what workers posted, and a failure that a restart cannot fix.
 
     Args:
         run: name of the run, in metrics.
@@ -58,7 +58,7 @@ class _StatusActor:
 
     def restart(self, cause: str, text: str) -> None:
         if self._failure is not None:
-            return  # nothing starts again: it is told as the run's failure
+            return  # no restart follows: the run reports the failure
         self._notes.append(f"workers lost ({cause}): {text}")
         self._restarts.inc(1, tags={"run": self._run, "cause": cause})
 

@@ -13,18 +13,18 @@ import ray
 
 _LOG_BYTES = 1 << 20
 # What follows from the settings or the code, not from a machine; a lost peer is a RuntimeError.
-_NOT_WORTH_TRYING_AGAIN = (ValueError, TypeError, LookupError, AttributeError, AssertionError)
+_NOT_WORTH_RETRYING = (ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
 
 def work(settings: dict[str, Any]) -> None:
-    """Run stages one after the other as one of a worker group, without those that are done.
+    """Run stages one after the other as one worker of a group, without those that are done.
 
     Args:
         settings: `stages`, `config` and `inputs` as plain values, `storage` (URL), `status` (actor).
     """
     status = settings["status"]
     if ray.get(status.failure.remote()) is not None:
-        return  # restarted after a failure that trying again cannot mend
+        return  # restarted after a failure that a restart cannot fix
 
     import torch
     from ray.train.torch import get_device
@@ -70,7 +70,7 @@ def work(settings: dict[str, Any]) -> None:
     except ConfigError as error:
         ray.get(status.fail.remote("config", error.problems))
         raise
-    except (StageError, *_NOT_WORTH_TRYING_AGAIN) as error:
+    except (StageError, *_NOT_WORTH_RETRYING) as error:
         ray.get(status.fail.remote("stage", f"{stage.name}: {type(error).__name__}: {error}"))
         raise
 

@@ -29,15 +29,15 @@ def run_on_workers(
 ) -> None:
     """Run stages, one after the other, on all workers together; returns when all are committed.
 
-    They share one worker group because starting its processes takes longer than many a stage. Where
-    other work holds the cluster's room, they wait for it.
+    They share one worker group because starting its processes takes longer than many a stage does. If
+    other work occupies the cluster, they wait for it.
 
     Args:
         stages: what to run, in order.
         config: of the run.
         store: where artifacts go.
         inputs: the artifacts that are there already, by stage.
-        status: the actor that is told of progress and failure.
+        status: the actor that progress and failures are posted to.
 
     Raises:
         StageError, ConfigError: as the stage raised it.
@@ -51,14 +51,14 @@ def run_on_workers(
         except TrainingFailedError as error:
             fewer = _fewer_workers(config, num_workers)
             if fewer is not None:
-                text = f"goes on with {fewer} workers instead of {num_workers}"
+                text = f"resuming with {fewer} workers instead of {num_workers}"
                 ray.get(status.restart.remote("node lost", f"{last_line(error)}; {text}"))
                 num_workers = fewer
-            elif _is_kept_waiting(error, config.cluster, num_workers):
-                text = f"other work holds the cluster: waits on for {num_workers} workers"
+            elif _must_wait(error, config.cluster, num_workers):
+                text = f"waiting for {num_workers} workers: other work occupies the cluster"
                 ray.get(status.post.remote({"event": "note", "text": text}))
             else:
-                raise StageError(_told(error, config.cluster, num_workers)) from error
+                raise StageError(_reason(error, config.cluster, num_workers)) from error
 
 
 def _run_once(
@@ -71,7 +71,7 @@ def _run_once(
 ) -> None:
     """Run stages on so many workers; those restarted in place are as many."""
     cluster = config.cluster
-    # Ray Train's own record of the run. It is not gone on from: the stages' checkpoints say all.
+    # Ray Train's own record of the run. It is not resumed from: the stages' checkpoints hold everything.
     folder = store.folder_of(stages[0].name, stages[0].key)
     store.discard(f"{folder}/{_RAY_FOLDER}")
     resources: dict[str, float] = {"CPU": cluster.cpus_per_worker}
@@ -120,7 +120,7 @@ def _run_once(
 
 
 def _fewer_workers(config: run_config.RunConfig, num_workers: int) -> int | None:
-    """Return how many workers there is room for now, if fewer will do; None if the room is not it."""
+    """Return how many workers fit now, if fewer are allowed; None if room is not the cause."""
     cluster = config.cluster
     if cluster.min_workers is None:
         return None
@@ -136,10 +136,10 @@ def _room(cluster: run_config.ClusterConfig) -> int:
     return cluster_capacity().num_workers(cluster.cpus_per_worker, cluster.gpus_per_worker)
 
 
-def _is_kept_waiting(
+def _must_wait(
     error: TrainingFailedError, cluster: run_config.ClusterConfig, num_workers: int
 ) -> bool:
-    """Whether a worker group did not start because others, whose end will come, hold what it needs."""
+    """Return whether a worker group did not start because other work occupies what it needs."""
     if not _found_no_room(error) or _room(cluster) < num_workers:
         return False
     free = ray.available_resources()
@@ -152,22 +152,22 @@ def _found_no_room(error: TrainingFailedError) -> bool:
     return type(failure).__name__ == "WorkerGroupStartupTimeoutError"  # no public name of Ray
 
 
-def _told(error: TrainingFailedError, cluster: run_config.ClusterConfig, num_workers: int) -> str:
-    """Return why a worker group was given up, in the configuration's terms, and what to do."""
-    again = "the same command goes on from the last checkpoint"
+def _reason(error: TrainingFailedError, cluster: run_config.ClusterConfig, num_workers: int) -> str:
+    """Return why a worker group failed for good, in the configuration's terms, and what to do."""
+    resume = "rerun the same command to resume from the last checkpoint"
     if _found_no_room(error):
         return (
             f"{num_workers} workers did not start within cluster.wait_seconds ({cluster.wait_seconds}); "
-            f"there is room for {_room(cluster)} now. When there is more, {again}; cluster.min_workers "
-            "lets it go on with fewer"
+            f"there is room for {_room(cluster)} now. When there is room, {resume}; or set "
+            "cluster.min_workers to run with fewer"
         )
     failures = sorted(getattr(error, "worker_failures", {}).items())
     if not failures:
-        return f"Ray Train could not run the workers; {again}\n{error}"
+        return f"Ray Train could not run the workers; {resume}\n{error}"
     rank, failure = failures[0]
     return (
         f"workers failed more often than cluster.max_failures ({cluster.max_failures}) allows; "
-        f"rank {rank}: {last_line(failure)}. Once the cause is mended, {again}\n{error}"
+        f"rank {rank}: {last_line(failure)}. Fix the cause, then {resume}\n{error}"
     )
 
 

@@ -35,7 +35,7 @@ def attach(
         prunable: float32 parameters by name.
         method: what is added to plain magnitude pruning.
         schedule: when to prune and how far.
-        placement: where sparsity goes; over all weights unless given.
+        placement: how sparsity is distributed; over all weights unless given.
         transposed: names of the weights stored inputs first (`Conv1D`), for patterns.
 
     Returns:

@@ -23,7 +23,7 @@ _STATE_FILE = "mgpp_pruner.pt"
 class PruningCallback(TrainerCallback):  # type: ignore[misc]
     """Prunes the model that a Trainer trains, on one process or under DistributedDataParallel.
 
-    The pruner's state is kept in the Trainer's checkpoints and taken up again at a resume.
+    The pruner's state is kept in the Trainer's checkpoints and restored at a resume.
 
     Args:
         config: a PruningConfig, or a mapping with its keys.

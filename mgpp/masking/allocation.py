@@ -1,4 +1,4 @@
-"""Where sparsity goes: how many elements of which weights are pruned, as whole numbers that add up.
+"""How sparsity is distributed: how many elements of which weights are pruned, in whole numbers.
 
 Counts are of *units*: elements, or whole blocks. All of them together are floor(N s), N the prunable
 weights and s the schedule's sparsity, rounded down to whole blocks.
@@ -23,7 +23,7 @@ _LAYER = re.compile(r"^(.*?\.)?\d+(?=\.)")
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Settings of where sparsity goes.
+    """Settings of how sparsity is distributed.
 
     Attributes:
         scope: what competes: "global", all weights; "layer", those of one numbered layer; "uniform",
@@ -33,7 +33,7 @@ class Placement:
         budgets: final sparsity of the weights whose names match a shell pattern; what remains of the
             overall sparsity goes to the other weights. Among the weights of a budget `scope` holds too.
         min_kept: share of every matrix that stays, at least.
-        pattern: "N:M" (N of every M consecutive inputs stay) or "ROWSxCOLUMNS" (whole blocks go).
+        pattern: "N:M" (N of every M consecutive inputs stay) or "ROWSxCOLUMNS" (whole blocks are pruned).
 
     Raises:
         ValueError: naming the setting that is out of range.
@@ -86,9 +86,9 @@ class Allocation:
 
     Attributes:
         tilings: how the pattern lies in each weight; empty without one.
-        unit: elements that go together.
+        unit: elements that are pruned together.
         sizes: units of each weight.
-        caps: the most units of each weight that may go.
+        caps: the most units of each weight that may be pruned.
 
     Raises:
         ValueError: for patterns that match nothing or the same weight, weights that the pattern does not
@@ -135,7 +135,7 @@ class Allocation:
         return self._share(sum(self.numels), self.schedule.sparsity(step))
 
     def groups(self, num_pruned: int, step: int) -> list[Group]:
-        """Return what is cut at a step: weights, and how many of their units go.
+        """Return what is cut at a step: weights, and how many of their units are pruned.
 
         Under the scope "lamp" those are the weights among which a score decides how many go of each.
 
@@ -161,7 +161,7 @@ class Allocation:
         return int(numel * sparsity)
 
     def _parts(self, num_units: int, step: int) -> list[tuple[tuple[int, ...], int]]:
-        """Return the weights of each budget with their units to go, and the rest with what remains."""
+        """Return the weights of each budget with their units to prune, and the rest with what remains."""
         counts = self._settled(num_units, step)
         remaining = num_units - sum(counts)
         self._check_counts(num_units, counts, remaining, step)
@@ -172,7 +172,7 @@ class Allocation:
         """Return each budget's units: its exact share rounded down.
 
         Where the other weights could not take what rounding leaves over, shares are rounded up instead,
-        of the first budgets first; where floats rounded up so that too few remain, one less goes.
+        of the first budgets first; where floats rounded up so that too few remain, one less is pruned.
         """
         counts, lost = [], []
         for budget in self._budgets:
@@ -268,8 +268,8 @@ class Allocation:
             budgets = f" (the budgets take {given})" if given else ""
             raise ValueError(
                 f"{'budgets' if self._budgets else 'min_kept'}: of {sum(self.sizes)} {unit} {num_units} "
-                f"are to go {when}{budgets}, which asks {count} of {what}, where from 0 to "
-                f"{most} may go; {advice}"
+                f"are to be pruned {when}{budgets}, which asks {count} of {what}, where from 0 to "
+                f"{most} may be pruned; {advice}"
             )
 
 

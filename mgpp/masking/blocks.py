@@ -1,4 +1,4 @@
-"""Blocks: their scores, the same bit for bit however they are sharded, and what goes with them.
+"""Blocks: their scores, the same bit for bit however they are sharded, and what is pruned with them.
 
 A block's score is the mean of its elements' scores. Sums of floats depend on their order, so the scores
 are summed as integers: multiples of one unit, some 2^-57 of the largest score, which a rounding to
@@ -107,7 +107,7 @@ def block_shards(
 def element_keeps(
     shards: Sequence[Shard], grid: BlockGrid, decided: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Return for each shard which of its blocks stay, after all ranks have told those that they cut.
+    """Return for each shard which of its blocks stay, after all ranks have exchanged those that they cut.
 
     Args:
         shards: this rank's shards; all ranks must call.
@@ -128,15 +128,15 @@ def element_keeps(
             if key[1] in owned:
                 parts[key] = keep[key[1] - held.start]
         keeps.append(keep)
-    told = grid.straddling.sum(parts, grid.tiles, torch.uint8)
+    exchanged = grid.straddling.sum(parts, grid.tiles, torch.uint8)
     for shard, keep in zip(shards, keeps, strict=True):
         for key in grid.straddling.of(shard, grid.tilings[shard.index].span):
-            keep[key[1] - grid.held(shard).start] = told[key].to(keep.device)
+            keep[key[1] - grid.held(shard).start] = exchanged[key].to(keep.device)
     return keeps
 
 
 def expanded_chunks(shard: Shard, grid: BlockGrid, keep: Tensor) -> Iterator[Tensor]:
-    """Yield for each chunk of a shard an int32 tensor: 1 where weights stay and 0 where they go."""
+    """Yield for each chunk of a shard an int32 tensor: 1 where weights stay, 0 where pruned."""
     tiling = grid.tilings[shard.index]
     rows = keep.repeat_interleave(tiling.columns, dim=1)  # a stored row of each span
     whole = rows.unsqueeze(1).expand(-1, tiling.rows, -1).reshape(-1)

@@ -1,13 +1,13 @@
-"""LAMP: how many weights of each matrix go by a layer-adaptive score (Lee et al., arXiv 2010.07611).
+"""LAMP: how many weights of each matrix to prune by a layer-adaptive score (arXiv 2010.07611).
 
 A weight's score is w^2 over the sum of squares of all weights of its matrix that are not smaller. One cut
-on that score over all matrices decides how many of each go; within a matrix the score rises with |w|, so
-that those are its smallest. A matrix's largest weight scores 1, whatever the matrix's scale.
+on that score over all matrices decides how many of each are pruned; within a matrix the score rises
+with |w|, so that those are its smallest. A matrix's largest weight scores 1, whatever the matrix's scale.
 
 The counts come from histograms of magnitudes, with the mean of each bin, summed over the ranks as
 integers, so that they are the same however the weights are sharded. A bin holds magnitudes that differ by
 less than 1 in 64, taken as evenly spread: a matrix's count is off by less than a thousandth of its
-elements, or by one or two of them. Which weights go is then found exactly, matrix by matrix.
+elements, or by one or two of them. Which weights these are is then found exactly, matrix by matrix.
 """
 
 from collections.abc import Sequence
@@ -32,12 +32,12 @@ def lamp_groups(
     caps: Sequence[int],
     collectives: Collectives,
 ) -> list[Group]:
-    """Divide what goes of each group among its weights; all ranks must call.
+    """Divide each group's pruned elements among its weights; all ranks must call.
 
     Args:
         shards: this rank's shards, of magnitudes.
         groups: the same on all ranks; k is at most the sum of the group's caps.
-        caps: the most elements of each weight that may go, by `Shard.index`.
+        caps: the most elements of each weight that may be pruned, by `Shard.index`.
         collectives: the group over which the weights are sharded.
 
     Returns:
@@ -94,7 +94,7 @@ def magnitude_histograms(
 
 
 def lamp_counts(histograms: Tensor, tops: Tensor, k: int, caps: Sequence[int]) -> list[int]:
-    """Return how many of each weight go where k go of all, by one cut on the score.
+    """Return how many elements of each weight to prune so that k are in all, by one cut on the score.
 
     The cut is searched among all floats from 0 to 1; what it leaves over, where many scores are equal, is
     shared in proportion.
@@ -103,7 +103,7 @@ def lamp_counts(histograms: Tensor, tops: Tensor, k: int, caps: Sequence[int]) -
         histograms: int64 [2, weights, NUM_BINS], as `magnitude_histograms` returns it.
         tops: int64 [weights], likewise.
         k: at most the sum of the caps.
-        caps: the most that may go of each.
+        caps: the most that may be pruned of each.
     """
     scores = _edge_scores(histograms, tops)
     ends = torch.nn.functional.pad(histograms[0].cumsum(1), (1, 0)).double()
@@ -113,7 +113,7 @@ def lamp_counts(histograms: Tensor, tops: Tensor, k: int, caps: Sequence[int]) -
         cut = torch.tensor(pattern).view(torch.float64)
         return torch.minimum(_num_below(scores, ends, cut), most)
 
-    low, high = -1, _ONE  # at -1 nothing goes
+    low, high = -1, _ONE  # at -1 nothing is pruned
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if float(at(middle).sum()) >= k else (middle, high)
@@ -138,7 +138,7 @@ def _edge_scores(histograms: Tensor, tops: Tensor) -> Tensor:
     suffixes = squares.flip(1).cumsum(1).flip(1)
     scores = torch.where(suffixes > 0, lower * lower / suffixes, 1.0).clamp(max=1.0)
     scores = torch.nn.functional.pad(scores, (0, 1), value=1.0).cummax(1).values
-    scores[tops == 0] = 0.0  # nothing but zeros: all of them go before any other weight
+    scores[tops == 0] = 0.0  # nothing but zeros: all of them are pruned before any other weight
     return scores
 
 

@@ -1,4 +1,4 @@
-"""Which weights go at one pruning: the method's scores under pattern, budgets and bounds."""
+"""Which weights one pruning prunes: the method's scores under pattern, budgets and bounds."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,13 +28,13 @@ class FoundMask:
     """What one pruning takes.
 
     Attributes:
-        num_pruned: weights that go, over all ranks.
-        threshold: the largest score that goes; of blocks, their mean; of several cuts, the largest.
-        cuts: the largest magnitude that goes of each weight, by `Shard.index`; None where weights go by
-            something else, a score or as blocks.
+        num_pruned: weights that are pruned, over all ranks.
+        threshold: the largest score that is pruned; of blocks, their mean; of several cuts, the largest.
+        cuts: the largest pruned magnitude of each weight, by `Shard.index`; None where weights are
+            pruned by something else, a score or as blocks.
         digest: of all cuts, the same on all ranks if they found the same.
         keeps: given the position of a shard, yields for each of its chunks an int32 tensor: 1 where
-            weights stay and 0 where they go.
+            weights stay, 0 where they are pruned.
     """
 
     num_pruned: int
@@ -45,11 +45,11 @@ class FoundMask:
 
 
 class MaskSearch:
-    """Chooses what goes, the same however the weights are sharded.
+    """Chooses which weights are pruned, the same however they are sharded.
 
     Args:
         shards: this rank's shards.
-        allocation: how much goes of which weights.
+        allocation: how much is pruned of which weights.
         collectives: the group over which the weights are sharded.
     """
 
@@ -64,11 +64,11 @@ class MaskSearch:
         self._straddling = Straddling(shards, spans, collectives) if spans else None
 
     def search(self, method: Method, num_pruned: int, step: int) -> FoundMask:
-        """Choose what goes; all ranks must call.
+        """Choose which weights are pruned; all ranks must call.
 
         Args:
             method: for its scores.
-            num_pruned: weights to go of all, before rounding to blocks.
+            num_pruned: weights to prune of all, before rounding to blocks.
             step: of the schedule.
         """
         groups = self.allocation.groups(num_pruned, step)
@@ -145,14 +145,14 @@ def bounded_cuts(
 
     A weight of which a group's cut takes more loses its cap's number instead, its lowest, and what that
     leaves goes to the other weights of the group by a cut of theirs, until none takes too much. That is
-    the cut of the group over what may go of each weight, whatever the order; a bound that was reached
-    stays so, for the others' cuts only rise.
+    the cut of the group over what may be pruned of each weight, whatever the order; a bound that was
+    reached stays so, for the others' cuts only rise.
 
     Args:
         shards: this rank's shards.
         groups: the same on all ranks; k is at most the sum of the group's caps.
         full_numels: elements of each whole weight, by `Shard.index`.
-        caps: the most elements of each weight that may go, by `Shard.index`.
+        caps: the most elements of each weight that may be pruned, by `Shard.index`.
         collectives: the group over which the weights are sharded.
 
     Returns:
@@ -186,7 +186,7 @@ def _count_pruned(
     num_weights: int,
     collectives: Collectives,
 ) -> list[int]:
-    """Count what goes of each weight of some groups, over all ranks."""
+    """Count what is pruned of each weight of some groups, over all ranks."""
     if not groups:
         return [0] * num_weights
     counted = {index for group in groups for index in group.indices}

@@ -1,4 +1,4 @@
-"""N:M: within every group of M, only the M - N lowest scored may go."""
+"""N:M: within every group of M, only the M - N lowest scored may be pruned."""
 
 from collections.abc import Sequence
 from dataclasses import replace

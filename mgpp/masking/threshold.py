@@ -1,4 +1,4 @@
-"""Exactly which weights go: cuts at the k-th smallest magnitude over all shards, ties included.
+"""Exactly which weights are pruned: cuts at the k-th smallest magnitude over all shards, ties included.
 
 One cut over all weights sends some 700 KiB, whatever the model's size; many are found together, each
 then sends some 14 KiB.
@@ -22,7 +22,7 @@ class Group:
 
     Attributes:
         indices: their places among all prunable weights (`Shard.index`), rising.
-        k: how many of their elements go, over all ranks.
+        k: how many of their elements are pruned, over all ranks.
     """
 
     indices: tuple[int, ...]
@@ -34,10 +34,10 @@ class Cut:
     """Where the k smallest magnitudes of a group end.
 
     Attributes:
-        k: how many weights go, over all ranks.
-        bits: bit pattern of the k-th smallest magnitude; all patterns below it go.
+        k: how many weights are pruned, over all ranks.
+        bits: bit pattern of the k-th smallest magnitude; all below it are pruned.
         tied_quota: by position in this rank's list of shards, how many weights equal to the k-th
-            magnitude go from it, first come first, none unless given; None where all of them go, the
+            magnitude are pruned of it, first come first, none unless given; None where all are, the
             usual case.
     """
 
@@ -58,7 +58,7 @@ def find_cut(
 
     Args:
         shards: this rank's shards.
-        k: how many weights are to go, 0 <= k <= all prunable weights.
+        k: how many weights are to be pruned, 0 <= k <= all prunable weights.
         full_numels: elements of each whole prunable weight (matrix), by `Shard.index`.
         collectives: the group over which the weights are sharded.
 
@@ -77,7 +77,7 @@ def find_cuts(
 ) -> list[Cut]:
     """Find for each group which k of its elements have the smallest magnitude over all ranks.
 
-    Ties at the k-th value go in global order: by weight, then by position in it. That order does
+    Ties at the k-th value are pruned in global order: by weight, then by position in it. That order does
     not depend on how the weights are sharded.
 
     Args:
@@ -145,7 +145,7 @@ def sent_bytes(world_size: int, num_weights: int, num_groups: int = 1) -> int:
 
 
 def kept_chunks(shards: Sequence[Shard], position: int, cut: Cut) -> Iterator[Tensor]:
-    """Yield for each chunk of a shard an int32 tensor: 1 where weights stay and 0 where they go.
+    """Yield for each chunk of a shard an int32 tensor: 1 where weights stay, 0 where pruned.
 
     Args:
         shards: the list given to `find_cuts`.
@@ -171,7 +171,7 @@ class _Tied:
 
     Attributes:
         indices: the weights of the group, rising.
-        num_pruned: how many of the equal elements go.
+        num_pruned: how many of the equal elements are pruned.
         num_equal: how many this rank's shards hold, by position.
     """
 
@@ -183,7 +183,7 @@ class _Tied:
 def _share_ties(
     tied: Sequence[_Tied], shards: Sequence[Shard], collectives: Collectives
 ) -> list[dict[int, int]]:
-    """Divide the ties that go among the shards, by position, in global order."""
+    """Divide the ties to prune among the shards, by position, in global order."""
     if not tied:
         return []
     mine = {index: 0 for group in tied for index in group.indices}

@@ -68,7 +68,7 @@ class Method:
         """Learn of the optimizer's learning rate as pruning is attached.
 
         Raises:
-            ValueError: if the settings do not go with it.
+            ValueError: if the settings do not fit it.
         """
         self.lr = self.peak_lr = lr
 

@@ -32,7 +32,7 @@ class MGPP(Method):
         gt=0,
     )
     spike_follows_lr: bool = setting(
-        False, "Let spike_threshold follow the learning rate; else it goes by the peak rate."
+        False, "Let spike_threshold follow the learning rate; else the peak rate is used."
     )
     slab_var: float = setting(0.05, "Variance of the wide component (sigma_1^2).", gt=0)
     slab_prob: float = setting(0.1, "Prior probability of the wide component (lambda).", gt=0, lt=1)

@@ -15,10 +15,10 @@ from mgpp.sharding.shards import CHUNK, Shard
 class MGPPSaliency(MGPP):
     """MGPP that prunes by |w| times the root mean square of the data's gradient.
 
-    Its square is twice the rise in the loss when w goes, to second order with the Fisher information's
-    diagonal for the Hessian's (optimal brain damage: LeCun, Denker, Solla, 1990; Theis et al., arXiv
-    1801.05787). In short runs magnitudes stay near what pretraining left; what the task needs shows in
-    gradients first. The prior's gradient is left out of the mean.
+    Its square is twice the rise in the loss when w is pruned, to second order with the Fisher
+    information's diagonal for the Hessian's (optimal brain damage: LeCun, Denker, Solla, 1990; Theis et
+    al., arXiv 1801.05787). In short runs magnitudes stay near what pretraining left; what the task needs
+    shows in gradients first. The prior's gradient is left out of the mean.
     """
 
     name = "mgpp-saliency"

@@ -15,7 +15,7 @@ from mgpp.sharding.shards import CHUNK, Shard
 class Movement(Method):
     """Movement pruning: by the sum of -w grad, which rises as a weight moves away from zero.
 
-    Hard, with the straight-through estimator: what is pruned is kept aside, goes on to be scored by the
+    Hard, with the straight-through estimator: what is pruned is kept aside, is still scored by the
     gradient it would have, and comes back if its score rises enough. The score's learning rate is a
     factor of all scores and of no effect. One threshold holds for all matrices (`global_topk` of the
     published code), whose runs train the scores by Adam: that is `soft-movement` with a penalty of 0.
@@ -63,7 +63,7 @@ class Movement(Method):
 def update_pruned(shard: Shard, pruned_weight: Tensor) -> None:
     """Add to pruned weights what the optimizer has just made of the zeros in their places.
 
-    Their gradient is zero, but momentum goes on for a while, and the published code lets it move the
+    Their gradient is zero, but momentum lasts for a while, and the published code lets it move the
     weights behind the mask.
 
     Args:

@@ -26,9 +26,9 @@ def take_in(
     uncertainty = beta2 uncertainty + (1 - beta2) |I - importance| (arXiv 2206.12562, eq. 7, 8 and 10).
 
     As in the published code (`update_ipt_with_local_window` of github.com/QingruZhang/PLATON), windows
-    begin at multiples of the interval, and a pruning goes by the windows before its own step. A pruning
-    elsewhere, such as the first and the last of a schedule may be, begins a window too, so that it goes
-    by all steps before it; one at step 0 has none and goes by that step.
+    begin at multiples of the interval, and a pruning uses the windows before its own step. A pruning
+    elsewhere, such as the first and the last of a schedule may be, begins a window too, so that it uses
+    all steps before it; one at step 0 has none and uses that step.
 
     Args:
         state: `STATE_NAMES` of a shard: 1-D float32, zeros at first.

@@ -1,1 +1,1 @@
-"""A rank's pieces of the weights, and what is counted over all ranks."""
+"""A rank's shards of the weights, and what is counted over all ranks."""

@@ -6,7 +6,7 @@ lies almost surely; one pass over the values counts those below and sets those b
 in a hundred; the k-th is then found among them by counting one digit of the pattern after the other.
 Every count is summed over the ranks, so the result is the same bit for bit on any number of them. Where
 the sample was wrong, or too many values are tied, the digits of all values of the group are counted
-instead. All groups' counts go in the same reductions, and the more groups, the fewer bits a digit has.
+instead. All groups' counts share the same reductions, and the more groups, the fewer bits a digit has.
 
 Clearing the sign bit makes -0.0 equal 0.0.
 """
@@ -174,7 +174,7 @@ def _brackets(
 
 
 def _sample(group: Ranked, num_groups: int) -> Tensor:
-    """Return the patterns of every so manieth value of a group."""
+    """Return the patterns of every stride-th value of a group."""
     least = max(_LEAST_SAMPLE // num_groups, _LEAST_SAMPLE // 4)
     most = max(_MOST_SAMPLE // num_groups, _LEAST_SAMPLE)
     stride = max(group.total // min(max(group.total // 32, least), most), 1)
@@ -265,7 +265,7 @@ class _Search:
     size: int = -1
 
     def narrow(self, counts: Tensor, shift: int) -> None:
-        """Go on within the digit that the k-th has."""
+        """Continue within the digit that the k-th has."""
         digit, self.k, self.size = _bin_holding(self.k, counts)
         self.low, self.width = self.low + (digit << shift), shift
         if shift:

@@ -1,6 +1,6 @@
 """What a rank holds of each prunable weight.
 
-A *shard* is this rank's contiguous piece of one float32 master weight, wherever a backend keeps it:
+A *shard* is this rank's contiguous range of one float32 master weight, wherever a backend keeps it:
 the parameter itself in plain torch, a range of DeepSpeed's flat partition under ZeRO. Padding that a
 backend adds is never part of a shard.
 """
@@ -13,26 +13,26 @@ from torch import Tensor
 
 from mgpp.sharding.collectives import Collectives
 
-# 1 MiB of weights: what is done element by element is done in pieces of this size, so that buffers stay
+# 1 MiB of weights: what is done element by element is done in chunks of this size, so that buffers stay
 # small and in cache. A multiple of 8, so that packed masks can be cut along.
 CHUNK = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """This rank's piece of one prunable weight.
+    """This rank's part of one prunable weight.
 
-    The pieces of one weight must lie on the ranks in the order of their offsets; torch, ZeRO 1/2 and
+    The shards of one weight must lie on the ranks in the order of their offsets; torch, ZeRO 1/2 and
     ZeRO 3 all do so. It makes the choice among tied magnitudes independent of the number of ranks.
 
     Attributes:
         name: the parameter's name in the full model.
         index: the weight's place among all prunable weights, the same on every rank.
         full_shape: shape of the whole weight.
-        offset: where the piece begins in the flattened whole weight, in elements.
-        numel: elements in the piece; 0 is allowed.
-        flat: the float32 tensor the optimizer updates; the piece is a range of it.
-        start: where the piece begins in the flattened `flat`.
+        offset: where the shard begins in the flattened whole weight, in elements.
+        numel: elements in the shard; 0 is allowed.
+        flat: the float32 tensor the optimizer updates; the shard is a range of it.
+        start: where the shard begins in the flattened `flat`.
     """
 
     name: str
@@ -53,16 +53,16 @@ class Shard:
 
     @property
     def weight(self) -> Tensor:
-        """The piece itself: 1-D float32 view, writing to it writes to the master weight."""
+        """The shard itself: 1-D float32 view, writing to it writes to the master weight."""
         return self.flat.detach().view(-1).narrow(0, self.start, self.numel)
 
     def chunks(self) -> Iterator[Tensor]:
-        """Yield the piece in order, as views of at most CHUNK elements."""
+        """Yield the shard in order, as views of at most CHUNK elements."""
         yield from self.weight.split(CHUNK)
 
     @property
     def grad(self) -> Tensor:
-        """The piece's gradient: 1-D float32 view; valid between reduction and the optimizer step."""
+        """The shard's gradient: 1-D float32 view; valid between reduction and the optimizer step."""
         grad = self.flat.grad
         if grad is None:
             raise RuntimeError(

@@ -13,7 +13,7 @@ Span = tuple[int, int]  # a weight's index, and the number of the span in it
 
 
 class Straddling:
-    """The spans that the ranks' pieces cut in two or more.
+    """The spans that the ranks' shards cut in two or more.
 
     Args:
         shards: this rank's shards.

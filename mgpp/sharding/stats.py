@@ -27,7 +27,7 @@ def positions_hash(keep: Tensor, numel: int, first: int) -> int:
     """Hash which of `numel` weights are pruned, the first at global position `first`.
 
     The bits are taken as bytes of the whole model's mask, each with a random 64-bit factor, and summed
-    modulo 2^64: linear in every bit, so the hashes of pieces add up to that of the whole however it
+    modulo 2^64: linear in every bit, so the hashes of parts add up to that of the whole however it
     was cut, also in the middle of a byte.
     """
     shift, total = first % 8, 0

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from pipeline.campaigns.overrides import Changes
+from pipeline.errors import Problem, SettingError
 from pipeline.section import NotNegative, Positive, Section, Share
 
 DENSE = "dense"
@@ -123,7 +124,7 @@ class CampaignConfig(Section):
     def _refuse_old_names(cls, given: Any) -> Any:
         for old, new in _RENAMED.items():
             if isinstance(given, Mapping) and old in given:
-                raise ValueError(f"{old}: renamed, got {given[old]!r}; write {new}")
+                raise SettingError(Problem(old, "renamed", got=given[old], hint=f"write {new}"))
         return given
 
     @model_validator(mode="after")
@@ -135,10 +136,18 @@ class CampaignConfig(Section):
 
     def _check_recipes(self) -> None:
         if self.recipe is None and not self.tasks:
-            raise ValueError("recipe: missing; give it, or tasks with a recipe each")
+            raise SettingError(
+                Problem("recipe", "missing", hint="give it, or tasks with a recipe each")
+            )
         for name, task in self.tasks.items():
             if self.recipe is None and task.recipe is None:
-                raise ValueError(f"tasks.{name}.recipe: missing; give it, or recipe for all tasks")
+                raise SettingError(
+                    Problem(
+                        f"tasks.{name}.recipe",
+                        "missing",
+                        hint="give it, or recipe for all tasks",
+                    )
+                )
 
     def _check_names(self) -> None:
         axes: dict[str, Collection[str]] = {
@@ -150,28 +159,39 @@ class CampaignConfig(Section):
             for i, entry in enumerate(given):
                 for axis, names in axes.items():
                     name = getattr(entry, axis)
-                    allowed = f"allowed are {', '.join(names) or 'none, there are none'}"
+                    key, allowed = f"{part}[{i}].{axis}", tuple(names) or ("none, there are none",)
                     if name is not None and name not in names:
-                        raise ValueError(f"{part}[{i}].{axis}: got {name!r}; {allowed}")
+                        raise SettingError(Problem(key, got=name, allowed=allowed))
                     if part == "runs" and names and name is None:
-                        raise ValueError(f"runs[{i}].{axis}: missing; {allowed}")
+                        raise SettingError(Problem(key, "missing", allowed=allowed))
         for i, exclusion in enumerate(self.exclude):
             if not exclusion.model_dump(exclude_none=True):
-                raise ValueError(f"exclude[{i}]: empty, it would leave everything out")
+                raise SettingError(Problem(f"exclude[{i}]", "empty, it would leave everything out"))
 
     def _check_candidates(self) -> None:
         if DENSE in self.methods:
-            raise ValueError(
-                f"methods.{DENSE}: {DENSE!r} is the model without pruning and no name of a method"
+            raise SettingError(
+                Problem(
+                    f"methods.{DENSE}",
+                    f"{DENSE!r} is the model without pruning and no name of a method",
+                )
             )
         numbers = {name: len(method.candidates) for name, method in self.methods.items()}
         if len(set(numbers.values())) > 1:
-            raise ValueError(
-                f"methods: every method must have as many candidates, so that none is chosen with "
-                f"more effort than another; got {numbers}"
+            raise SettingError(
+                Problem(
+                    "methods",
+                    "every method must have as many candidates, so that none is chosen with more effort "
+                    "than another",
+                    got=numbers,
+                )
             )
         if max(numbers.values()) > 1 and self.selection is None:
-            raise ValueError("selection: missing; it says how one of several candidates is chosen")
+            raise SettingError(
+                Problem(
+                    "selection", "missing", hint="it says how one of several candidates is chosen"
+                )
+            )
 
     @property
     def has_choice(self) -> bool:

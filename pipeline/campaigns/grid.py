@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from pipeline.campaigns.config import DENSE, CampaignConfig, Exclusion
 from pipeline.campaigns.overrides import Changes, overrides_of
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Problem
 from pipeline.runs.config import read_as
 
 VERSION = 2
@@ -84,10 +84,10 @@ def read_campaign(path: str, overrides: Sequence[str] = ()) -> CampaignConfig:
     config, problems = _with_recipes(read_as(CampaignConfig, path, overrides), Path(path).parent)
     runs = campaign_runs(config)
     if not any(run.place.is_pruned for run in runs):
-        problems.append(f"{path}: no runs; give sparsities, or runs")
+        problems.append(Problem(path, "no runs", hint="give sparsities, or runs"))
     titles = [run.title for run in runs]
     problems += [
-        f"{path}: {title}: given twice, in the grid or in runs"
+        Problem(title, "given twice, in the grid or in runs", where=path)
         for title in sorted({title for title in titles if titles.count(title) > 1})
     ]
     if problems:
@@ -95,7 +95,7 @@ def read_campaign(path: str, overrides: Sequence[str] = ()) -> CampaignConfig:
     return config
 
 
-def _with_recipes(config: CampaignConfig, folder: Path) -> tuple[CampaignConfig, list[str]]:
+def _with_recipes(config: CampaignConfig, folder: Path) -> tuple[CampaignConfig, list[Problem]]:
     """Return the campaign with the paths of its recipes from here, and which of them are no files."""
     problems = []
 
@@ -103,7 +103,7 @@ def _with_recipes(config: CampaignConfig, folder: Path) -> tuple[CampaignConfig,
         if recipe is None:
             return None
         if not (folder / recipe).is_file():
-            problems.append(f"{key}: {folder / recipe} is not a file")
+            problems.append(Problem(key, f"{folder / recipe} is not a file"))
         return str(folder / recipe)
 
     tasks = {

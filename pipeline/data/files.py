@@ -9,7 +9,7 @@ from datasets import DatasetDict
 
 from pipeline.data.base import DataConfig, SetName, root, with_columns
 from pipeline.data.squad_json import flatten_articles, has_articles
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Problem
 from pipeline.section import OneOrMore
 from pipeline.store.locations import content_sha256, resolve_path
 
@@ -50,7 +50,8 @@ def load_files(config: FilesConfig, streaming: bool) -> DatasetDict:
         ConfigError: if a file is not there or cannot be read.
     """
     splits = DatasetDict() if not streaming else datasets.IterableDatasetDict()
-    problems, found = [], {}
+    problems: list[Problem] = []
+    found = {}
     for split, (key, given) in _wanted_files(config).items():
         try:
             found[split] = (key, _paths(key, given))
@@ -73,7 +74,9 @@ def load_files(config: FilesConfig, streaming: bool) -> DatasetDict:
             )
             splits[split] = flatten_articles(rows) if has_articles(rows) else rows
         except Exception as error:  # readers raise what they like; all of it is the file's fault
-            raise ConfigError([f"{key}: {paths[0]} cannot be read: {root(error)}"]) from error
+            raise ConfigError(
+                [Problem(key, f"{paths[0]} cannot be read: {root(error)}")]
+            ) from error
     return splits
 
 
@@ -104,18 +107,18 @@ def _paths(key: str, given: list[str]) -> list[Path]:
         try:
             path = Path(resolve_path(text)).expanduser()
         except ValueError as error:
-            raise ConfigError([f"{key}: {error}"]) from error
+            raise ConfigError([Problem(key, str(error))]) from error
         if not path.is_file():
-            raise ConfigError([f"{key}: {text} is not a file"])
+            raise ConfigError([Problem(key, f"{text} is not a file")])
         if path.suffix.lower() not in _FORMATS:
             raise ConfigError(
-                [f"{key}: {text} ends in {path.suffix!r}; allowed are {', '.join(_FORMATS)}"]
+                [Problem(key, f"{text} ends in {path.suffix!r}", allowed=tuple(_FORMATS))]
             )
         paths.append(path)
     suffixes = {path.suffix.lower(): path for path in paths}
     if len(suffixes) > 1:
         names = ", ".join(path.name for path in suffixes.values())
-        raise ConfigError([f"{key}: files of one split must end alike, got {names}"])
+        raise ConfigError([Problem(key, f"files of one split must end alike, got {names}")])
     return paths
 
 

@@ -10,7 +10,7 @@ from datasets import DatasetDict
 from pydantic import Field
 
 from pipeline.data.base import DataConfig, SetName
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Problem
 from pipeline.store.artifacts import file_sha256
 
 
@@ -35,15 +35,22 @@ def load_function(config: FunctionConfig, streaming: bool) -> DatasetDict:
     returned = _function(config)(**config.arguments)  # may be of any kind: it is the user's
     if not isinstance(returned, DatasetDict) or "train" not in returned:
         raise ConfigError(
-            [f"data.function: {config.function} must return a DatasetDict with a 'train' split"]
+            [
+                Problem(
+                    "data.function",
+                    f"{config.function} must return a DatasetDict with a 'train' split",
+                )
+            ]
         )
     splits = DatasetDict({k: returned[k] for k in ("train", "validation") if k in returned})
     for name, split in config.extra_validation.items():
         if split not in returned:
             raise ConfigError(
                 [
-                    f"data.extra_validation.{name}: {config.function} returns no split {split!r}; "
-                    f"there are: {sorted(returned)}"
+                    Problem(
+                        f"data.extra_validation.{name}",
+                        f"{config.function} returns no split {split!r}; there are: {sorted(returned)}",
+                    )
                 ]
             )
         splits[name] = returned[split]
@@ -64,14 +71,21 @@ def _function(config: FunctionConfig) -> Callable[..., Any]:
         function: Callable[..., Any] = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
-            [f"data.function: {config.function} cannot be imported: {error}"]
+            [Problem("data.function", f"{config.function} cannot be imported: {error}")]
         ) from error
     if not callable(function):
-        raise ConfigError([f"data.function: {config.function} is no function but {function!r}"])
+        raise ConfigError(
+            [Problem("data.function", f"{config.function} is no function but {function!r}")]
+        )
     try:
         signature(function).bind(**config.arguments)
     except TypeError as error:
         raise ConfigError(
-            [f"data.arguments: {config.function}{signature(function)} does not take them: {error}"]
+            [
+                Problem(
+                    "data.arguments",
+                    f"{config.function}{signature(function)} does not take them: {error}",
+                )
+            ]
         ) from error
     return function

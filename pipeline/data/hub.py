@@ -7,7 +7,7 @@ import datasets
 from datasets import DatasetDict
 
 from pipeline.data.base import DataConfig, SetName, root, with_columns
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Problem
 from pipeline.store.locations import content_sha256
 
 
@@ -57,7 +57,12 @@ def load_hub(config: HubConfig, streaming: bool) -> DatasetDict:
             )
         except Exception as error:  # of many kinds: no hub, no dataset, no split
             raise ConfigError(
-                [f"{key}: {config.path!r} (split {name_there!r}) cannot be loaded: {root(error)}"]
+                [
+                    Problem(
+                        key,
+                        f"{config.path!r} (split {name_there!r}) cannot be loaded: {root(error)}",
+                    )
+                ]
             ) from error
     return splits
 

@@ -1,6 +1,7 @@
 """Rows of several sources, one after the other."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import datasets
@@ -9,7 +10,7 @@ from pydantic import Field, model_validator
 
 from pipeline.data.base import DataConfig, root
 from pipeline.data.registry import AnySourceConfig, load_source, source_identity
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Problem, SettingError
 
 
 class JoinedConfig(DataConfig):
@@ -29,8 +30,12 @@ class JoinedConfig(DataConfig):
             misplaced = part.model_fields_set & {"validation_share", "split_seed", "num_proc"}
             if misplaced:
                 name = min(misplaced)
-                raise ValueError(
-                    f"parts.{i}.{name} is of all parts together; give it as data.{name}"
+                raise SettingError(
+                    Problem(
+                        f"parts.{i}.{name}",
+                        "is of all parts together",
+                        hint=f"give it as data.{name}",
+                    )
                 )
         return self
 
@@ -50,12 +55,17 @@ def load_joined(config: JoinedConfig, streaming: bool) -> DatasetDict:
     columns = _common(split.column_names for splits in loaded for split in splits.values())
     joined = datasets.IterableDatasetDict() if streaming else DatasetDict()
     for name in names:
-        pieces = [splits[name].select_columns(columns) for splits in loaded if name in splits]
+        parts = [splits[name].select_columns(columns) for splits in loaded if name in splits]
         try:
-            joined[name] = datasets.concatenate_datasets(pieces)
+            joined[name] = datasets.concatenate_datasets(parts)
         except ValueError as error:  # columns of one name that hold different kinds of values
             raise ConfigError(
-                [f"data.parts: the {name} rows of all parts cannot be joined: {root(error)}"]
+                [
+                    Problem(
+                        "data.parts",
+                        f"the {name} rows of all parts cannot be joined: {root(error)}",
+                    )
+                ]
             ) from error
     return joined
 
@@ -91,8 +101,8 @@ def limited(splits: DatasetDict, config: Any) -> DatasetDict:
     return cut
 
 
-def _in_part(i: int, problem: str) -> str:
-    return f"data.parts.{i}.{problem.removeprefix('data.')}"
+def _in_part(i: int, problem: Problem) -> Problem:
+    return replace(problem, key=f"data.parts.{i}.{problem.key.removeprefix('data.')}")
 
 
 def _common(column_names: Iterable[list[str]]) -> list[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Problem
 from pipeline.store.locations import resolve_path
 
 _VALIDATE_ON = ("held-out words", "training words")
@@ -34,14 +34,17 @@ def load_words(
     if validate_on not in _VALIDATE_ON:
         raise ConfigError(
             [
-                f"data.arguments.validate_on: got {validate_on!r}; allowed are "
-                + ", ".join(map(repr, _VALIDATE_ON))
+                Problem(
+                    "data.arguments.validate_on",
+                    got=validate_on,
+                    allowed=tuple(map(repr, _VALIDATE_ON)),
+                )
             ]
         )
     try:
         path = resolve_path("package:vaderSentiment/vader_lexicon.txt")
     except ValueError as error:
-        raise ConfigError([f"data.function: {error}"]) from error
+        raise ConfigError([Problem("data.function", str(error))]) from error
     with Path(path).open(encoding="utf-8") as file:
         fields = [line.split("\t") for line in file if line.strip()]
     rated = {word: float(rating) for word, rating, *_ in fields}  # some stand there twice

@@ -13,7 +13,7 @@ from pydantic import Field
 from pipeline.data.files import FilesConfig, identify_files, load_files
 from pipeline.data.function import FunctionConfig, identify_function, load_function
 from pipeline.data.hub import HubConfig, identify_hub, load_hub
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,11 @@ def _renamed(name: str, split: Any, rename: dict[str, str]) -> Any:
     ]
     if taken:
         raise ConfigError(
-            [f"data.rename: {name} data has a column {taken[0]!r} already; there are: {columns}"]
+            [
+                Problem(
+                    "data.rename",
+                    f"{name} data has a column {taken[0]!r} already; there are: {columns}",
+                )
+            ]
         )
     return split.rename_columns(present) if present else split

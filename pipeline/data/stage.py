@@ -9,7 +9,7 @@ from pydantic import Field
 
 from pipeline.data.joined import JoinedConfig, identify_joined, limited, load_joined
 from pipeline.data.registry import AnySourceConfig, load_source, renamed, source_identity
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Problem
 from pipeline.tasks import Task
 from pipeline.tasks.base import num_tokens
 
@@ -72,8 +72,12 @@ def load_splits(config: Any, *, streaming: bool = False) -> DatasetDict:
         if not 1 <= math.ceil(num_rows * config.validation_share) < num_rows:
             raise ConfigError(
                 [
-                    f"data.validation_share: {config.validation_share} of {num_rows} training rows "
-                    "leaves none to train or to validate on; give more rows or a validation split"
+                    Problem(
+                        "data.validation_share",
+                        f"{config.validation_share} of {num_rows} training rows leaves none to train or "
+                        "to validate on",
+                        hint="give more rows or a validation split",
+                    )
                 ]
             )
         parts = splits["train"].train_test_split(config.validation_share, seed=config.split_seed)
@@ -82,13 +86,16 @@ def load_splits(config: Any, *, streaming: bool = False) -> DatasetDict:
     return limited(splits, config)
 
 
-def missing_columns(config: Any, task: Task, splits: DatasetDict) -> list[str]:
+def missing_columns(config: Any, task: Task, splits: DatasetDict) -> list[Problem]:
     """Return a problem for each column the task needs that a split does not have."""
-    of_all = "; of a joined source only the columns that all parts have count"
+    of_all = "of a joined source only the columns that all parts have count"
     hint = of_all if config.source == "joined" else ""
     return [
-        f"{key}: column {column!r} is not in the {name} data; there are: "
-        f"{sorted(split.column_names)}{hint}"
+        Problem(
+            key,
+            f"column {column!r} is not in the {name} data; there are: {sorted(split.column_names)}",
+            hint=hint,
+        )
         for name, split in splits.items()
         for key, column in task.columns().items()
         if column not in split.column_names

@@ -149,7 +149,7 @@ def _trace(
         hidden is seen[0][1] for _, hidden, _ in seen
     )
     if failure is not None and (is_chain or not seen):
-        raise failure  # otherwise it could not go on with what was returned in a layer's stead
+        raise failure  # otherwise it could not continue with what was returned in a layer's stead
     return (seen[0][1], [call for *_, call in seen]) if is_chain else None
 
 

@@ -8,7 +8,7 @@ import transformers
 from torch import nn
 from transformers.integrations import HfDeepSpeedConfig
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Problem
 from pipeline.section import Section, Share
 from pipeline.store.locations import content_sha256, resolve_path
 
@@ -65,25 +65,38 @@ def load_model_config(config: ModelConfig, model_kwargs: dict[str, Any] | None =
         loaded = transformers.AutoConfig.from_pretrained(location, **_common(config))
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
-            [f"model.path: {config.path!r} does not load: {str(error).splitlines()[0]}"]
+            [
+                Problem(
+                    "model.path",
+                    f"{config.path!r} does not load: {str(error).splitlines()[0]}",
+                )
+            ]
         ) from error
     if not config.random_init and Path(location).is_dir() and not _has_weights(Path(location)):
         raise ConfigError(
             [
-                f"model.path: {config.path!r} has no weights ({', '.join(_WEIGHT_FILES)}); "
-                "model.random_init starts without"
+                Problem(
+                    "model.path",
+                    f"{config.path!r} has no weights ({', '.join(_WEIGHT_FILES)})",
+                    hint="model.random_init starts without",
+                )
             ]
         )
     unknown = [name for name in config.overrides if not hasattr(loaded, name)]
     if unknown:
         raise ConfigError(
-            [f"model.overrides.{name}: {loaded.model_type} has no such setting" for name in unknown]
+            [
+                Problem(f"model.overrides.{name}", f"{loaded.model_type} has no such setting")
+                for name in unknown
+            ]
         )
     changes = dict(config.overrides)
     if config.dropout is not None:
         names = [name for name in _DROPOUT_NAMES if hasattr(loaded, name)]
         if not names:
-            raise ConfigError([f"model.dropout: {loaded.model_type} has no dropout setting"])
+            raise ConfigError(
+                [Problem("model.dropout", f"{loaded.model_type} has no dropout setting")]
+            )
         changes |= dict.fromkeys(names, config.dropout)
     for name, value in {**changes, **(model_kwargs or {})}.items():
         setattr(loaded, name, value)
@@ -137,8 +150,12 @@ def load_model(
         if sharding:  # one worker would find the shapes wrong, and the others wait for it
             raise ConfigError(
                 [
-                    f"model.path: the head of {config.path!r} is for another number of labels than the "
-                    f"data's {model_kwargs['num_labels']}; ZeRO 3 cannot leave it out: use zero.stage: 2"
+                    Problem(
+                        "model.path",
+                        f"the head of {config.path!r} is for another number of labels than the data's "
+                        f"{model_kwargs['num_labels']}",
+                        hint="ZeRO 3 cannot leave it out: use zero.stage: 2",
+                    )
                 ]
             )
         extra["ignore_mismatched_sizes"] = True  # a new head is drawn
@@ -153,13 +170,21 @@ def load_model(
         )
     except (OSError, ValueError) as error:
         raise ConfigError(
-            [f"model.path: {config.path!r} does not load: {str(error).splitlines()[0]}"]
+            [
+                Problem(
+                    "model.path",
+                    f"{config.path!r} does not load: {str(error).splitlines()[0]}",
+                )
+            ]
         ) from error
     inner = [n for n, *_ in found["mismatched_keys"] if n.startswith(f"{model.base_model_prefix}.")]
     if inner:
         raise ConfigError(
             [
-                f"model.overrides: {min(inner)} has another shape in {config.path!r} than they ask for"
+                Problem(
+                    "model.overrides",
+                    f"{min(inner)} has another shape in {config.path!r} than they ask for",
+                )
             ]
         )
     if sharding:
@@ -191,7 +216,12 @@ def load_tokenizer(config: ModelConfig) -> Any:
         tokenizer = transformers.AutoTokenizer.from_pretrained(location, **_common(config))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            [f"model.path: no tokenizer in {config.path!r}: {str(error).splitlines()[0]}"]
+            [
+                Problem(
+                    "model.path",
+                    f"no tokenizer in {config.path!r}: {str(error).splitlines()[0]}",
+                )
+            ]
         ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -215,7 +245,7 @@ def _location(config: ModelConfig) -> str:
     try:
         return resolve_path(config.path)
     except ValueError as error:
-        raise ConfigError([f"model.path: {error}"]) from error
+        raise ConfigError([Problem("model.path", str(error))]) from error
 
 
 def _common(config: ModelConfig) -> dict[str, Any]:

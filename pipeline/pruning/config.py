@@ -4,12 +4,12 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import Field, create_model, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
 import mgpp
 from mgpp import Allocation, OneShotMethod, PruningConfig, PruningSchedule
 from mgpp.pattern import parse_pattern
 from mgpp.settings import default_of
+from pipeline.errors import Problem, SettingError
 from pipeline.pruning.methods import METHOD_CONFIGS, AnyMethodConfig
 from pipeline.section import Duration, Positive, Section
 
@@ -66,9 +66,13 @@ class PruneSection(_Settings):
                     if settings.meaningless() == ()
                     else "keeps the zeros of the model it starts from"
                 )
-                raise setting_error(
-                    f"{name}: means nothing for {self.method.name}, which {reason}; got "
-                    f"{getattr(self, name)!r}, leave it out"
+                raise SettingError(
+                    Problem(
+                        name,
+                        f"means nothing for {self.method.name}, which {reason}",
+                        got=getattr(self, name),
+                        hint="leave it out",
+                    )
                 )
         return self
 
@@ -120,9 +124,9 @@ class PruneSection(_Settings):
 _PLACED = ("scope", "budgets", "min_kept", "pattern")
 
 
-def setting_error(message: str) -> PydanticCustomError:
+def setting_error(message: str) -> SettingError:
     """Return an error of one setting of a section, from "<setting>: <message>"."""
     key, _, text = message.partition(": ")
     if not key.isidentifier():
         key, text = "", message
-    return PydanticCustomError("setting", "{text}", {"key": key, "text": text})
+    return SettingError(Problem(key, text))

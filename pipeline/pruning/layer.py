@@ -29,7 +29,7 @@ class MatrixFigures:
 
     Attributes:
         num_pruned: weights set to zero.
-        threshold: the largest score that went.
+        threshold: the largest score that was pruned.
         mask_hash: of the matrix's mask in its place among all; hashes add up modulo 2^64.
     """
 
@@ -139,7 +139,7 @@ def layer_statistics(
     """Run rows through a layer and return the method's statistic of each matrix's inputs, float64.
 
     Each row's part is computed in float32 and by itself, so that it does not depend on how many workers
-    the rows are dealt out to; only the order of the sums does.
+    the rows are split among; only the order of the sums does.
     """
     sums, hooks = {}, []
     for name, projection in layer.projections.items():

@@ -1,6 +1,6 @@
 """The pruning stage of one-shot methods: a decoder, layer by layer, on what text sends through it.
 
-Each worker holds the model on its CPU and one layer at a time on its device. Rows are dealt out among
+Each worker holds the model on its CPU and one layer at a time on its device. Rows are split among
 the workers, and so are the matrices of a layer; statistics are summed over all. Each layer is pruned on
 the outputs of the pruned layers before it. A plain function; it runs the same under Ray and torchrun.
 """
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mgpp import OneShotMethod
 from mgpp.methods.one_shot.base import portions
 from pipeline.context import Context
-from pipeline.errors import ConfigError, StageError
+from pipeline.errors import ConfigError, Problem, StageError
 from pipeline.models.decoder import (
     DecoderLayer,
     LayerCall,
@@ -75,7 +75,7 @@ def prune_one_shot(
     """Prune the model once; write it and the records to the context's output, as training does.
 
     What is done is kept layer by layer: a run that was killed takes the layers that were pruned, runs the
-    rows through them again and goes on, on any number of workers.
+    rows through them again and continues, on any number of workers.
 
     Args:
         context: what it reads, where it writes and the workers, all of which call this function.
@@ -102,7 +102,7 @@ def prune_one_shot(
         mine = rows[workers.rank :: workers.world_size]
         hidden, calls = layer_inputs(model, run.layers, mine or rows[:1])
     except ValueError as error:
-        raise ConfigError([f"prune.method: {prune.method.name}: {error}"]) from error
+        raise ConfigError([Problem("prune.method", f"{prune.method.name}: {error}")]) from error
     recorder = Recorder(context.output, context.progress) if workers.is_main else None
     figures = _prune_layers(run, hidden[: len(mine)], calls, recorder, context.progress)
     result = _figures(run, figures)
@@ -129,13 +129,17 @@ def calibration_rows(data: Path, num_rows: int, seed: int) -> list[Tensor]:
     return [torch.tensor(ids, dtype=torch.int64) for ids in chosen["input_ids"]]
 
 
-def calibration_problems(num_rows: int, num_blocks: int) -> list[str]:
+def calibration_problems(num_rows: int, num_blocks: int) -> list[Problem]:
     """Return what is wrong with the number of calibration rows, given the blocks there are."""
     if num_rows <= num_blocks:
         return []
     return [
-        f"prune.calibration_rows: got {num_rows}, but there are {num_blocks} training blocks; ask for "
-        "fewer, or give more text or a smaller task.max_length"
+        Problem(
+            "prune.calibration_rows",
+            f"there are {num_blocks} training blocks",
+            got=num_rows,
+            hint="ask for fewer, or give more text or a smaller task.max_length",
+        )
     ]
 
 
@@ -268,7 +272,7 @@ def _save_layer(
     figures: dict[str, MatrixFigures],
     index: int,
 ) -> None:
-    """Keep a pruned layer; what lay there is of another run that cannot be gone on from."""
+    """Keep a pruned layer; what lay there is of another run that cannot be resumed."""
     if workers.is_main:
         store.discard()
     store.save(partial(_write_layer, workers, layer, figures), index)
@@ -285,7 +289,7 @@ def _write_layer(
 
 
 def _load_layer(store: CheckpointStore, layer: DecoderLayer) -> dict[str, MatrixFigures] | None:
-    """Take up a layer that was pruned before, if it was."""
+    """Restore a layer that was pruned before, if it was."""
     with store.latest(announced=False) as saved:
         if saved is None:
             return None

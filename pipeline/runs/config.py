@@ -1,6 +1,7 @@
 """The whole configuration of a run: sections composed, read from YAML, overridden, checked at once."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -10,7 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from yaml import YAMLError
 
 from pipeline.data.stage import AnyDataConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Problem, SettingError
 from pipeline.evaluation.evaluate import EvaluateConfig
 from pipeline.export.checkpoint import ExportConfig
 from pipeline.models.loading import ModelConfig
@@ -65,7 +66,7 @@ class ClusterConfig(Section):
     max_failures: NotNegative = 3
     """How often a worker group is restarted from its last checkpoint."""
     min_workers: Positive | None = None
-    """Fewest workers to go on with, from the last checkpoint, if some are lost for good; null for all."""
+    """Fewest workers to resume with from the last checkpoint if some are lost for good; null for all."""
     wait_seconds: Positive = 300
     """How long workers are waited for: at the start, and after some were lost."""
     timeout_seconds: Positive = 1800
@@ -74,12 +75,20 @@ class ClusterConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "ClusterConfig":
         if self.gpus_per_worker > 1:
-            raise ValueError(
-                f"gpus_per_worker is {self.gpus_per_worker}; a worker drives one GPU, use more workers"
+            raise SettingError(
+                Problem(
+                    "gpus_per_worker",
+                    got=self.gpus_per_worker,
+                    hint="a worker drives one GPU, use more workers",
+                )
             )
         if self.min_workers is not None and self.min_workers > self.num_workers:
-            raise ValueError(
-                f"min_workers is {self.min_workers}; there are {self.num_workers} workers at most"
+            raise SettingError(
+                Problem(
+                    "min_workers",
+                    got=self.min_workers,
+                    hint=f"there are {self.num_workers} workers at most",
+                )
             )
         return self
 
@@ -119,7 +128,7 @@ class RunConfig(Section):
         return str(OmegaConf.to_yaml(OmegaConf.create(self.model_dump(mode="json"))))
 
 
-def read_config(path: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], list[str]]:
+def read_config(path: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], list[Problem]]:
     """Read a YAML file and apply `key=value` overrides; return the values and the problems found.
 
     A file may give only what differs from another one: `extends: path`, relative to itself.
@@ -134,7 +143,7 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any
     except ConfigError as error:
         return {}, error.problems
     except OmegaConfBaseException as error:
-        return {}, [f"{path}: not valid YAML: {' '.join(str(error).split())}"]
+        return {}, [_not_yaml(path, error)]
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}, []
 
@@ -152,7 +161,7 @@ def read_as(kind: type[_Kind], path: str, overrides: Sequence[str] = ()) -> _Kin
         return kind.model_validate(values)
     except ValidationError as error:
         raise ConfigError(
-            _describe(kind, item) if item["loc"] else item["msg"].removeprefix("Value error, ")
+            _describe(kind, item) if item["loc"] else problem_of(item, whole=path)
             for item in error.errors()
         ) from None
 
@@ -169,22 +178,26 @@ def _load(path: Path, below: tuple[Path, ...] = ()) -> DictConfig:
     """
     named = f"{below[-1]}: extends: {path}" if below else str(path)
     if not path.is_file():
-        raise ConfigError([f"{named}: no such file"])
+        raise ConfigError([Problem(named, "no such file")])
     chain = (*below, path)
     if path.resolve() in {file.resolve() for file in below}:
         circle = " -> ".join(str(file) for file in chain)
-        raise ConfigError([f"{named}: extends itself ({circle})"])
+        raise ConfigError([Problem(named, f"extends itself ({circle})")])
     try:
         loaded = OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise ConfigError([f"{path}: not valid YAML: {' '.join(str(error).split())}"]) from error
+        raise ConfigError([_not_yaml(path, error)]) from error
     if not isinstance(loaded, DictConfig):
-        raise ConfigError([f"{path}: must be a mapping of sections, got {_kind(loaded)}"])
+        raise ConfigError(
+            [Problem(str(path), f"must be a mapping of sections, got {_kind(loaded)}")]
+        )
     if "extends" not in loaded:
         return loaded
     base = loaded.pop("extends")
     if not isinstance(base, str):
-        raise ConfigError([f"{path}: extends: must be the path of one file, got {base!r}"])
+        raise ConfigError(
+            [Problem("extends", "must be the path of one file", got=base, where=str(path))]
+        )
     return _merge(_load(path.parent / base, chain), loaded)
 
 
@@ -200,14 +213,20 @@ def _merge(under: DictConfig, over: DictConfig) -> DictConfig:
     return merged
 
 
-def _override_problems(override: str) -> list[str]:
+def _not_yaml(path: Path | str, error: Exception) -> Problem:
+    return Problem(str(path), f"not valid YAML: {' '.join(str(error).split())}")
+
+
+def _override_problems(override: str) -> list[Problem]:
     key, equals, _ = override.partition("=")
     if not equals or not all(key.split(".")):
-        return [f"{override!r}: an override is key=value, such as train.lr=1e-4"]
+        return [Problem(repr(override), "an override is key=value, such as train.lr=1e-4")]
     try:
         OmegaConf.from_dotlist([override])
     except (YAMLError, OmegaConfBaseException) as error:
-        return [f"{override!r}: the value is not valid YAML: {' '.join(str(error).split())}"]
+        return [
+            Problem(repr(override), f"the value is not valid YAML: {' '.join(str(error).split())}")
+        ]
     return []
 
 
@@ -215,7 +234,7 @@ def _kind(loaded: Any) -> str:
     return type(OmegaConf.to_container(loaded)).__name__
 
 
-def parse_sections(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def parse_sections(values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
     """Parse each section by itself, so that one section's mistakes do not hide another's.
 
     Returns:
@@ -223,13 +242,13 @@ def parse_sections(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """
     sections: dict[str, Any] = {}
     problems = [
-        f"{key}: unknown key; allowed are {', '.join(RunConfig.model_fields)}"
+        Problem(key, "unknown key", allowed=tuple(RunConfig.model_fields))
         for key in sorted(set(values) - set(RunConfig.model_fields))
     ]
     for name, spec in RunConfig.model_fields.items():
         if name not in values:
             if spec.is_required():
-                problems.append(f"{name}: missing; {spec.description}")
+                problems.append(Problem(name, "missing", hint=spec.description or ""))
             else:
                 sections[name] = spec.default
             continue
@@ -277,8 +296,8 @@ def _annotate(annotation: Any, *metadata: Any, discriminator: Any) -> Any:
     return annotation
 
 
-def _describe(model: Any, item: Any, *above: str) -> str:
-    """Return a problem in the file's own terms: the key, what was got, what is allowed.
+def _describe(model: Any, item: Any, *above: str) -> Problem:
+    """Return pydantic's error in the file's own terms: the key, what was got, what is allowed.
 
     Args:
         model: class of the file.
@@ -297,29 +316,34 @@ def _describe(model: Any, item: Any, *above: str) -> str:
         model = inner[0] if len(inner) == 1 else inner or model
     key = ".".join(path)
     if item["type"] == "extra_forbidden" and key in RENAMED:
-        return f"{key}: renamed to {RENAMED[key]}"
-    if item["type"] == "setting":
-        setting = item["ctx"]["key"]
-        return (
-            f"{key}.{setting}: {item['ctx']['text']}"
-            if setting
-            else f"{key}: {item['ctx']['text']}"
-        )
+        return Problem(key, f"renamed to {RENAMED[key]}")
     if item["type"] == "extra_forbidden":
-        return f"{key}: unknown key; allowed are {', '.join(_fields(model))}"
+        return Problem(key, "unknown key", allowed=tuple(_fields(model)))
     if item["type"] == "missing":
-        return f"{key}: missing"
+        return Problem(key, "missing")
     if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
         tag = item["ctx"]["discriminator"].strip("'")
         got = item["input"].get(tag) if isinstance(item["input"], dict) else item["input"]
-        allowed = item["ctx"].get("expected_tags") or "; ".join(
-            str(get_args(member.model_fields[tag].annotation)[0]) for member in model
-        )
-        return f"{key}.{tag}: got {got!r}; allowed are {allowed}"
+        names = [get_args(member.model_fields[tag].annotation)[0] for member in model]
+        return Problem(f"{key}.{tag}", got=got, allowed=tuple(map(repr, names)))
+    return problem_of({**item, "loc": path})
+
+
+def problem_of(item: Any, *, whole: str = "") -> Problem:
+    """Return one of pydantic's errors as a problem.
+
+    Args:
+        item: of `ValidationError.errors()`.
+        whole: names what was read, for what is wrong with no single key of it.
+    """
+    key = ".".join(str(part) for part in item["loc"])
+    error = item.get("ctx", {}).get("error")
+    if isinstance(error, SettingError):
+        inner = error.problem
+        return replace(inner, key=".".join(filter(None, [key, inner.key])))
     message = item["msg"].removeprefix("Value error, ")
-    got = item["input"]
-    shown = "" if isinstance(got, dict) else f", got {got!r}"
-    return f"{key}: {message[0].lower()}{message[1:]}{shown}"
+    got = ... if isinstance(item["input"], dict) else item["input"]
+    return Problem(key or whole, f"{message[0].lower()}{message[1:]}", got=got)
 
 
 def _member(model: Any, part: str) -> Any:

@@ -122,7 +122,7 @@ def distillation_bytes(
 
     Args:
         model: that learns, on the meta device.
-        distill: whether hidden states are taught too.
+        distill: whether hidden states are distilled too.
         rows: of one micro-batch.
         length: tokens of one row; of its source, where there is an encoder and a decoder.
         target_length: tokens of a row's target; used where there is an encoder and a decoder.

@@ -14,7 +14,7 @@ from mgpp import METHODS, Allocation, OneShotMethod, transposed_weights
 from mgpp.masking import lamp
 from mgpp.masking.threshold import sent_bytes
 from mgpp.sharding.displacement import NUM_BINS
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Problem
 from pipeline.models.decoder import weight_rows
 from pipeline.models.loading import build_empty
 from pipeline.pruning.one_shot import prunable_layers
@@ -104,11 +104,11 @@ def plan_run(config: RunConfig) -> Plan:
     device["activations (estimate)"] = activation_bytes(
         empty, **batch, recomputed=config.train.gradient_checkpointing
     )
-    taught = 0
+    of_teacher = 0
     if config.distill is not None:
-        taught = _num_taught(config, total)
+        of_teacher = _num_teacher_parameters(config, total)
         sharded = config.zero.stage == 3
-        held = (-(-taught // world_size) if sharded else taught) * batch["width"]
+        held = (-(-of_teacher // world_size) if sharded else of_teacher) * batch["width"]
         # Offloaded as the student's parameters are.
         if not config.zero.offload_parameters:
             device["teacher"] = held
@@ -120,7 +120,7 @@ def plan_run(config: RunConfig) -> Plan:
         num_prunable=prunable,
         device={name: size for name, size in device.items() if size},
         host={name: size for name, size in host.items() if size},
-        sent_per_step=_sent_per_step(config, total, trained, taught, micro),
+        sent_per_step=_sent_per_step(config, total, trained, of_teacher, micro),
         sent_per_pruning=sent if config.zero.stage else 8 * world_size,
         checkpoint=checkpoint_bytes(trained, prunable, num_kept),
     )
@@ -151,7 +151,7 @@ def plan_one_shot(config: RunConfig, empty: nn.Module, method: OneShotMethod) ->
     try:
         layers = prunable_layers(empty, make_task(config.task), names, method)
     except ValueError as error:
-        raise ConfigError([f"prune.method: {method.name}: {error}"]) from error
+        raise ConfigError([Problem("prune.method", f"{method.name}: {error}")]) from error
     width, hidden = (
         DTYPES[config.zero.precision].itemsize,
         int(cast(Any, empty).config.hidden_size),
@@ -194,7 +194,7 @@ def plan_one_shot(config: RunConfig, empty: nn.Module, method: OneShotMethod) ->
     )
 
 
-def _num_taught(config: RunConfig, total: int) -> int:
+def _num_teacher_parameters(config: RunConfig, total: int) -> int:
     """Return the parameters of the teacher; the dense fine-tune is a model like its student."""
     assert config.distill is not None
     model = config.distill.model(config.model)
@@ -207,7 +207,7 @@ def _num_taught(config: RunConfig, total: int) -> int:
     return sum(p.numel() for p in teacher.parameters())
 
 
-def _sent_per_step(config: RunConfig, total: int, trained: int, taught: int, micro: int) -> int:
+def _sent_per_step(config: RunConfig, total: int, trained: int, of_teacher: int, micro: int) -> int:
     """Return what a worker sends for one optimizer step, by ring algorithms."""
     world_size, zero = config.cluster.num_workers, config.zero
     width = DTYPES[zero.precision].itemsize
@@ -215,7 +215,7 @@ def _sent_per_step(config: RunConfig, total: int, trained: int, taught: int, mic
     share = (world_size - 1) / world_size
     # Gathered for each forward and backward pass, reduced in each; a teacher only runs forward.
     if zero.stage == 3:
-        return int(share * width * accumulation * (2 * total + trained + taught))
+        return int(share * width * accumulation * (2 * total + trained + of_teacher))
     # Gradients are reduced (at stage 2 in each micro-batch) and parameters or gradients gathered.
     reductions = accumulation if zero.stage == 2 else 1
     return int(share * width * trained * (reductions + 1))

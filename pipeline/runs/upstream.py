@@ -3,7 +3,7 @@
 import shlex
 from typing import Any
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Problem
 from pipeline.runs.config import parse_config, read_config
 from pipeline.runs.flow import plan_stages
 from pipeline.store.artifacts import ArtifactStore
@@ -15,7 +15,7 @@ RUN = "run:"
 
 def resolve_upstream(
     values: dict[str, Any], above: tuple[str, ...] = ()
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, Any], list[Problem]]:
     """Replace a `model.path` that names another recipe by where that recipe's model is.
 
     Args:
@@ -35,7 +35,7 @@ def resolve_upstream(
     try:
         path = _exported_model(reference, above)
     except ConfigError as error:
-        return values, [f"model.path: {problem}" for problem in error.problems]
+        return values, error.problems
     return {**values, "model": {**model, "path": path}}, []
 
 
@@ -48,11 +48,11 @@ def _exported_model(reference: str, above: tuple[str, ...]) -> str:
     try:
         command = shlex.split(reference.removeprefix(RUN))
     except ValueError as error:
-        raise ConfigError([f"{reference!r}: {error}"]) from error
+        raise ConfigError([Problem("model.path", f"{reference!r}: {error}")]) from error
     if not command:
-        raise ConfigError([f"{reference!r} names no file"])
+        raise ConfigError([Problem("model.path", f"{reference!r} names no file")])
     if reference in above:
-        raise ConfigError([f"{reference!r} leads back to itself"])
+        raise ConfigError([Problem("model.path", f"{reference!r} leads back to itself")])
     try:
         values, problems = read_config(command[0], command[1:])
         if not problems:
@@ -62,14 +62,18 @@ def _exported_model(reference: str, above: tuple[str, ...]) -> str:
         config = parse_config(values)
         key = next(stage.key for stage in plan_stages(config) if stage.name == "export")
     except ConfigError as error:
-        raise ConfigError([f"{reference!r}: {problem}" for problem in error.problems]) from error
+        raise ConfigError(p.within(f"model.path: {reference!r}") for p in error.problems) from error
     store = ArtifactStore(absolute_url(config.storage))
     exported = store.find("export", key)
     if exported is None:
         raise ConfigError(
             [
-                f"{reference!r} was not run yet, or what it is made of has changed since: there is no "
-                f"export-{key} in {store.url}; `mgpp run {shlex.join(command)}` first"
+                Problem(
+                    "model.path",
+                    f"{reference!r} was not run yet, or what it is made of has changed since: there is "
+                    f"no export-{key} in {store.url}",
+                    hint=f"`mgpp run {shlex.join(command)}` first",
+                )
             ]
         )
     return f"{exported.url}/model" if store.is_local else f"{ARTIFACT}{exported.url}/model"

@@ -9,7 +9,7 @@ from torch import nn
 
 from mgpp import transposed_weights
 from pipeline.data.stage import is_local, load_splits, missing_columns, num_training_examples
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Problem
 from pipeline.models.loading import build_empty, load_model_config, load_tokenizer
 from pipeline.pruning.one_shot import calibration_problems, prunable_layers
 from pipeline.runs.config import RunConfig, parse_sections, read_config
@@ -88,7 +88,7 @@ def check_schedule(config: RunConfig, num_rows: int) -> None:
         raise ConfigError(problems)
 
 
-def _model_problems(sections: dict[str, Any]) -> list[str]:
+def _model_problems(sections: dict[str, Any]) -> list[Problem]:
     if "model" not in sections:
         return []
     model, task, prune = sections["model"], sections.get("task"), sections.get("prune")
@@ -105,46 +105,55 @@ def _model_problems(sections: dict[str, Any]) -> list[str]:
         empty = build_empty(model, make_task(task).auto_model)
     except (ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
-        return [f"model.path: {model.path!r} cannot be built for a {task.type} task: {reason}"]
+        return [
+            Problem(
+                "model.path", f"{model.path!r} cannot be built for a {task.type} task: {reason}"
+            )
+        ]
     if "train" in sections:
         try:
             freeze(empty, sections["train"].freeze)
         except ValueError as error:
-            problems.append(f"train.freeze: {error}")
+            problems.append(Problem("train.freeze", str(error)))
     if prune is not None:
         problems += _selection_problems(prune, make_task(task), empty)
     if distill is not None and prune is not None and prune.one_shot is not None:
         problems.append(
-            f"distill: means nothing for {prune.method.name}, which trains nothing; leave it out"
+            Problem(
+                "distill",
+                f"means nothing for {prune.method.name}, which trains nothing",
+                hint="leave it out",
+            )
         )
     elif distill is not None:
         problems += teacher_problems(distill, model, make_task(task).auto_model)
     return problems
 
 
-def _selection_problems(prune: Any, task: Task, empty: nn.Module) -> list[str]:
+def _selection_problems(prune: Any, task: Task, empty: nn.Module) -> list[Problem]:
     """Check what is pruned, and where sparsity goes, against the model."""
     try:
         names = prune.settings.select(empty)
     except ValueError as error:
         key = "prune.exclude" if str(error).startswith("exclude") else "prune.include"
-        return [f"{key}: {error}"]
+        return [Problem(key, str(error))]
     if prune.one_shot is not None:
         try:
             prunable_layers(empty, task, names, prune.one_shot)
         except ValueError as error:
-            return [f"prune.method: {prune.method.name}: {error}"]
+            return [Problem("prune.method", f"{prune.method.name}: {error}")]
         return []
     chosen = set(names)
     shapes = {name: tuple(p.shape) for name, p in empty.named_parameters() if name in chosen}
     try:
         prune.allocation(shapes, transposed_weights(empty))
     except ValueError as error:
-        return [f"prune.{error}"]
+        key, _, why = str(error).partition(": ")
+        return [Problem(f"prune.{key}", why)]
     return []
 
 
-def _data_problems(sections: dict[str, Any]) -> list[str]:
+def _data_problems(sections: dict[str, Any]) -> list[Problem]:
     if "data" not in sections:
         return []
     try:
@@ -156,7 +165,7 @@ def _data_problems(sections: dict[str, Any]) -> list[str]:
     return missing_columns(sections["data"], make_task(sections["task"]), splits)
 
 
-def _training_problems(sections: dict[str, Any]) -> list[str]:
+def _training_problems(sections: dict[str, Any]) -> list[Problem]:
     problems = problems_of(sections["zero"]) if "zero" in sections else []
     if "train" not in sections:
         return problems
@@ -169,28 +178,30 @@ def _training_problems(sections: dict[str, Any]) -> list[str]:
         return problems  # nothing is trained
     for key, length in (("train", train.length), ("dense", dense.length if dense else None)):
         if length is not None and length.unit == "%":
-            problems.append(f"{key}.length: {length.text!r} is a share; give steps or epochs")
+            problems.append(
+                Problem(f"{key}.length", f"{length.text!r} is a share", hint="give steps or epochs")
+            )
         elif length is not None and not length.value:
-            problems.append(f"{key}.length: got {length.text!r}; must be above 0")
+            problems.append(Problem(f"{key}.length", got=length.text, hint="must be above 0"))
     if train.length.unit == "%" or not train.length.value:
         return problems
     if cluster is not None:
         try:
             train.batch_plan(num_rows=train.batch_size, world_size=cluster.num_workers)
         except ValueError as error:
-            problems.append(f"train.batch_size: {error} (cluster.num_workers)")
+            problems.append(Problem("train.batch_size", f"{error} (cluster.num_workers)"))
     if prune is not None and one_shot is None:
         problems += _method_problems(train, prune)
     return problems
 
 
-def _method_problems(train: Any, prune: Any) -> list[str]:
+def _method_problems(train: Any, prune: Any) -> list[Problem]:
     """Check a method's settings and its schedule against the training's."""
     problems = []
     try:
         prune.settings.build_method(num_examples=1).begin(train.lr)
     except ValueError as error:
-        problems.append(f"prune.method: {error} (train.lr)")
+        problems.append(Problem("prune.method", f"{error} (train.lr)"))
     # Where all lengths are in one unit, their order does not depend on the number of rows.
     units = _units(train, prune)
     if len(units) == 1:
@@ -198,27 +209,34 @@ def _method_problems(train: Any, prune: Any) -> list[str]:
         try:
             prune.settings.schedule(train.num_steps(per_epoch), per_epoch)
         except ValueError as error:
-            problems.append(f"prune: {error}")
+            problems.append(Problem("prune", str(error)))
     return problems
 
 
-def _missing_dense(prune: Any, distill: Any) -> list[str]:
+def _missing_dense(prune: Any, distill: Any) -> list[Problem]:
     """Return what asks for the dense fine-tune that is not run."""
     problems = []
     if prune is not None and prune.start_from == "dense":
         problems.append(
-            "prune.start_from: got 'dense', but dense.enabled is false; there is no "
-            "dense model to start from"
+            Problem(
+                "prune.start_from",
+                got="dense",
+                hint="dense.enabled is false: there is no dense model to start from",
+            )
         )
     if distill is not None and distill.teacher == DENSE:
         problems.append(
-            "distill.teacher: got 'dense', but dense.enabled is false; there is none to learn from: "
-            "enable it, or name a model that was fine-tuned for the task"
+            Problem(
+                "distill.teacher",
+                got="dense",
+                hint="dense.enabled is false: there is none to learn from: enable it, or name a model "
+                "that was fine-tuned for the task",
+            )
         )
     return problems
 
 
-def _length_problems(sections: dict[str, Any]) -> list[str]:
+def _length_problems(sections: dict[str, Any]) -> list[Problem]:
     """Check lengths against the number of rows, where counting is cheap or nothing else can tell."""
     if not {"model", "task", "data", "train", "dense", "prune", "cluster"} <= set(sections):
         return []
@@ -237,7 +255,7 @@ def _length_problems(sections: dict[str, Any]) -> list[str]:
 
 def _schedule_problems(
     train: Any, dense: Any, prune: Any, num_workers: int, num_rows: int
-) -> list[str]:
+) -> list[Problem]:
     if prune.one_shot is not None:
         problems = calibration_problems(prune.calibration_rows, num_rows)
         if problems or not dense.enabled:
@@ -245,7 +263,7 @@ def _schedule_problems(
     try:
         plan = train.batch_plan(num_rows=num_rows, world_size=num_workers)
     except ValueError as error:
-        return [f"train.batch_size: {error}"]
+        return [Problem("train.batch_size", str(error))]
     per_epoch, problems = plan.steps_per_epoch, []
     lengths = {"train": train.length}
     if dense.enabled and dense.length is not None:
@@ -253,13 +271,16 @@ def _schedule_problems(
     for key, length in lengths.items():
         if length.steps(steps_per_epoch=per_epoch) < 1:
             problems.append(
-                f"{key}.length: {length.text!r} of {per_epoch} steps an epoch is no step at all"
+                Problem(
+                    f"{key}.length",
+                    f"{length.text!r} of {per_epoch} steps per epoch is less than one optimizer step",
+                )
             )
     if not problems and prune.one_shot is None:
         try:
             prune.settings.schedule(train.num_steps(per_epoch), per_epoch)
         except ValueError as error:
-            problems.append(f"prune: {error}")
+            problems.append(Problem("prune", str(error)))
     return problems
 
 
@@ -269,12 +290,16 @@ def _units(train: Any, prune: Any) -> set[str]:
     return {length.unit for length in lengths if length.unit != "%" and length.value}
 
 
-def cluster_problems(cluster: Any, capacity: Capacity) -> list[str]:
+def cluster_problems(cluster: Any, capacity: Capacity) -> list[Problem]:
     """Return what is wrong with the workers asked for, given what the cluster has."""
     fitting = capacity.num_workers(cluster.cpus_per_worker, cluster.gpus_per_worker)
     if fitting >= cluster.num_workers:
         return []
     return [
-        f"cluster.num_workers: got {cluster.num_workers} workers of {cluster.cpus_per_worker} CPUs "
-        f"and {cluster.gpus_per_worker} GPUs; the cluster can hold {fitting} (nodes: {capacity})"
+        Problem(
+            "cluster.num_workers",
+            f"got {cluster.num_workers} workers of {cluster.cpus_per_worker} CPUs and "
+            f"{cluster.gpus_per_worker} GPUs",
+            hint=f"the cluster can hold {fitting} (nodes: {capacity})",
+        )
     ]

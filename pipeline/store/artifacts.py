@@ -2,7 +2,7 @@
 
     <storage>/<stage>-<key>/a-<uuid>/...     what one attempt wrote
     <storage>/<stage>-<key>/_DONE.json       written last, in one put: which attempt, files, checksums
-    <storage>/<stage>-<key>/checkpoints/     of a training stage, for the next attempt to go on from
+    <storage>/<stage>-<key>/checkpoints/     of a training stage, for the next attempt to resume from
 
 A key with `_DONE.json` is never run again; one without it is as if nothing had been done. Storage is a
 local folder or any fsspec URL.

@@ -28,7 +28,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a complete checkpoint says of itself.
+    """The manifest of a complete checkpoint.
 
     Attributes:
         step: optimizer steps done.
@@ -45,7 +45,7 @@ class SavedCheckpoint:
     """A good checkpoint.
 
     Args:
-        manifest: what it says of itself.
+        manifest: its step, world size and files.
         file: gives the local path of one of its files, copied here first where storage is remote.
     """
 
@@ -71,7 +71,7 @@ class CheckpointStore:
         url: their folder; a local path must be the same folder for all workers.
         workers: all of them.
         keep: how many complete ones are kept.
-        notify: told of what a person should know: a corrupt checkpoint, where the run goes on.
+        notify: called with notes for people: a corrupt checkpoint, the step the run resumes from.
     """
 
     def __init__(
@@ -85,13 +85,13 @@ class CheckpointStore:
         self._url = url
         self._fs, self._root = open_storage(url)
         self._is_local = is_local(self._fs)
-        self._gang = workers
+        self._workers = workers
         self._keep = keep
         self._notify = notify or _logger.warning
 
     def part(self, name: str) -> "CheckpointStore":
         """Return a store for one part of the run, kept beside the others and discarded with them."""
-        return CheckpointStore(f"{self._url}/{name}", self._gang, keep=1, notify=self._notify)
+        return CheckpointStore(f"{self._url}/{name}", self._workers, keep=1, notify=self._notify)
 
     def save(self, write: Callable[[Path], None], step: int) -> None:
         """Let every worker write its part into a folder of its own, and keep the whole.
@@ -99,17 +99,17 @@ class CheckpointStore:
         Raises:
             StageError: if storage does not take it; what was saved before is still good.
         """
-        name = self._gang.broadcast(f"step-{step:08d}-{uuid.uuid4().hex[:6]}")
+        name = self._workers.broadcast(f"step-{step:08d}-{uuid.uuid4().hex[:6]}")
         target = f"{self._root}/{name}"
         try:
             with self._staging(target) as staging:
                 write(staging)
                 files = self._describe(staging)
                 self._move(staging, target, files)
-            parts = self._gang.gather(files)
+            parts = self._workers.gather(files)
             if parts is not None:
                 merged = {path: entry for part in parts for path, entry in part.items()}
-                manifest = Manifest(step=step, world_size=self._gang.world_size, files=merged)
+                manifest = Manifest(step=step, world_size=self._workers.world_size, files=merged)
                 put_json(self._fs, f"{target}/{_DONE}", asdict(manifest))
                 for old in self._complete()[self._keep :]:
                     self._fs.rm(old, recursive=True)
@@ -120,22 +120,24 @@ class CheckpointStore:
 
     @contextmanager
     def latest(self, *, announced: bool = True) -> Iterator[SavedCheckpoint | None]:
-        """Give the newest good checkpoint, or None where there is none; say so if `announced`."""
-        if self._gang.is_main:
+        """Give the newest good checkpoint, or None where there is none; note its step if `announced`."""
+        if self._workers.is_main:
             self._drop_incomplete()
-        candidates = self._gang.broadcast(self._complete() if self._gang.is_main else None)
+        candidates = self._workers.broadcast(self._complete() if self._workers.is_main else None)
         for candidate in candidates:
             with self._fetching(candidate) as file:
-                found = self._gang.gather(self._problems(candidate, file))
-                all_problems = self._gang.broadcast(found and [p for part in found for p in part])
+                found = self._workers.gather(self._problems(candidate, file))
+                all_problems = self._workers.broadcast(
+                    found and [p for part in found for p in part]
+                )
                 if not all_problems:
                     manifest = self._manifest(candidate)
                     assert manifest is not None
                     if announced:
-                        self._tell(f"goes on from the checkpoint of step {manifest.step}")
+                        self._note(f"resuming from the checkpoint of step {manifest.step}")
                     yield SavedCheckpoint(manifest, file)
                     return
-            self._tell(f"checkpoint {candidate} is corrupt and left out: {'; '.join(all_problems)}")
+            self._note(f"checkpoint {candidate} is corrupt and skipped: {'; '.join(all_problems)}")
         yield None
 
     def discard(self) -> None:
@@ -148,7 +150,7 @@ class CheckpointStore:
         """Give this worker's own folder, on the same file system where storage is local."""
         if self._is_local:
             Path(target).mkdir(parents=True, exist_ok=True)
-        prefix = f".rank{self._gang.rank}-"
+        prefix = f".rank{self._workers.rank}-"
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target if self._is_local else None))
         try:
             yield folder
@@ -160,7 +162,7 @@ class CheckpointStore:
             path.relative_to(folder).as_posix(): {
                 "bytes": path.stat().st_size,
                 "sha256": file_sha256(path),
-                "rank": self._gang.rank,
+                "rank": self._workers.rank,
             }
             for path in sorted(folder.rglob("*"))
             if path.is_file()
@@ -219,10 +221,10 @@ class CheckpointStore:
         """Return what is wrong with the files that fall to this worker: its own, if it wrote any."""
         manifest = self._manifest(folder)
         if manifest is None:
-            return [f"{_DONE} cannot be read"] if self._gang.is_main else []
+            return [f"{_DONE} cannot be read"] if self._workers.is_main else []
         problems = []
         for name, entry in manifest.files.items():
-            if entry["rank"] % self._gang.world_size != self._gang.rank:
+            if entry["rank"] % self._workers.world_size != self._workers.rank:
                 continue
             if not self._fs.exists(f"{folder}/{name}"):
                 problems.append(f"{name} is missing")
@@ -232,8 +234,8 @@ class CheckpointStore:
                 problems.append(f"{name} has another checksum")
         return problems
 
-    def _tell(self, text: str) -> None:
-        if self._gang.is_main:
+    def _note(self, text: str) -> None:
+        if self._workers.is_main:
             self._notify(text)
 
     def _not_written(self, step: int, error: Exception) -> StageError:

@@ -50,7 +50,7 @@ class Holder:
         )
 
     def is_gone(self) -> bool | None:
-        """Tell whether the process has ended; None if it runs on a machine that cannot be asked."""
+        """Return whether the process has ended; None if it runs on a machine that cannot be asked."""
         if self.machine != _machine():
             return None
         return _start_of(self.pid) != self.started
@@ -74,7 +74,7 @@ class Lease:
 
     @property
     def is_held(self) -> bool:
-        """Whether someone works on the key, as far as can be told from here."""
+        """Whether someone works on the key, as far as this machine can know."""
         return not (self.holder is not None and self.holder.is_gone())
 
     def __str__(self) -> str:
@@ -82,7 +82,7 @@ class Lease:
 
 
 class LeaseLostError(RuntimeError):
-    """Another process took over, because this one was taken for dead."""
+    """Another process took over, because this one's lease expired."""
 
 
 class LeaseFolder:

@@ -1,4 +1,4 @@
-"""What lies in an artifact store: listed, cleared of what nobody needs, checked against its checksums."""
+"""What lies in an artifact store: listed, cleared of garbage, checked against its checksums."""
 
 import re
 import time
@@ -47,7 +47,7 @@ class Entry:
 
     @property
     def is_held(self) -> bool:
-        """Whether someone works on it, as far as can be told from here."""
+        """Whether someone works on it, as far as this machine can know."""
         return self.lease is not None and self.lease.is_held
 
     @property
@@ -62,13 +62,13 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rubbish:
-    """Something nobody needs.
+class Garbage:
+    """A file or folder that nobody needs.
 
     Attributes:
         url: a file or folder.
         size: its bytes.
-        why: for people.
+        why: the reason, in words.
     """
 
     url: str
@@ -108,11 +108,11 @@ def entries(store: ArtifactStore) -> Iterator[Entry]:
         )
 
 
-def rubbish(entry: Entry, *, older_than_days: float) -> list[Rubbish]:
-    """Return what of a key nobody needs; nothing while someone works on it.
+def garbage(entry: Entry, *, older_than_days: float) -> list[Garbage]:
+    """Return what can be deleted of an entry; nothing while someone works on it.
 
-    Attempts that were given up, checkpoints and leases of what is done, and all of what was begun and
-    not touched for a time: until then its checkpoints are kept for a run to go on from.
+    That is abandoned attempts, checkpoints and leases of finished work, and all of an unfinished entry
+    untouched for a time: until then its checkpoints are kept for a run to resume from.
 
     Args:
         entry: of the store.
@@ -125,22 +125,22 @@ def rubbish(entry: Entry, *, older_than_days: float) -> list[Rubbish]:
     needed = {DONE_FILE}
     if entry.artifact is not None:
         needed.add(entry.artifact.url.rpartition("/")[2])
-        why = "left over from what is done"
+        why = "left over from finished work"
     elif age > older_than_days:
-        why = f"unfinished and not touched for {age:.0f} days"
+        why = f"unfinished and untouched for {age:.0f} days"
     else:
         needed |= {_CHECKPOINTS, FAILED_FILE}
-        why = "an attempt that was given up"
+        why = "an abandoned attempt"
     sizes: dict[str, int] = {}
     for name, (size, _) in entry.files.items():
         top = name.partition("/")[0]
         if top not in needed:
             sizes[top] = sizes.get(top, 0) + size
-    return [Rubbish(url=f"{entry.url}/{top}", size=size, why=why) for top, size in sizes.items()]
+    return [Garbage(url=f"{entry.url}/{top}", size=size, why=why) for top, size in sizes.items()]
 
 
 def problems_of(entry: Entry) -> list[str]:
-    """Read a finished artifact's files through; return which are missing, cut or changed."""
+    """Read a finished artifact's files; return which are missing, truncated or changed."""
     if entry.artifact is None:
         return []
     filesystem, root = open_storage(entry.artifact.url)

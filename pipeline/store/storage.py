@@ -9,6 +9,8 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.errors import Problem
+
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
 
@@ -35,7 +37,7 @@ def absolute_url(storage: str) -> str:
     return storage if "://" in storage else str(Path(storage).expanduser().resolve())
 
 
-def storage_problems(storage: str) -> list[str]:
+def storage_problems(storage: str) -> list[Problem]:
     """Return whether storage cannot be used: a folder that cannot be written, a URL not reached."""
     if "://" in storage:
         return _url_problems(storage)
@@ -43,9 +45,11 @@ def storage_problems(storage: str) -> list[str]:
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir():
-        return [f"storage: {storage} cannot be made: {folder} is not a folder"]
+        return [Problem("storage", f"{storage} cannot be made: {folder} is not a folder")]
     if not os.access(folder, os.W_OK | os.X_OK):
-        return [f"storage: {storage} cannot be written: {folder} is read-only for this user"]
+        return [
+            Problem("storage", f"{storage} cannot be written: {folder} is read-only for this user")
+        ]
     return []
 
 
@@ -90,17 +94,17 @@ def _encoded(value: Any) -> bytes:
     return json.dumps(value, indent=1, sort_keys=True).encode()
 
 
-def _url_problems(storage: str) -> list[str]:
+def _url_problems(storage: str) -> list[Problem]:
     protocol = storage.partition("://")[0]
     try:
         filesystem, path = open_storage(storage)
         bucket = path.partition("/")[0]
         if protocol in _EXTRAS and not filesystem.exists(bucket):
-            return [f"storage: {storage}: there is no bucket {bucket!r}"]
+            return [Problem("storage", f"{storage}: there is no bucket {bucket!r}")]
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
         how = f"pip install 'mgpp[{extra}]'" if extra else f"{error}"
-        return [f"storage: {protocol}:// needs a package that is not installed: {how}"]
+        return [Problem("storage", f"{protocol}:// needs a package that is not installed: {how}")]
     except Exception as error:  # noqa: BLE001  # every storage raises its own
-        return [f"storage: {storage} cannot be reached: {' '.join(str(error).split())}"]
+        return [Problem("storage", f"{storage} cannot be reached: {' '.join(str(error).split())}")]
     return []

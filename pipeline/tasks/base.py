@@ -98,8 +98,8 @@ class Task(ABC):
         """Run the model on a batch and keep what the metrics need, one row an example."""
         return self.predict(model(**batch), batch)
 
-    def taught(self, outputs: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Return what of a model's outputs a teacher's are held against, as the task's loss takes it.
+    def distillation_outputs(self, outputs: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Return the outputs of a model that distillation compares with the teacher's.
 
         Here the logits of the tokens that are predicted: those whose label is -100 are not.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from pipeline import metric
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Problem
 from pipeline.section import OneOrMore
 from pipeline.tasks.base import Metrics, Predictions, Task, TaskConfig, TokenizedData
 from pipeline.tasks.causal_lm import next_token_losses, perplexity
@@ -65,7 +65,11 @@ class Instruction(Task):
         if self.config.chat_template and not tokenizer.chat_template:
             raise ConfigError(
                 [
-                    "task.chat_template: the model's tokenizer has none; leave it out to join the texts"
+                    Problem(
+                        "task.chat_template",
+                        "the model's tokenizer has none",
+                        hint="leave it out to join the texts",
+                    )
                 ]
             )
 
@@ -116,8 +120,11 @@ class Instruction(Task):
         if missing:
             raise ConfigError(
                 [
-                    f"task.response: {missing} rows of the {name} data have no text in column "
-                    f"{column!r}; leave them out"
+                    Problem(
+                        "task.response",
+                        f"{missing} rows of the {name} data have no text in column {column!r}",
+                        hint="leave them out",
+                    )
                 ]
             )
 
@@ -152,8 +159,12 @@ def _templated(tokenizer: Any, prompt: str, response: str) -> tuple[str, str]:
     if not whole.startswith(asked):
         raise ConfigError(
             [
-                "task.chat_template: the tokenizer's template does not put the response after the prompt "
-                f"({asked[-40:]!r} is not in {whole[:200]!r}); leave it out to join the texts"
+                Problem(
+                    "task.chat_template",
+                    "the tokenizer's template does not put the response after the prompt "
+                    f"({asked[-40:]!r} is not in {whole[:200]!r})",
+                    hint="leave it out to join the texts",
+                )
             ]
         )
     return asked, whole[len(asked) :]

@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers import DataCollatorForLanguageModeling, default_data_collator
 
 from pipeline import metric
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Problem, SettingError
 from pipeline.section import NotNegative, Share
 from pipeline.tasks.base import Metrics, Predictions, Task, TaskConfig, TokenizedData, num_tokens
 from pipeline.tasks.packing import encode_documents, pack
@@ -45,9 +45,13 @@ class MaskedLMConfig(TaskConfig):
     @model_validator(mode="after")
     def _check(self) -> "MaskedLMConfig":
         if self.replace_share + self.random_share > 1 + 1e-9:
-            raise ValueError(
-                f"replace_share ({self.replace_share}) and random_share ({self.random_share}) are shares "
-                "of the same tokens and must not exceed 1 together"
+            raise SettingError(
+                Problem(
+                    "random_share",
+                    f"with replace_share ({self.replace_share}) more than 1: both are shares of the same "
+                    "tokens",
+                    got=self.random_share,
+                )
             )
         return self
 
@@ -186,7 +190,13 @@ def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     """
     if tokenizer.mask_token_id is None:
         raise ConfigError(
-            ["model.path: its tokenizer has no mask token; masked-lm needs one, as BERT's has"]
+            [
+                Problem(
+                    "model.path",
+                    "its tokenizer has no mask token",
+                    hint="masked-lm needs one, as BERT's has",
+                )
+            ]
         )
     encoded = tokenizer("a", return_special_tokens_mask=True)
     ids, special = encoded["input_ids"], encoded["special_tokens_mask"]

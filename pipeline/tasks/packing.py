@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import Dataset, Features, List, Value
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Problem
 from pipeline.tasks.base import num_tokens
 
 
@@ -63,8 +63,11 @@ def pack(
     if num_tokens(documents) < inner:
         raise ConfigError(
             [
-                f"task.max_length: {name} holds fewer than {inner} tokens, not one block; "
-                "give more text or shorter blocks"
+                Problem(
+                    "task.max_length",
+                    f"{name} holds fewer than {inner} tokens, not one block",
+                    hint="give more text or shorter blocks",
+                )
             ]
         )
     return Dataset.from_generator(

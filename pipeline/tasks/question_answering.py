@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline import metric
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Problem, SettingError
 from pipeline.section import NotNegative, Positive
 from pipeline.tasks.answer_spans import Offsets, answer_tokens, best_span, exact_match_and_f1
 from pipeline.tasks.base import Metrics, Predictions, Task, TaskConfig, TokenizedData
@@ -59,8 +59,12 @@ class QuestionAnsweringConfig(TaskConfig):
     def _check(self) -> "QuestionAnsweringConfig":
         for name in ("stride", "max_answer_length"):
             if getattr(self, name) >= self.max_length:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}; must be below max_length, {self.max_length}"
+                raise SettingError(
+                    Problem(
+                        name,
+                        f"must be below max_length, {self.max_length}",
+                        got=getattr(self, name),
+                    )
                 )
         return self
 
@@ -140,7 +144,7 @@ class QuestionAnswering(Task):
 
         return collate
 
-    def taught(self, outputs: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    def distillation_outputs(self, outputs: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         return outputs.start_logits, outputs.end_logits
 
     def predict(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -223,16 +227,25 @@ def _question_length(config: QuestionAnsweringConfig, tokenizer: Any) -> int:
     """Return the most tokens of a question that leave room for windows."""
     if not tokenizer.is_fast:
         raise ConfigError(
-            ["model.path: its tokenizer does not tell where tokens stand in a text; use a fast one"]
+            [
+                Problem(
+                    "model.path",
+                    "its tokenizer does not tell where tokens stand in a text",
+                    hint="use a fast one",
+                )
+            ]
         )
     special = tokenizer.num_special_tokens_to_add(pair=True)
     length: int = config.max_length - special - config.stride - 1  # each window brings a new token
     if length < 1:
         raise ConfigError(
             [
-                f"task.stride: windows of {config.max_length} tokens that share {config.stride}, with "
-                f"{special} special ones, leave no room for a question; "
-                "share fewer or raise task.max_length"
+                Problem(
+                    "task.stride",
+                    f"windows of {config.max_length} tokens that share {config.stride}, with {special} "
+                    "special ones, leave no room for a question",
+                    hint="share fewer or raise task.max_length",
+                )
             ]
         )
     return length
@@ -244,8 +257,11 @@ def _refuse_answers(name: str, split: Dataset, context: str, answers: str) -> No
     if not (isinstance(feature, dict) and {"text", "answer_start"} <= set(feature)):
         raise ConfigError(
             [
-                f"task.answers: column {answers!r} of {name} holds {feature}; "
-                'question answering needs {"text": [...], "answer_start": [...]}'
+                Problem(
+                    "task.answers",
+                    f"column {answers!r} of {name} holds {feature}",
+                    hint='question answering needs {"text": [...], "answer_start": [...]}',
+                )
             ]
         )
     missing = misplaced = 0
@@ -261,7 +277,9 @@ def _refuse_answers(name: str, split: Dataset, context: str, answers: str) -> No
         f"{count} rows of the {name} data have {what}" for what, count in problems.items() if count
     ]
     if found:
-        raise ConfigError([f"task.answers: {problem} in column {answers!r}" for problem in found])
+        raise ConfigError(
+            [Problem("task.answers", f"{found_} in column {answers!r}") for found_ in found]
+        )
 
 
 def _encode(

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DataCollatorWithPadding
 
 from pipeline import metric
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Problem
 from pipeline.tasks.base import Metrics, Predictions, Task, TaskConfig, TokenizedData
 
 Columns = Annotated[list[str], Field(min_length=1, max_length=2)]
@@ -85,7 +85,7 @@ class _SequenceTask(Task):
         pad = DataCollatorWithPadding(tokenizer)
         return lambda rows: dict(pad(rows))
 
-    def taught(self, outputs: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    def distillation_outputs(self, outputs: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         return (outputs.logits,)
 
 
@@ -108,7 +108,12 @@ class Classification(_SequenceTask):
         if unseen or len(names) < 2:
             why = f"unseen in training: {sorted(unseen)}" if unseen else f"only {names}"
             raise ConfigError(
-                [f"task.label: column {column!r} needs at least two labels, all in training; {why}"]
+                [
+                    Problem(
+                        "task.label",
+                        f"column {column!r} needs at least two labels, all in training; {why}",
+                    )
+                ]
             )
         id2label = dict(enumerate(names))
         return index.__getitem__, {
@@ -145,7 +150,10 @@ def _refuse_missing(splits: DatasetDict, column: str) -> None:
         if missing:
             raise ConfigError(
                 [
-                    f"task.label: {missing} rows of the {name} data have no value in column {column!r}"
+                    Problem(
+                        "task.label",
+                        f"{missing} rows of the {name} data have no value in column {column!r}",
+                    )
                 ]
             )
 
@@ -167,8 +175,11 @@ class Regression(_SequenceTask):
             if not (isinstance(feature, Value) and feature.dtype.startswith(("int", "float"))):
                 raise ConfigError(
                     [
-                        f"task.label: column {self.config.label!r} of {name} holds {feature}; "
-                        "regression needs numbers"
+                        Problem(
+                            "task.label",
+                            f"column {self.config.label!r} of {name} holds {feature}",
+                            hint="regression needs numbers",
+                        )
                     ]
                 )
         return float, {"num_labels": 1, "problem_type": "regression"}

@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import DataCollatorForSeq2Seq
 
 from pipeline import metric
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Problem
 from pipeline.section import NotNegative, Positive
 from pipeline.tasks.base import Metrics, Predictions, Task, TaskConfig, TokenizedData
 
@@ -125,8 +125,12 @@ class TextToText(Task):
         if missing:
             raise ConfigError(
                 [
-                    f"task.target: {missing} rows of the {name} data have no value in column "
-                    f"{self.config.target!r}; leave them out"
+                    Problem(
+                        "task.target",
+                        f"{missing} rows of the {name} data have no value in column "
+                        f"{self.config.target!r}",
+                        hint="leave them out",
+                    )
                 ]
             )
 
@@ -141,7 +145,7 @@ class TextToText(Task):
         stays as it is.
         """
         module = getattr(model, "module", model)  # of a DeepSpeed engine
-        # Workers that share a sharded model must all go on until the last one's texts have ended.
+        # Workers that share a sharded model must all continue until the last one's texts have ended.
         # transformers finds ZeRO 3 by itself only while the configuration that loaded the model lives.
         sharded = any(hasattr(parameter, "ds_id") for parameter in module.parameters())
         generated = module.generate(

@@ -17,7 +17,7 @@ class Recorder:
     Args:
         folder: where `metrics.jsonl` and `tensorboard/` go.
         progress: called with each step record.
-        history: lines of the run that this one goes on from, written again first.
+        history: lines of the run that this one resumes, written again first.
     """
 
     def __init__(self, folder: Path, progress: Progress, history: str = "") -> None:

@@ -14,7 +14,7 @@ _BATCHES_SORTED_TOGETHER = 50
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """How rows are dealt out to steps, micro-batches and workers.
+    """How rows are split among steps, micro-batches and workers.
 
     Every epoch is a fresh permutation drawn from (seed, epoch); an epoch's last incomplete batch is
     left out. The batch of a step is the same on any number of workers.

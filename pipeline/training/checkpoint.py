@@ -1,7 +1,7 @@
-"""A training run's state on disk, and taking it up again, on any number of workers.
+"""A training run's state on disk, and restoring it, on any number of workers.
 
 Not DeepSpeed's own checkpoints: those are of one world size and ZeRO stage, and would widen or drop the
-masks. Here each worker writes its pieces of the float32 master weights, of the optimizer's state and of
+masks. Here each worker writes its shards of the float32 master weights, of the optimizer's state and of
 the masks by parameter name and range: 12 bytes a trained parameter with Adam, 1/8 a prunable one.
 """
 
@@ -18,7 +18,7 @@ from mgpp import Pruner
 from mgpp.backends import deepspeed
 from pipeline.store.checkpoints import SavedCheckpoint
 from pipeline.tracking.recorder import METRICS_FILE
-from pipeline.training.checkpoint_shards import PieceReader, PieceWriter, index_writers
+from pipeline.training.checkpoint_shards import ShardReader, ShardWriter, index_writers
 from pipeline.worker_group import WorkerGroup
 
 _STATE_FILE = "state.json"
@@ -52,11 +52,11 @@ def write_checkpoint(
     """Write this worker's part of the state; all workers must call.
 
     The main worker adds what is the same on all: counters, buffers, and the records so far, which a
-    later attempt goes on with.
+    later attempt resumes with.
     """
     masks = pruner.state_dict() if pruner else None
     if workers.is_main or engine.zero_optimization_stage() > 0:  # at stage 0 all hold the same
-        writer = PieceWriter(folder, workers.rank)
+        writer = ShardWriter(folder, workers.rank)
         writer.add_trained(deepspeed.training_state(engine))
         writer.add_masks(masks.pop("masks") if masks else ())
         writer.close()
@@ -79,8 +79,8 @@ def load_engine(saved: SavedCheckpoint, *, engine: Any, workers: WorkerGroup) ->
     Returns:
         How far the run had come.
     """
-    with _pieces(saved, workers) as pieces:
-        deepspeed.load_training_state(engine, pieces.trained)
+    with _shards(saved, workers) as shards:
+        deepspeed.load_training_state(engine, shards.trained)
     if _BUFFERS_FILE in saved.manifest.files:
         loaded = load_file(saved.file(_BUFFERS_FILE))
         for name, buffer in _buffers(engine.module).items():
@@ -93,9 +93,9 @@ def load_engine(saved: SavedCheckpoint, *, engine: Any, workers: WorkerGroup) ->
 def load_pruner(saved: SavedCheckpoint, *, pruner: Pruner, workers: WorkerGroup) -> None:
     """Load this worker's masks and the counters; all workers must call."""
     state = json.loads(saved.file(_STATE_FILE).read_text())["pruner"]
-    with _pieces(saved, workers) as pieces:
+    with _shards(saved, workers) as shards:
         held = (shard for shard in pruner.shards if shard.numel)
-        masks = (m for s in held for m in pieces.masks(s.name, s.offset, s.numel))
+        masks = (m for s in held for m in shards.masks(s.name, s.offset, s.numel))
         pruner.load_state_dict({**state, "masks": masks})
 
 
@@ -106,8 +106,8 @@ def load_records(saved: SavedCheckpoint) -> str:
     return saved.file(METRICS_FILE).read_text(encoding="utf-8")
 
 
-def _pieces(saved: SavedCheckpoint, workers: WorkerGroup) -> PieceReader:
-    return PieceReader(saved.file, index_writers(saved.manifest.files, first=workers.rank))
+def _shards(saved: SavedCheckpoint, workers: WorkerGroup) -> ShardReader:
+    return ShardReader(saved.file, index_writers(saved.manifest.files, first=workers.rank))
 
 
 def _buffers(model: nn.Module) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mgpp.backends.deepspeed import TrainedPiece
+from mgpp.backends.deepspeed import TrainedShard
 from pipeline.errors import StageError
 
 _FILE_BYTES = 1 << 30  # a file is made in memory before it is written
@@ -48,8 +48,8 @@ class _Range:
         return f"{self.name}:{self.offset}:{key}"
 
 
-class PieceWriter:
-    """Writes one worker's pieces into a folder, at most a gigabyte or so in memory at a time."""
+class ShardWriter:
+    """Writes one worker's shards into a folder, at most a gigabyte or so in memory at a time."""
 
     def __init__(self, folder: Path, rank: int) -> None:
         self._folder = folder
@@ -58,10 +58,10 @@ class PieceWriter:
         self._tensors: dict[str, Tensor] = {}
         self._num_files = self._num_bytes = 0
 
-    def add_trained(self, pieces: Iterable[TrainedPiece]) -> None:
-        """Add pieces of trained parameters with their optimizer state."""
-        for piece in pieces:
-            self._add(piece.name, piece.offset, piece.numel, piece.values, piece.counters)
+    def add_trained(self, shards: Iterable[TrainedShard]) -> None:
+        """Add shards of trained parameters with their optimizer state."""
+        for shard in shards:
+            self._add(shard.name, shard.offset, shard.numel, shard.values, shard.counters)
 
     def add_masks(self, masks: Iterable[dict[str, Any]]) -> None:
         """Add packed masks and what the method keeps, as `Pruner.state_dict` gives them."""
@@ -110,12 +110,12 @@ class PieceWriter:
             self._tensors, self._num_bytes = {}, 0
 
 
-class PieceReader:
+class ShardReader:
     """Reads any range of what all workers wrote; use it as a context manager.
 
     Args:
         file: gives the local path of a file of the checkpoint.
-        writers: the workers that wrote pieces, the likeliest first.
+        writers: the workers that wrote shards, the likeliest first.
     """
 
     def __init__(self, file: Callable[[str], Path], writers: Iterable[int]) -> None:
@@ -125,7 +125,7 @@ class PieceReader:
         self._open: dict[str, Any] = {}
         self._stack = ExitStack()
 
-    def __enter__(self) -> "PieceReader":
+    def __enter__(self) -> "ShardReader":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -202,7 +202,7 @@ class PieceReader:
 
 
 def index_writers(files: Iterable[str], first: int) -> list[int]:
-    """Return which workers wrote pieces, of a checkpoint's files; `first` leads if it is among them."""
+    """Return which workers wrote shards, of a checkpoint's files; `first` leads if it is among them."""
     names = (name for name in files if name.startswith("index-r"))
     ranks = [int(name.removeprefix("index-r").removesuffix(".json")) for name in names]
     return sorted(ranks, key=lambda rank: (rank != first, rank))

@@ -44,19 +44,19 @@ class TrainConfig(OptimizerConfig):
     max_skipped_steps: NotNegative = 0
     """How many steps with a gradient that is not finite are left out before the run stops (ZeRO 1-3)."""
     checkpoints_kept: Positive = 2
-    """How many checkpoints are kept; the oldest go first."""
+    """How many checkpoints are kept; older ones are deleted."""
 
     def _rows_of_a_pass(self, num_workers: int) -> int:
         return self.micro_batch_size or max(self.batch_size // num_workers, 1)
 
     def goes_with(self, num_workers: int) -> bool:
-        """Tell whether batches can be dealt out to so many workers."""
+        """Return whether batches can be split among so many workers."""
         return self.batch_size % (self._rows_of_a_pass(num_workers) * num_workers) == 0
 
     def batch_plan(
         self, *, num_rows: int, world_size: int, lengths: Tensor | None = None
     ) -> BatchPlan:
-        """Return how rows are dealt out; `lengths`, tokens of each row, count with `group_by_length`."""
+        """Return how rows are split; `lengths`, tokens of each row, count with `group_by_length`."""
         return BatchPlan(
             num_rows=num_rows,
             batch_size=self.batch_size,

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 
-from pipeline.errors import StageError
+from pipeline.errors import Problem, StageError
 from pipeline.section import Positive, Section
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -95,27 +95,37 @@ def default_bucket(on_gpu: bool) -> int:
     return 500_000_000 if on_gpu else 5_000_000
 
 
-def problems_of(zero: ZeroConfig) -> list[str]:
+def problems_of(zero: ZeroConfig) -> list[Problem]:
     """Return what of these settings DeepSpeed gets wrong, with what to use."""
     found = []
     if zero.precision == "fp16" and zero.stage == 0:
         found.append(
-            "zero.precision: fp16 at ZeRO stage 0 is wrong in DeepSpeed (the loss is never scaled, "
-            "the gradients are divided); use zero.stage: 1, or bf16"
+            Problem(
+                "zero.precision",
+                "fp16 at ZeRO stage 0 is wrong in DeepSpeed (the loss is never scaled, the gradients are "
+                "divided)",
+                hint="use zero.stage: 1, or bf16",
+            )
         )
     if zero.offload_parameters and zero.stage != 3:
-        found.append(f"zero.offload_parameters: needs zero.stage: 3, got {zero.stage}")
+        found.append(Problem("zero.offload_parameters", "needs zero.stage: 3", got=zero.stage))
     if zero.nvme_path and not (zero.offload_parameters and zero.offload_optimizer):
         found.append(
-            "zero.nvme_path: needs zero.offload_parameters and zero.offload_optimizer; master weights "
-            "and optimizer states stay in CPU memory"
+            Problem(
+                "zero.nvme_path",
+                "needs zero.offload_parameters and zero.offload_optimizer; master weights and optimizer "
+                "states stay in CPU memory",
+            )
         )
     if zero.offload_optimizer and zero.stage == 0:
-        found.append("zero.offload_optimizer: needs zero.stage 1, 2 or 3, got 0")
+        found.append(Problem("zero.offload_optimizer", "needs zero.stage 1, 2 or 3", got=0))
     if zero.grad_accum_dtype and not (zero.precision == "bf16" and zero.stage == 1):
         found.append(
-            "zero.grad_accum_dtype: fp32 is for zero.precision: bf16 at zero.stage: 1, got "
-            f"{zero.precision} at stage {zero.stage}"
+            Problem(
+                "zero.grad_accum_dtype",
+                "fp32 is for zero.precision: bf16 at zero.stage: 1, got "
+                f"{zero.precision} at stage {zero.stage}",
+            )
         )
     return found
 
@@ -144,7 +154,7 @@ def load_operators(zero: ZeroConfig, notify: Callable[[str], None]) -> None:
 
     Args:
         zero: the settings.
-        notify: told of what is loaded, before it is.
+        notify: called with a note before an operator is loaded or compiled.
 
     Raises:
         StageError: if this node cannot compile what is asked.
@@ -160,7 +170,7 @@ def load_operators(zero: ZeroConfig, notify: Callable[[str], None]) -> None:
     for name in names:
         builder = get_accelerator().create_op_builder(name)
         notify(
-            f"DeepSpeed's {builder.NAME} is loaded; each node compiles it once, for a minute or more"
+            f"loading DeepSpeed's {builder.NAME}; each node compiles it once, for a minute or more"
         )
         builder.load(verbose=False)
 

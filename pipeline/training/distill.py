@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.errors import Problem, SettingError
 from pipeline.models.loading import ModelConfig
 from pipeline.section import Section
 
@@ -32,9 +33,13 @@ class DistillConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "DistillConfig":
         if not self.weight and not self.hidden_weight:
-            raise ValueError("weight and hidden_weight are 0; a teacher would teach nothing")
+            raise SettingError(
+                Problem("weight", "with hidden_weight 0 too, a teacher would teach nothing", got=0)
+            )
         if self.revision is not None and self.teacher == DENSE:
-            raise ValueError(f"revision is {self.revision!r}; it is for a teacher on the hub")
+            raise SettingError(
+                Problem("revision", "is for a teacher on the hub", got=self.revision)
+            )
         return self
 
     def model(self, student: ModelConfig) -> ModelConfig | None:

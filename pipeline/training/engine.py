@@ -56,7 +56,7 @@ def make_engine(
         config: how.
         zero: how state is sharded.
         prune: what is pruned, or None.
-        plan: how rows are dealt out.
+        plan: how rows are split among workers.
 
     Returns:
         DeepSpeed's engine, in training mode.

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from mgpp import Pruner, PruningSchedule, transposed_weights
 from mgpp.backends.deepspeed import attach, training_state
 from pipeline.context import Context
-from pipeline.errors import ConfigError, StageError
+from pipeline.errors import ConfigError, Problem, StageError
 from pipeline.models.loading import ModelConfig, load_tokenizer
 from pipeline.models.weights import full_state_dict, write_model
 from pipeline.pruning.config import PruneSection
@@ -191,7 +191,7 @@ def attach_pruner(
             transposed=transposed_weights(engine.module),
         )
     except ValueError as error:
-        raise ConfigError([f"prune.method: {error}"]) from error
+        raise ConfigError([Problem("prune.method", str(error))]) from error
 
 
 def train_step(run: _Run, batches: Iterator[dict[str, Tensor]]) -> bool:
@@ -252,8 +252,8 @@ def _check_weights(run: _Run) -> None:
     Raises:
         StageError: if there are any, on whatever worker.
     """
-    # Piece by piece, for ZeRO 3 pads parameters with whatever was in memory.
-    masters = (piece.values["master"] for piece in training_state(run.engine))
+    # Shard by shard, for ZeRO 3 pads parameters with whatever was in memory.
+    masters = (shard.values["master"] for shard in training_state(run.engine))
     bad = sum(not bool(torch.isfinite(master).all()) for master in masters)
     if run.workers.sum(bad)[0]:
         raise StageError(

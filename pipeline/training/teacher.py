@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Problem
 from pipeline.models.loading import ModelConfig, build_empty, load_model_config, load_tokenizer
 from pipeline.tasks import Task
 from pipeline.tasks.base import UNLABELLED
@@ -47,9 +47,9 @@ class TeacherSpec:
         """
         with in_terms_of_teacher():
             settings = load_model_config(self.model)
-            problems = mismatches(student.config, settings, self.config, heads=_has_labels(student))
-            if problems:
-                raise ConfigError([f"distill.teacher: {self.model.path!r} {p}" for p in problems])
+            found = mismatches(student.config, settings, self.config, heads=_has_labels(student))
+            if found:
+                raise ConfigError(_of_teacher(self.model, found))
             teacher = make_inference_model(self.model, task, zero, batch_size, workers)
         return Distillation(config=self.config, task=task, teacher=teacher)
 
@@ -82,13 +82,13 @@ class Distillation:
         config = self.config
         extra = {"output_hidden_states": True} if config.hidden_weight else {}
         with torch.no_grad():  # first, so that its activations are gone when the student's come
-            taught = self.teacher(**batch, **extra)
+            target = self.teacher(**batch, **extra)
         learned = student(**batch, **extra)
-        distilled = self._distill_loss(learned, taught, batch)
+        distilled = self._distill_loss(learned, target, batch)
         loss = (1 - config.weight) * learned.loss + config.weight * distilled
         losses = {"task_loss": learned.loss, "distill_loss": distilled}
         if config.hidden_weight:
-            losses["hidden_loss"] = _hidden_loss(learned, taught, batch)
+            losses["hidden_loss"] = _hidden_loss(learned, target, batch)
             loss = loss + config.hidden_weight * losses["hidden_loss"]
         return {"loss": loss, **losses}
 
@@ -97,8 +97,12 @@ class Distillation:
         if hasattr(self.teacher, "destroy"):
             self.teacher.destroy()
 
-    def _distill_loss(self, learned: Any, taught: Any, batch: Mapping[str, Tensor]) -> Tensor:
-        pairs = zip(self.task.taught(learned, batch), self.task.taught(taught, batch), strict=True)
+    def _distill_loss(self, learned: Any, target: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        pairs = zip(
+            self.task.distillation_outputs(learned, batch),
+            self.task.distillation_outputs(target, batch),
+            strict=True,
+        )
         if self.task.predicts_numbers:
             parts = [output_loss(*pair) for pair in pairs]
         else:
@@ -106,7 +110,9 @@ class Distillation:
         return torch.stack(parts).mean()
 
 
-def teacher_problems(distill: DistillConfig, student: ModelConfig, auto_model: str) -> list[str]:
+def teacher_problems(
+    distill: DistillConfig, student: ModelConfig, auto_model: str
+) -> list[Problem]:
     """Return what is wrong with a teacher that is not the run's own dense fine-tune.
 
     Args:
@@ -125,21 +131,25 @@ def teacher_problems(distill: DistillConfig, student: ModelConfig, auto_model: s
         return error.problems
     except (ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
-        return [f"distill.teacher: {model.path!r} cannot be built for the task: {reason}"]
-    problems = mismatches(load_model_config(student), settings, distill, heads=False)
+        return _of_teacher(model, [f"cannot be built for the task: {reason}"])
+    found = mismatches(load_model_config(student), settings, distill, heads=False)
     trained_as = settings.architectures or [kind]
     if kind not in trained_as:
-        problems.append(
+        found.append(
             f"is a {trained_as[0]}, not a {kind}: fine-tune it for the task, or distill from 'dense'"
         )
     of_student = load_tokenizer(student)
     if tokenizer.get_vocab() != of_student.get_vocab() or (
         tokenizer.model_input_names != of_student.model_input_names
     ):
-        problems.append(
+        found.append(
             f"has another tokenizer than model.path, {student.path!r}; both models see the same tokens"
         )
-    return [f"distill.teacher: {model.path!r} {problem}" for problem in problems]
+    return _of_teacher(model, found)
+
+
+def _of_teacher(model: ModelConfig, found: list[str]) -> list[Problem]:
+    return [Problem("distill.teacher", f"{model.path!r} {what}") for what in found]
 
 
 def mismatches(student: Any, teacher: Any, distill: DistillConfig, *, heads: bool) -> list[str]:
@@ -148,7 +158,7 @@ def mismatches(student: Any, teacher: Any, distill: DistillConfig, *, heads: boo
     Args:
         student: the configuration of the model that learns.
         teacher: that of its teacher.
-        distill: whether hidden states are taught too.
+        distill: whether hidden states are distilled too.
         heads: whether the labels of their heads are known and count.
     """
     same = {"vocab_size": "tokens in its vocabulary"}
@@ -179,7 +189,11 @@ def in_terms_of_teacher() -> Iterator[None]:
         yield
     except ConfigError as error:
         raise ConfigError(
-            problem.replace("model.path", "distill.teacher", 1).partition("; model.random_init")[0]
+            replace(
+                problem,
+                key=problem.key.replace("model.path", "distill.teacher"),
+                hint="" if "model.random_init" in problem.hint else problem.hint,
+            )
             for problem in error.problems
         ) from error
 
@@ -189,12 +203,12 @@ def _has_labels(model: Any) -> bool:
     return model.get_output_embeddings() is None
 
 
-def _hidden_loss(learned: Any, taught: Any, batch: Mapping[str, Tensor]) -> Tensor:
+def _hidden_loss(learned: Any, target: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """Return the distance of the layers' outputs, over encoder and decoder alike."""
     parts = [
         hidden_loss(ours, theirs, mask)
         for (ours, mask), (theirs, _) in zip(
-            _stacks(learned, batch), _stacks(taught, batch), strict=True
+            _stacks(learned, batch), _stacks(target, batch), strict=True
         )
     ]
     return torch.stack(parts).mean()

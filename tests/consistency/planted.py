@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from datasets import Dataset, DatasetDict
 from torch import Tensor
-from transformers import AutoModelForTokenClassification, LlamaConfig
+from transformers import AutoModelForTokenClassification
 
 from mgpp import select_prunable
+from tests import tiny
 
 KNOWN = ("*.q_proj.weight", "*.k_proj.weight", "*.v_proj.weight", "*.up_proj.weight")
 VOCABULARY, LENGTH, WIDTH, FEED_FORWARD = 24, 6, 16, 32
@@ -43,11 +44,11 @@ def plant_teacher(seed: int, sparsity: float = 0.9) -> tuple[Any, list[str]]:
     """
     generator = torch.Generator().manual_seed(seed)
     model = AutoModelForTokenClassification.from_config(
-        LlamaConfig(
+        tiny.config(
+            "llama",
             vocab_size=VOCABULARY,
             hidden_size=WIDTH,
             num_hidden_layers=1,
-            num_attention_heads=2,
             intermediate_size=FEED_FORWARD,
             max_position_embeddings=LENGTH,
             num_labels=WIDTH,

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from ray.cluster_utils import Cluster
-from transformers import AutoModelForSequenceClassification, BertConfig, BertTokenizerFast
+from transformers import BertForSequenceClassification
 
+from tests import tiny
 from tests.launch.runs import LONGER, outcome, run_in_background
 from tests.processes import MGPP, run
 
@@ -20,22 +20,15 @@ def project(tmp_path_factory):
     """A folder with a tiny random BERT, data and a configuration, as a user would have."""
     folder = tmp_path_factory.mktemp("project")
     words = [a + b for a in SYLLABLES for b in SYLLABLES]
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary))
-    tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"))
-    torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_config(
-        BertConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=20,
-            intermediate_size=36,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            max_position_embeddings=16,
-        )
+    tiny.write_bert(
+        folder / "bert",
+        [*tiny.BERT_SPECIAL, *words],
+        BertForSequenceClassification,
+        hidden_size=20,
+        intermediate_size=36,
+        num_hidden_layers=3,
+        max_position_embeddings=16,
     )
-    model.save_pretrained(folder / "bert")
-    tokenizer.save_pretrained(folder / "bert")
     rows = [f"{a} {b}\t{int(a < b)}" for a in words[::3] for b in words[1::4]]
     (folder / "rows.tsv").write_text("\n".join(["text\tlabel", *rows]))
     config = {

@@ -1,29 +1,23 @@
 import pytest
 import torch
 from transformers import (
-    BartConfig,
     BartForConditionalGeneration,
-    BertConfig,
     BertForSequenceClassification,
-    GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
     LlamaForCausalLM,
-    T5Config,
     T5ForConditionalGeneration,
 )
 
 from mgpp import select_prunable
+from tests import tiny
+
+SIZES = {"hidden_size": 8, "intermediate_size": 12}
 
 
 @pytest.fixture(scope="module")
 def bert():
     with torch.device("meta"):
-        return BertForSequenceClassification(
-            BertConfig(
-                num_hidden_layers=2, hidden_size=8, intermediate_size=12, num_attention_heads=2
-            )
-        )
+        return tiny.model(BertForSequenceClassification, **SIZES)
 
 
 def test_default_takes_the_matrices_of_the_encoder_layers(bert):
@@ -35,12 +29,8 @@ def test_default_takes_the_matrices_of_the_encoder_layers(bert):
 
 def test_default_takes_conv1d_of_gpt2_and_projections_of_llama():
     with torch.device("meta"):
-        gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=8, n_head=2))
-        llama = LlamaForCausalLM(
-            LlamaConfig(
-                num_hidden_layers=2, hidden_size=8, intermediate_size=12, num_attention_heads=2
-            )
-        )
+        gpt2 = tiny.model(GPT2LMHeadModel, hidden_size=8)
+        llama = tiny.model(LlamaForCausalLM, **SIZES)
     assert len(select_prunable(gpt2)) == 2 * 4
     assert len(select_prunable(llama)) == 2 * 7
 
@@ -52,17 +42,7 @@ def projections(layers, blocks, names):
 
 def test_default_takes_encoder_and_decoder_of_bart():
     with torch.device("meta"):
-        bart = BartForConditionalGeneration(
-            BartConfig(
-                d_model=8,
-                encoder_layers=2,
-                decoder_layers=3,
-                encoder_attention_heads=2,
-                decoder_attention_heads=2,
-                encoder_ffn_dim=12,
-                decoder_ffn_dim=12,
-            )
-        )
+        bart = tiny.model(BartForConditionalGeneration, **SIZES, decoder_layers=3)
     heads = ["q_proj", "k_proj", "v_proj", "out_proj"]
     encoder = [f"self_attn.{head}" for head in heads] + ["fc1", "fc2"]
     decoder = encoder + [f"encoder_attn.{head}" for head in heads]
@@ -76,16 +56,11 @@ def test_default_takes_encoder_and_decoder_of_bart():
 def test_default_takes_encoder_and_decoder_of_t5(activation, inner):
     # Not the relative position biases, which are embeddings of the first layers.
     with torch.device("meta"):
-        t5 = T5ForConditionalGeneration(
-            T5Config(
-                d_model=8,
-                d_kv=4,
-                d_ff=12,
-                num_layers=2,
-                num_decoder_layers=3,
-                num_heads=2,
-                feed_forward_proj=activation,
-            )
+        t5 = tiny.model(
+            T5ForConditionalGeneration,
+            **SIZES,
+            num_decoder_layers=3,
+            feed_forward_proj=activation,
         )
     attention = [f"layer.0.SelfAttention.{head}" for head in "qkvo"]
     crossed = [f"layer.1.EncDecAttention.{head}" for head in "qkvo"]

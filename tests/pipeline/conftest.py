@@ -10,33 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from tests import tiny
+
 GOOD = ["good", "great", "lovely", "fine", "superb", "happy", "bright", "kind"]
 BAD = ["bad", "awful", "ugly", "poor", "dreadful", "sad", "dull", "cruel"]
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, "a", "day", "##s", "not"]
+VOCABULARY = [*tiny.BERT_SPECIAL, *GOOD, *BAD, "a", "day", "##s", "not"]
 
 
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random two-layer BERT and a WordPiece tokenizer."""
-    import torch
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
     folder = tmp_path_factory.mktemp("tiny-bert")
-    vocabulary = folder / "vocab.txt"
-    vocabulary.write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
-    tokenizer = BertTokenizerFast(vocab=str(vocabulary))
-    assert len(tokenizer) == len(VOCABULARY)
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=32,
-    )
-    BertModel(config).save_pretrained(folder)
+    tiny.write_bert(folder, VOCABULARY, intermediate_size=32, max_position_embeddings=32)
     return folder
 
 

@@ -1,6 +1,7 @@
 """Durations in all their units, and what a section of the configuration refuses."""
 
 import json
+from typing import ClassVar, Literal
 
 import pytest
 from hypothesis import given
@@ -134,3 +135,42 @@ def test_schema_allows_what_is_a_length(value):
         is_length = False
     validator = jsonschema.Draft202012Validator(schema)
     assert validator.is_valid({"length": value}) == is_length
+
+
+def test_what_is_given_leaves_out_defaults_at_every_depth():
+    class Inner(Section):
+        kind: Literal["a"]
+        size: int = 3
+
+    class Plain(Section):
+        length: Duration = Duration("10%")
+
+    class Outer(Section):
+        not_in_key: ClassVar[frozenset[str]] = frozenset({"speed"})
+
+        name: str
+        inner: Inner = Inner(kind="a")
+        plain: Plain = Plain()
+        further: Plain | None = None
+        parts: list[Inner] = []
+        speed: int = 1
+
+    assert Outer(name="x", speed=2).given() == {"name": "x", "inner": {"kind": "a"}}
+    written = Outer(name="x", inner={"kind": "a", "size": 3}, plain={"length": "10%"}, parts=[])
+    assert written.given() == {"name": "x", "inner": {"kind": "a"}}
+    full = Outer(
+        name="x",
+        inner={"kind": "a", "size": 4},
+        plain={"length": 5},
+        further={},
+        parts=[{"kind": "a", "size": 3}],
+    )
+    assert full.given() == {
+        "name": "x",
+        "inner": {"kind": "a", "size": 4},
+        "plain": {"length": "5"},
+        "further": {},
+        "parts": [{"kind": "a"}],
+    }
+    assert full.given(["name", "speed"]) == {"name": "x"}
+    assert full.given(["name", "speed"], defaults=True) == {"name": "x", "speed": 1}

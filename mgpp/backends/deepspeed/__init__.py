@@ -11,7 +11,7 @@ second one writes is copied to the low-precision weights by ZeRO itself.
     1, bf16 + fp32    1                   the same (BF16_Optimizer)
     3                 1 a sub-group       one flat partition a sub-group
 
-    layout.py     where this rank's pieces of parameters lie
+    layout.py     where this rank's shards of parameters lie
     hooks.py      pruning at the inner optimizer's steps
     state.py      training state by parameter and range, for checkpoints of any layout
     refusals.py   modes in which DeepSpeed is wrong or cannot be hooked
@@ -21,7 +21,7 @@ Only these files know DeepSpeed's insides; they were written against 0.19.
 
 from mgpp.backends.deepspeed.hooks import attach
 from mgpp.backends.deepspeed.state import (
-    TrainedPiece,
+    TrainedShard,
     engine_counters,
     load_engine_counters,
     load_training_state,
@@ -29,7 +29,7 @@ from mgpp.backends.deepspeed.state import (
 )
 
 __all__ = [
-    "TrainedPiece",
+    "TrainedShard",
     "attach",
     "engine_counters",
     "load_engine_counters",

@@ -40,7 +40,7 @@ def attach(
         method: what is added to plain magnitude pruning.
         schedule: when to prune and how far; its steps count updates really made, not those DeepSpeed
             skips on overflow.
-        placement: where sparsity goes; over all weights unless given.
+        placement: how sparsity is distributed; over all weights unless given.
         transposed: names of the weights stored inputs first (`Conv1D`), for patterns.
 
     Returns:

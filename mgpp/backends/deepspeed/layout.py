@@ -1,4 +1,4 @@
-"""Where this rank's pieces of parameters lie, stage by stage."""
+"""Where this rank's shards of parameters lie, stage by stage."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,10 +38,10 @@ def layout_of(engine: Any, group: dict[str, Any], prunable: Mapping[str, nn.Para
     }
     flats = _flats_of_first_group(engine, group)
     by_flat: dict[int, list[Shard]] = {id(flat): [] for flat in flats}
-    for piece in pieces(engine):
-        if id(piece.flat) in by_flat:
-            name, index = names[id(piece.parameter)]
-            by_flat[id(piece.flat)].append(piece.as_shard(name, index))
+    for shard in parameter_shards(engine):
+        if id(shard.flat) in by_flat:
+            name, index = names[id(shard.parameter)]
+            by_flat[id(shard.flat)].append(shard.as_shard(name, index))
     for flat in flats:
         _zero_padding(flat, by_flat[id(flat)])
     replicated = engine.zero_optimization_stage() == 0
@@ -76,7 +76,7 @@ def _check_group(parameters: Sequence[Any], prunable: Mapping[str, nn.Parameter]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
+class ParameterShard:
     """What this rank holds of one trained parameter: a range of a float32 tensor of the optimizer."""
 
     parameter: nn.Parameter
@@ -86,11 +86,11 @@ class Piece:
     start: int
 
     def part_of(self, tensor: Tensor) -> Tensor:
-        """This piece's range of a tensor that is laid out like `flat`."""
+        """This shard's range of a tensor that is laid out like `flat`."""
         return tensor.detach().view(-1).narrow(0, self.start, self.numel)
 
     def as_shard(self, name: str, index: int) -> Shard:
-        """Return the piece as a shard of the prunable weight `name`, the `index`-th of all."""
+        """Return it as a shard of the prunable weight `name`, the `index`-th of all."""
         return Shard(
             name=name,
             index=index,
@@ -102,23 +102,25 @@ class Piece:
         )
 
 
-def pieces(engine: Any) -> Iterator[Piece]:
-    """Give this rank's pieces of all trained parameters, group by group."""
+def parameter_shards(engine: Any) -> Iterator[ParameterShard]:
+    """Give this rank's shards of all trained parameters, group by group."""
     stage = engine.zero_optimization_stage()
     if stage == 0:
         return _whole_parameters(engine)
-    return _evenpieces(engine) if stage == 3 else _fragments_of_flats(engine)
+    return _even_shards(engine) if stage == 3 else _fragments_of_flats(engine)
 
 
-def _whole_parameters(engine: Any) -> Iterator[Piece]:
+def _whole_parameters(engine: Any) -> Iterator[ParameterShard]:
     """Stage 0: the optimizer's tensors are the parameters or their float32 copies, in the same order."""
     masters = [group["params"] for group in engine.basic_optimizer.param_groups]
     for parameters, flats in zip(low_precision_groups(engine), masters, strict=True):
         for parameter, flat in zip(parameters, flats, strict=True):
-            yield Piece(parameter=parameter, offset=0, numel=flat.numel(), flat=flat, start=0)
+            yield ParameterShard(
+                parameter=parameter, offset=0, numel=flat.numel(), flat=flat, start=0
+            )
 
 
-def _fragments_of_flats(engine: Any) -> Iterator[Piece]:
+def _fragments_of_flats(engine: Any) -> Iterator[ParameterShard]:
     """ZeRO 1/2 and BF16_Optimizer: one flat partition a group, cut where it comes."""
     groups = engine.basic_optimizer.param_groups
     for parameters, group in zip(low_precision_groups(engine), groups, strict=True):
@@ -127,7 +129,7 @@ def _fragments_of_flats(engine: Any) -> Iterator[Piece]:
             mapping = parameter._hp_mapping
             if mapping is None:
                 continue  # no part of this parameter is on this rank
-            yield Piece(
+            yield ParameterShard(
                 parameter=parameter,
                 offset=mapping.lp_fragment_address.start,
                 numel=mapping.hp_fragment_address.numel,
@@ -136,15 +138,15 @@ def _fragments_of_flats(engine: Any) -> Iterator[Piece]:
             )
 
 
-def _evenpieces(engine: Any) -> Iterator[Piece]:
-    """ZeRO 3: every parameter is cut evenly over the ranks; the last pieces may be padded or empty."""
+def _even_shards(engine: Any) -> Iterator[ParameterShard]:
+    """ZeRO 3: every parameter is cut evenly over the ranks; the last shards may be padded or empty."""
     optimizer = engine.optimizer
     rank = dist.get_rank(dp_group(engine))
     for parameters in low_precision_groups(engine):
         for parameter in parameters:
             sub_group, start, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
             offset = min(rank * size, parameter.ds_numel)
-            yield Piece(
+            yield ParameterShard(
                 parameter=parameter,
                 offset=offset,
                 numel=min(parameter.ds_numel - offset, size),

@@ -1,4 +1,4 @@
-"""Training state by parameter and range, so that another world size or stage can take it up."""
+"""Training state by parameter and range, so that another world size or stage can restore it."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgpp.backends.deepspeed.layout import pieces
+from mgpp.backends.deepspeed.layout import parameter_shards
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedPiece:
+class TrainedShard:
     """What this rank holds of one trained parameter, with what the optimizer keeps of it.
 
     Attributes:
         name: the parameter's name in the model.
-        offset: where the piece begins in the flattened whole parameter, in elements.
-        numel: elements in the piece.
+        offset: where the shard begins in the flattened whole parameter, in elements.
+        numel: elements in the shard.
         values: 1-D views of `numel` elements: "master", the float32 weights, and the optimizer's own
             ("exp_avg" and "exp_avg_sq" of Adam), which it has none of before its first step.
         counters: the optimizer's numbers for the parameter as a whole: "step" of Adam, a float where
@@ -31,27 +31,27 @@ class TrainedPiece:
     counters: dict[str, float]
 
 
-def training_state(engine: Any) -> Iterator[TrainedPiece]:
+def training_state(engine: Any) -> Iterator[TrainedShard]:
     """Give this rank's part of the training state by parameter and range.
 
-    All ranks' pieces make up the whole state, each element once, but at stage 0, where every rank holds
-    all of it. They do not depend on the stage or the number of ranks, so that any can take them up.
+    All ranks' shards make up the whole state, each element once, but at stage 0, where every rank holds
+    all of it. They do not depend on the stage or the number of ranks, so that any can restore them.
     """
     names = _names(engine)
-    for piece in pieces(engine):
-        values = {"master": piece.part_of(piece.flat)}
+    for shard in parameter_shards(engine):
+        values = {"master": shard.part_of(shard.flat)}
         counters: dict[str, float] = {}
-        for key, value in engine.basic_optimizer.state.get(piece.flat, {}).items():
+        for key, value in engine.basic_optimizer.state.get(shard.flat, {}).items():
             if not isinstance(value, Tensor):
                 counters[key] = value
             elif value.dim() == 0:
                 counters[key] = float(value)
             else:
-                values[key] = piece.part_of(value)
-        yield TrainedPiece(
-            name=names[id(piece.parameter)],
-            offset=piece.offset,
-            numel=piece.numel,
+                values[key] = shard.part_of(value)
+        yield TrainedShard(
+            name=names[id(shard.parameter)],
+            offset=shard.offset,
+            numel=shard.numel,
             values=values,
             counters=counters,
         )
@@ -60,29 +60,29 @@ def training_state(engine: Any) -> Iterator[TrainedPiece]:
 def load_training_state(
     engine: Any, read: Callable[[str, int, int], tuple[dict[str, Tensor], dict[str, float]]]
 ) -> None:
-    """Take up a training state, whatever layout it was saved from; all ranks must call.
+    """Restore a training state, whatever layout it was saved from; all ranks must call.
 
     Args:
         engine: what `deepspeed.initialize` returned.
         read: given a parameter's name, an offset and a number of elements, returns the values of that
-            range and the counters, as in `TrainedPiece`.
+            range and the counters, as in `TrainedShard`.
     """
     names, optimizer = _names(engine), engine.basic_optimizer
     on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
-    for piece in pieces(engine):
-        if piece.numel == 0:
+    for shard in parameter_shards(engine):
+        if shard.numel == 0:
             continue
-        values, counters = read(names[id(piece.parameter)], piece.offset, piece.numel)
-        piece.part_of(piece.flat).copy_(values.pop("master"))
-        state = optimizer.state[piece.flat]
+        values, counters = read(names[id(shard.parameter)], shard.offset, shard.numel)
+        shard.part_of(shard.flat).copy_(values.pop("master"))
+        state = optimizer.state[shard.flat]
         for key, value in values.items():
             if key not in state:
-                state[key] = torch.zeros_like(piece.flat, requires_grad=False)
-            piece.part_of(state[key]).copy_(value)
+                state[key] = torch.zeros_like(shard.flat, requires_grad=False)
+            shard.part_of(state[key]).copy_(value)
         for key, number in counters.items():
             state[key] = number
             if isinstance(number, float):
-                device = piece.flat.device if on_device else torch.device("cpu")
+                device = shard.flat.device if on_device else torch.device("cpu")
                 state[key] = torch.tensor(number, dtype=torch.float32, device=device)
     _copy_to_low_precision(engine)
 
@@ -96,7 +96,7 @@ def engine_counters(engine: Any) -> dict[str, dict[str, float]]:
 
 
 def load_engine_counters(engine: Any, saved: dict[str, dict[str, float]]) -> None:
-    """Take up what `engine_counters` returned."""
+    """Restore what `engine_counters` returned."""
     vars(engine).update(saved["engine"])
     _loss_scaler(engine).update(saved["loss_scaler"])
 
@@ -119,9 +119,9 @@ def _copy_to_low_precision(engine: Any) -> None:
     """Copy the float32 masters to the weights that the model computes with."""
     optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
     if stage == 0:
-        for piece in pieces(engine):
-            if piece.flat is not piece.parameter:
-                piece.parameter.data.copy_(piece.flat)
+        for shard in parameter_shards(engine):
+            if shard.flat is not shard.parameter:
+                shard.parameter.data.copy_(shard.flat)
     elif stage == 3:
         persistent = optimizer.persistent_parameters  # kept whole on every rank
         if persistent:

@@ -62,7 +62,7 @@ class OneShotMethod:
         self._pattern = pattern
 
     def count(self, num_prunable: int, sparsity: float) -> int:
-        """Return how many of all prunable weights go: floor(num_prunable x sparsity).
+        """Return how many of all prunable weights are pruned: floor(num_prunable x sparsity).
 
         Raises:
             ValueError: if the sparsity is not the pattern's.
@@ -103,7 +103,7 @@ class OneShotMethod:
         Args:
             weight: [out, in], float32 (or float64, in which all is then computed).
             statistic: the sum of `statistic` over all tokens, float64.
-            num_pruned: how many weights go.
+            num_pruned: how many weights are pruned.
 
         Raises:
             ValueError: if the statistic does not allow it.
@@ -127,7 +127,7 @@ def portions(total: int, sizes: Sequence[int]) -> list[int]:
 
 
 def lowest(scores: Tensor, counts: Tensor | int) -> Tensor:
-    """Mark the `counts` lowest scores of each row; of equal ones the first go.
+    """Mark the `counts` lowest scores of each row; of equal ones the first.
 
     Args:
         scores: [rows, n].

@@ -71,15 +71,15 @@ def sparsegpt(
 ) -> PrunedMatrix:
     """Prune the columns from left to right, each error made up for by the columns right of it (alg. 1).
 
-    At the first column of a block, those of its weights go that have the lowest
+    At the first column of a block, those of its weights are pruned that have the lowest
     w^2 / [H_F^-1]_cc, F being the columns from c on: what the squared error of the outputs rises by when
-    w goes and F makes up for it. With a pattern they are chosen at the first column of each group. The
-    weights of one row are compared with those of all others.
+    w is pruned and F makes up for it. With a pattern they are chosen at the first column of each group.
+    The weights of one row are compared with those of all others.
 
     Args:
         weight: W, [out, in].
         hessian: H = 2 X X^T, [in, in], in the dtype of the weight; any positive multiple does.
-        num_pruned: how many weights go; blocks get shares by their size. With a pattern it follows
+        num_pruned: how many are pruned; blocks get shares by their size. With a pattern it follows
             from that.
         damping: lambda, as a share of the mean of H's diagonal.
         block_size: B = B_s, columns.

@@ -45,8 +45,8 @@ def wanda(
     Args:
         weight: W, [out, in].
         input_norms: ||X_j||_2 over all tokens, [in].
-        num_pruned: how many weights go; outputs differ by at most one. With a pattern it follows from
-            that.
+        num_pruned: how many weights are pruned; outputs differ by at most one. With a pattern it
+            follows from that.
         pattern: N:M sparsity instead.
     """
     scores = weight.abs() * input_norms

@@ -15,7 +15,7 @@ from ray.train import ControllerError, WorkerGroupError
 from launch.cluster.connect import wait_for_nodes
 from launch.workers.network import _VARIABLES, interface_of, use_node_interface
 from launch.workers.status_actor import GAUGES, PREFIX, RESTARTS
-from launch.workers.worker_group import _told
+from launch.workers.worker_group import _reason
 from pipeline.errors import ConfigError
 from pipeline.runs.config import ClusterConfig
 from pipeline.training.config import TrainConfig
@@ -76,21 +76,21 @@ def test_numbers_of_workers_that_a_batch_divides_among(micro, fitting):
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "expected"),
     [
         (
             WorkerGroupError("all of it", {1: RuntimeError("first\nout of memory")}),
-            "workers failed more often than cluster.max_failures (3) allows; rank 1: out of memory. Once",
+            "workers failed more often than cluster.max_failures (3) allows; rank 1: out of memory. Fix",
         ),
         (
             ControllerError(OSError("no disk")),
-            "Ray Train could not run the workers; the same command",
+            "Ray Train could not run the workers; rerun",
         ),
     ],
 )
-def test_why_a_gang_is_given_up_is_told_first_and_whole_after(error, told):
-    first, _, rest = _told(error, ClusterConfig(num_workers=2), 2).partition("\n")
-    assert first.startswith(told)
+def test_why_workers_failed_is_said_first_and_in_full_after(error, expected):
+    first, _, rest = _reason(error, ClusterConfig(num_workers=2), 2).partition("\n")
+    assert first.startswith(expected)
     assert rest == str(error)
 
 
@@ -98,7 +98,7 @@ def test_why_a_gang_is_given_up_is_told_first_and_whole_after(error, told):
 
 
 @pytest.mark.distributed
-def test_a_gang_that_cannot_be_is_refused_at_once(project, tmp_path, cluster):
+def test_workers_that_cannot_fit_are_refused_at_once(project, tmp_path, cluster):
     cluster.add_node(num_cpus=1)
     since = time.monotonic()
     with run_on(project, tmp_path / "runs", cluster) as run:

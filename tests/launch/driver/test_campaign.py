@@ -13,8 +13,9 @@ from pipeline.tracking.recorder import read_records
 from tests.html_page import Page
 from tests.launch.conftest import mgpp
 from tests.launch.runs import Driver
-from tests.pipeline.models.tiny_decoders import text, write_decoder
+from tests.pipeline.models.word_chains import text
 from tests.processes import MGPP
+from tests.tiny import write_decoder
 
 pytestmark = pytest.mark.distributed
 

@@ -44,8 +44,8 @@ def test_while_one_run_makes_it_another_waits(store, tmp_path, monkeypatch):
         assert second.result(timeout=30) == artifact
     assert len(made) == 1
     (text,) = told
-    assert text.startswith("campaign  process ")
-    assert text.endswith(" works on it; waiting")
+    assert text.startswith("campaign  waiting for process ")
+    assert text.endswith(", which is working on it")
     assert (artifact.metrics, artifact.params) == ({"cells": 4}, {"a": 1})
     assert (artifact.path / "page").read_text() == "whole"
     assert sorted(p.name for p in (tmp_path / "campaign-0123456789abcdef").iterdir()) == [

@@ -45,7 +45,7 @@ def test_a_run_on_s3_is_killed_and_goes_on(project, bucket, tmp_path):
 
     resumed = mgpp(project, *arguments, "--json")
     assert resumed.returncode == 0, resumed.stderr[-6000:]
-    assert "goes on from the checkpoint of step" in resumed.stderr
+    assert "resuming from the checkpoint of step" in resumed.stderr
     summary = json.loads(resumed.stdout)
     assert summary["model"].startswith(f"{storage}/export-")
     local = mgpp(project, *arguments, f"storage={tmp_path / 'local'}", "--json")

@@ -32,7 +32,7 @@ def test_whatever_is_killed_the_weights_come_out_the_same(project, summary, tmp_
         record.write_text("{")
     with run_in_background(project, torn) as driver:
         assert driver.process.wait(timeout=300) == 0, driver.log.read_text()[-4000:]
-    assert driver.log.read_text().count("goes on from the checkpoint of step") >= 2
+    assert driver.log.read_text().count("resuming from the checkpoint of step") >= 2
     assert outcome(torn) == outcome(Path(summary["artifacts"]["prune"]).parent.parent)
 
 
@@ -43,7 +43,7 @@ def test_a_killed_run_goes_on_with_other_workers_at_another_stage(project, summa
         assert driver.kill("") > 3
     with run_in_background(project, torn, "cluster.num_workers=1", "zero.stage=2") as driver:
         assert driver.process.wait(timeout=300) == 0, driver.log.read_text()[-4000:]
-    assert "goes on from the checkpoint of step" in driver.log.read_text()
+    assert "resuming from the checkpoint of step" in driver.log.read_text()
     _, figures, prunings, _ = outcome(torn)
     _, undisturbed, whole, _ = outcome(Path(summary["artifacts"]["prune"]).parent.parent)
     assert figures["num_zeros"] == undisturbed["num_zeros"]
@@ -59,5 +59,5 @@ def test_an_operator_is_compiled_once_a_node_and_it_is_told(project, tmp_path, m
     with run_in_background(project, tmp_path / "runs", "dense.enabled=false") as driver:
         code, log = driver.end()
     assert code == 0, log[-4000:]
-    assert log.count("DeepSpeed's deepspeed_shm_comm is loaded; each node compiles it once") == 1
+    assert log.count("loading DeepSpeed's deepspeed_shm_comm; each node compiles it once") == 1
     assert len(list(tmp_path.glob("extensions/**/*.so"))) == 1

@@ -122,7 +122,7 @@ def test_a_cable_that_is_cut_ends_in_a_clear_error_and_the_next_run_goes_on(
         f"storage={tmp_path / 'runs'}", "cluster.num_workers=1", "--json",
     )  # fmt: skip
     assert alone.returncode == 0, alone.stderr[-4000:]
-    assert "goes on from the checkpoint of step" in alone.stderr
+    assert "resuming from the checkpoint of step" in alone.stderr
     assert json.loads(alone.stdout)["status"] == "done"
 
 

@@ -26,7 +26,7 @@ def test_a_node_that_comes_back_takes_the_gang_on(project, undisturbed, tmp_path
         code, log = run.end()
     assert code == 0, log[-6000:]
     assert "workers lost (" in log
-    assert "goes on from the checkpoint of step" in log
+    assert "resuming from the checkpoint of step" in log
     assert outcome(tmp_path / "runs") == undisturbed
 
 
@@ -39,8 +39,8 @@ def test_without_it_fewer_workers_go_on(project, tmp_path, cluster):
         cluster.remove_node(last, allow_graceful=False)
         code, log = run.end()
     assert code == 0, log[-6000:]
-    assert "goes on with 1 workers instead of 2" in log
-    assert "goes on from the checkpoint of step" in log
+    assert "resuming with 1 workers instead of 2" in log
+    assert "resuming from the checkpoint of step" in log
     (folder,) = (tmp_path / "runs").glob("prune-*")
     metrics = open_artifact(str(folder)).metrics
     assert metrics["num_zeros"] == int(0.8 * metrics["num_prunable"])
@@ -67,7 +67,7 @@ def test_a_gang_waits_for_others_to_end(project, undisturbed, tmp_path, cluster)
         other_work = ray.remote(num_cpus=1)(Counter).remote()
         ray.get(other_work.__ray_ready__.remote())
         with run_on(project, tmp_path / "runs", cluster, "cluster.wait_seconds=10") as run:
-            run.wait_until_told("other work holds the cluster: waits on for 2 workers")
+            run.wait_until_told("waiting for 2 workers: other work occupies the cluster")
             ray.kill(other_work)
             code, log = run.end()
     finally:

@@ -5,25 +5,41 @@ import torch
 
 from mgpp import GMP, Pruner
 from mgpp.sharding.bitmask import pack_bits
+from tests.cases import launch_cases
 from tests.mgpp import odd_transformer as odd
-from tests.processes import torchrun
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]  # one launch for all layouts
 
 
-def results(folder, cases):
-    return {
-        case: [torch.load(folder / f"{case}-rank{r}.pt", weights_only=True) for r in (0, 1)]
-        for case in cases
-    }
+class Results:
+    """What the ranks wrote of each case, read as a test asks for it."""
+
+    def __init__(self, launched):
+        self.launched = launched
+
+    def __getitem__(self, case):
+        folder = self.launched.folder(case)
+        return [torch.load(folder / f"{case}-rank{r}.pt", weights_only=True) for r in (0, 1)]
+
+
+def launch(which, cases, folder, timeout):
+    return Results(
+        launch_cases(
+            "tests.mgpp.backends.zero_worker",
+            which,
+            str(folder),
+            cases=cases,
+            folder=folder,
+            num_processes=2,
+            timeout=timeout,
+        )
+    )
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("zero")
-    torchrun("tests.mgpp.backends.zero_worker", "all", str(folder), num_processes=2, timeout=800)
-    cases = (*odd.CASES, *odd.RIVAL_CASES, *odd.PLACED_CASES, *odd.TRANSFER_CASES)
-    return results(folder, (*cases, "refusals"))
+    cases = (*odd.CASES, *odd.RIVAL_CASES, *odd.PLACED_CASES, *odd.TRANSFER_CASES, "refusals")
+    return launch("all", cases, tmp_path_factory.mktemp("zero"), timeout=800)
 
 
 @pytest.fixture(scope="session")
@@ -71,10 +87,9 @@ def mask_hash(masks):
     return pruner.mask_hash()
 
 
-@pytest.mark.parametrize("case", [c for c in odd.CASES if c.endswith("-fp32")])
-def test_fp32_equals_the_one_process_reference(case, trained, reference):
+def check_equals_reference(results, reference):
     weights, masks = reference
-    for result in trained[case]:
+    for result in results:
         for name, expected in weights.items():
             difference = (result["weights"][name] - expected).abs().max().item()
             assert difference <= 1e-6, name
@@ -98,6 +113,33 @@ def test_how_far_pruned_weights_moved_is_that_of_one_process(case, trained, move
         for name, share in (("moved_median", 0.5), ("moved_p99", 0.99)):
             expected = float(moved.quantile(share, interpolation="higher"))
             assert pruning[name] == pytest.approx(expected, rel=0.01)
+
+
+def check_is_near_reference(result, reference):
+    """Rounding moves weights by a few steps of the optimizer, not by more."""
+    for name, expected in reference[0].items():
+        found = result["weights"][name]
+        assert (found - expected).abs().mean() < 3 * odd.ADAMW["lr"], name
+
+
+def check_sparsity_is_exact_and_the_ranks_agree(results, reference):
+    _, masks = reference
+    num_prunable = sum(keep.numel() for keep in masks[-1].values())
+    k = int(num_prunable * 0.85)
+    first, second = results
+    assert first["hashes"] == second["hashes"]
+    assert first["pruning"] == second["pruning"]
+    assert first["pruning"]["num_pruned"] == k
+    assert first["zeros"] == k
+    zeros = sum(int((first["weights"][name] == 0).sum()) for name in masks[-1])
+    assert zeros == k
+    for name, weight in first["weights"].items():
+        assert torch.equal(weight, second["weights"][name])
+
+
+@pytest.mark.parametrize("case", [c for c in odd.CASES if c.endswith("-fp32")])
+def test_fp32_equals_the_one_process_reference(case, trained, reference):
+    check_equals_reference(trained[case], reference)
 
 
 @pytest.mark.parametrize("case", [c for c in odd.RIVAL_CASES if c.endswith("-fp32")])
@@ -154,18 +196,7 @@ def test_rivals_choose_otherwise(rivals, reference):
 
 @pytest.mark.parametrize("case", [*odd.CASES, *odd.RIVAL_CASES])
 def test_sparsity_is_exact_and_the_ranks_agree(case, trained, reference):
-    _, masks = reference
-    num_prunable = sum(keep.numel() for keep in masks[-1].values())
-    k = int(num_prunable * 0.85)
-    first, second = trained[case]
-    assert first["hashes"] == second["hashes"]
-    assert first["pruning"] == second["pruning"]
-    assert first["pruning"]["num_pruned"] == k
-    assert first["zeros"] == k
-    zeros = sum(int((first["weights"][name] == 0).sum()) for name in masks[-1])
-    assert zeros == k
-    for name, weight in first["weights"].items():
-        assert torch.equal(weight, second["weights"][name])
+    check_sparsity_is_exact_and_the_ranks_agree(trained[case], reference)
 
 
 @pytest.mark.parametrize("case", odd.CASES)
@@ -178,11 +209,7 @@ def test_updates_left_out_do_not_count(case, trained):
 
 @pytest.mark.parametrize("case", [c for c in odd.CASES if not c.endswith("-fp32")])
 def test_low_precision_stays_near_the_reference(case, trained, reference):
-    """Rounding moves weights by a few steps of the optimizer, not by more."""
-    weights, _ = reference
-    for name, expected in weights.items():
-        found = trained[case][0]["weights"][name]
-        assert (found - expected).abs().mean() < 3 * odd.ADAMW["lr"], name
+    check_is_near_reference(trained[case][0], reference)
 
 
 @pytest.mark.parametrize("case", odd.TRANSFER_CASES)
@@ -211,18 +238,22 @@ def test_a_first_group_that_holds_more_is_refused_and_left_alone(stage, trained)
         assert "mgpp.parameter_groups" in refusals[stage]
 
 
-@pytest.mark.torture
-@pytest.mark.timeout(1500)
-def test_parameters_on_nvme(reference, tmp_path):
+@pytest.fixture(scope="module")
+def trained_on_nvme(tmp_path_factory):
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
     if not AsyncIOBuilder().is_compatible(verbose=False):
         pytest.skip("DeepSpeed's async_io cannot be built here: libaio is missing")
-    torchrun(
-        "tests.mgpp.backends.zero_worker", "nvme", str(tmp_path), num_processes=2, timeout=1400
-    )
-    trained = results(tmp_path, odd.NVME_CASES)
-    for case in odd.NVME_CASES:
-        test_sparsity_is_exact_and_the_ranks_agree(case, trained, reference)
-    test_fp32_equals_the_one_process_reference("stage3-nvme-fp32", trained, reference)
-    test_low_precision_stays_near_the_reference("stage3-nvme-bf16", trained, reference)
+    return launch("nvme", odd.NVME_CASES, tmp_path_factory.mktemp("nvme"), timeout=1400)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("case", odd.NVME_CASES)
+def test_parameters_on_nvme(case, trained_on_nvme, reference):
+    results = trained_on_nvme[case]
+    check_sparsity_is_exact_and_the_ranks_agree(results, reference)
+    if case.endswith("-fp32"):
+        check_equals_reference(results, reference)
+    else:
+        check_is_near_reference(results[0], reference)

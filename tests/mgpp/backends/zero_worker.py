@@ -2,7 +2,10 @@
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
@@ -12,8 +15,8 @@ import torch.distributed as dist
 
 import mgpp
 from mgpp.backends.deepspeed import attach
+from tests.cases import run_cases
 from tests.mgpp import odd_transformer as odd
-from tests.processes import leave
 
 
 def config(stage: int, precision: str, **zero: object) -> dict[str, object]:
@@ -111,37 +114,42 @@ def refusal(stage: int) -> str:
     return ""
 
 
-def main(folder: str) -> None:
-    """Train in all layouts."""
-    start()
-    train_all(folder, odd.CASES)
+def save(folder: Path, case: str, result: object) -> None:
+    torch.save(result, folder / f"{case}-rank{dist.get_rank()}.pt")
+
+
+def all_cases() -> dict[str, Callable[[], object]]:
+    """Return what trains in each layout, by the names of the cases."""
+    cases: dict[str, Callable[[], object]] = {}
+    for case, (stage, precision, zero) in odd.CASES.items():
+        cases[case] = partial(train, stage, precision, **zero)
     for case, (method, stage, precision, zero) in odd.RIVAL_CASES.items():
-        result = train(stage, precision, method, **zero)
-        torch.save(result, f"{folder}/{case}-rank{dist.get_rank()}.pt")
+        cases[case] = partial(train, stage, precision, method, **zero)
     for case, (placed, stage, zero) in odd.PLACED_CASES.items():
-        result = train(stage, "fp32", placed=placed, **zero)
-        torch.save(result, f"{folder}/{case}-rank{dist.get_rank()}.pt")
-    train_all(folder, odd.TRANSFER_CASES, "sparse-transfer")
-    refusals = {stage: refusal(stage) for stage in (0, 1, 2, 3)}
-    torch.save(refusals, f"{folder}/refusals-rank{dist.get_rank()}.pt")
-    leave()
+        cases[case] = partial(train, stage, "fp32", placed=placed, **zero)
+    for case, (stage, precision, zero) in odd.TRANSFER_CASES.items():
+        cases[case] = partial(train, stage, precision, "sparse-transfer", **zero)
+    cases["refusals"] = lambda: {stage: refusal(stage) for stage in (0, 1, 2, 3)}
+    return cases
 
 
-def main_nvme(folder: str) -> None:
-    """Train with the parameters on disk, which needs an extension that compiles for minutes."""
-    start()
-    for _, _, zero in odd.NVME_CASES.values():
+def nvme_cases(folder: str) -> dict[str, Callable[[], object]]:
+    """Return what trains with the parameters on disk; its extension compiles for minutes."""
+    cases: dict[str, Callable[[], object]] = {}
+    for case, (stage, precision, zero) in odd.NVME_CASES.items():
         zero["offload_param"] |= {"nvme_path": folder}  # type: ignore[operator]
-    train_all(folder, odd.NVME_CASES)
-    leave()
+        cases[case] = partial(train, stage, precision, **zero)
+    return cases
 
 
-def train_all(
-    folder: str, cases: dict[str, tuple[int, str, dict[str, object]]], method: str = "mgpp"
-) -> None:
-    for case, (stage, precision, zero) in cases.items():
-        result = train(stage, precision, method, **zero)
-        torch.save(result, f"{folder}/{case}-rank{dist.get_rank()}.pt")
+def main(which: str, folder: str) -> None:
+    start()
+    cases = all_cases() if which == "all" else nvme_cases(folder)
+    run_cases(
+        Path(folder),
+        {case: lambda c=case, w=work: save(Path(folder), c, w()) for case, work in cases.items()},
+        seconds=120 if which == "all" else 1200,
+    )
 
 
 def start() -> None:
@@ -154,4 +162,4 @@ def start() -> None:
 
 
 if __name__ == "__main__":
-    {"all": main, "nvme": main_nvme}[sys.argv[1]](sys.argv[2])
+    main(*sys.argv[1:])

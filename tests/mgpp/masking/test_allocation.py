@@ -159,14 +159,15 @@ def test_blocks_are_counted_whole():
 
 def test_where_nothing_fits_the_numbers_are_told():
     with pytest.raises(
-        ValueError, match=r"budgets: of 1152 weights 806 are to go at the last pruning"
+        ValueError, match=r"budgets: of 1152 weights 806 are to be pruned at the last pruning"
     ):
         allocation(0.7, budgets={"*.mlp.*": 0.1})
     with pytest.raises(ValueError, match=r"budgets: .* asks -173 of the other weights"):
         allocation(0.3, budgets={"*.mlp.*": 0.9})
     # 10% of 96 is 9.6: ten stay, so that less than 90% can go.
     with pytest.raises(
-        ValueError, match=r"min_kept: of 1152 weights 1036 are to go .* to 1032 may go"
+        ValueError,
+        match=r"min_kept: of 1152 weights 1036 are to be pruned .* to 1032 may be pruned",
     ):
         allocation(0.9, min_kept=0.1)
 

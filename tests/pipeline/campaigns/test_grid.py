@@ -132,4 +132,6 @@ def test_a_method_given_as_changes_alone_is_these_changes(read):
 def test_mistakes_are_told(read, changes, complaint):
     with pytest.raises(ConfigError) as caught:
         read(**changes)
-    assert any(complaint in problem for problem in caught.value.problems), caught.value.problems
+    assert any(complaint in problem for problem in map(str, caught.value.problems)), (
+        caught.value.problems
+    )

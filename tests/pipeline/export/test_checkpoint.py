@@ -13,7 +13,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    GPT2Config,
     GPT2LMHeadModel,
 )
 
@@ -21,6 +20,7 @@ from mgpp import select_prunable
 from pipeline.errors import StageError
 from pipeline.export.checkpoint import ExportConfig, check_export, export_model, read_weights
 from pipeline.models.weights import fingerprints
+from tests import tiny
 
 AUTO = "AutoModelForSequenceClassification"
 PRUNING = {"method": {"name": "mgpp"}, "sparsity": 0.75, "num_pruned": 7680, "prune_start": 2}
@@ -203,9 +203,16 @@ def test_a_large_model_is_cut_into_several_files(trained, tmp_path):
 
 
 def test_tied_weights_are_exported_once(tmp_path, tiny_bert):
-    torch.manual_seed(1)
-    sizes = {"vocab_size": 26, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2}
-    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=2, eos_token_id=3))
+    model = tiny.model(
+        GPT2LMHeadModel,
+        seed=1,
+        vocab_size=26,
+        max_position_embeddings=8,
+        hidden_size=8,
+        num_hidden_layers=1,
+        bos_token_id=2,
+        eos_token_id=3,
+    )
     names = prune(model)
     model.save_pretrained(tmp_path / "trained")
     AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path / "trained")

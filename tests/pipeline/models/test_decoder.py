@@ -6,19 +6,19 @@ from torch import nn
 
 from mgpp import select_prunable
 from pipeline.models.decoder import find_layers, layer_inputs, run_layer, weight_rows
-from tests.pipeline.models.tiny_decoders import CONFIGS, NUM_LAYERS, WORDS, make_decoder
+from tests.tiny import DECODER_LAYERS, DECODER_WORDS, DECODERS, decoder
 
 
 def rows_of_tokens(num_rows=3, length=10):
     generator = torch.Generator().manual_seed(1)
-    return list(torch.randint(2, len(WORDS), (num_rows, length), generator=generator))
+    return list(torch.randint(2, len(DECODER_WORDS), (num_rows, length), generator=generator))
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", DECODERS)
 def test_layer_after_layer_is_the_model(kind):
-    model = make_decoder(kind)
+    model = decoder(kind)
     layers = find_layers(model, select_prunable(model))
-    assert len(layers) == NUM_LAYERS
+    assert len(layers) == DECODER_LAYERS
     rows = rows_of_tokens()
     hidden, calls = layer_inputs(model, layers, rows)
     outputs = []
@@ -36,7 +36,7 @@ def test_layer_after_layer_is_the_model(kind):
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_projections_are_those_selected_by_layer(kind):
-    model = make_decoder(kind)
+    model = decoder(kind)
     names = select_prunable(model)
     layers = find_layers(model, names)
     assert [name for layer in layers for name in layer.projections] == names
@@ -53,7 +53,7 @@ def test_projections_are_those_selected_by_layer(kind):
 
 
 def test_weights_that_are_not_those_of_the_layers_projections():
-    model = make_decoder("llama")
+    model = decoder("llama")
     with pytest.raises(ValueError, match="has no list of decoder layers that holds all prunable"):
         find_layers(model, [*select_prunable(model), "lm_head.weight"])
     with pytest.raises(

@@ -128,7 +128,7 @@ def test_what_does_not_load_is_named(tiny_bert, changes, message):
     config = ModelConfig(**{"path": str(tiny_bert), **changes})
     with pytest.raises(ConfigError) as error:
         load_model_config(config)
-    assert error.value.problems[0].startswith(message)
+    assert str(error.value.problems[0]).startswith(message)
 
 
 def test_a_folder_without_weights_is_named(tiny_bert, tmp_path):

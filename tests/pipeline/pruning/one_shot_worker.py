@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pipeline.tasks import make_task
 from pipeline.tasks.causal_lm import CausalLMConfig
 from pipeline.tracking.recorder import Progress
 from pipeline.worker_group import WorkerGroup
-from tests.processes import leave
+from tests.cases import run_cases
 
 TASK = make_task(CausalLMConfig(type="causal-lm", max_length=10))
 CASES: dict[str, dict[str, Any]] = {
@@ -63,14 +64,16 @@ def run(
     )
 
 
+def run_and_write(case: str, folder: Path, output: Path) -> None:
+    store = CheckpointStore(f"{output / case}-checkpoints", WorkerGroup.current())
+    figures = run(case, folder, output / case, store)
+    (output / f"{case}-{dist.get_rank()}.json").write_text(json.dumps(figures))
+
+
 def main(folder: str, output: str) -> None:
     dist.init_process_group("gloo")
-    for case in CASES:
-        target = Path(output) / case
-        store = CheckpointStore(f"{target}-checkpoints", WorkerGroup.current())
-        figures = run(case, Path(folder), target, store)
-        (Path(output) / f"{case}-{dist.get_rank()}.json").write_text(json.dumps(figures))
-    leave()
+    paths = Path(folder), Path(output)
+    run_cases(paths[1], {case: partial(run_and_write, case, *paths) for case in CASES}, seconds=120)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def test_what_only_training_needs_is_refused(name, key, value, got):
 
 def test_calibration_is_refused_where_there_is_none():
     with pytest.raises(
-        ValidationError, match="means nothing for gmp, which needs no calibration; got 64"
+        ValidationError, match="means nothing for gmp, which needs no calibration, got 64"
     ):
         PruneSection(method={"name": "gmp"}, sparsity=0.5, calibration_rows=64)
 

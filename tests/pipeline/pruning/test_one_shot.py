@@ -21,14 +21,10 @@ from pipeline.tasks import make_task
 from pipeline.tasks.sequence import ClassificationConfig
 from pipeline.tracking.recorder import read_records
 from pipeline.worker_group import WorkerGroup
-from tests.pipeline.models.tiny_decoders import (
-    NUM_LAYERS,
-    make_decoder,
-    write_blocks,
-    write_decoder,
-)
+from tests.cases import launch_cases
+from tests.pipeline.models.word_chains import write_blocks
 from tests.pipeline.pruning.one_shot_worker import CASES, TASK, prune_of, run
-from tests.processes import torchrun
+from tests.tiny import DECODER_LAYERS, decoder, write_decoder
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +101,7 @@ def test_figures_and_records_are_of_what_was_written(case, pruned):
     assert figures["sparsity"] == figures["num_pruned"] / figures["num_prunable"]
     assert (figures["num_steps"], figures["prune_start"], figures["prune_end"]) == (0, 0, 0)
     records = read_records(path / "metrics.jsonl")
-    assert [record["step"] for record in records["prune"]] == list(range(NUM_LAYERS))
+    assert [record["step"] for record in records["prune"]] == list(range(DECODER_LAYERS))
     assert records["prune"][-1]["mask_hash"] == figures["mask_hash"]
     assert records["prune"][-1]["sparsity"] == figures["sparsity"]
     assert max(r["threshold"] for r in records["prune"]) == figures["threshold"]
@@ -117,33 +113,39 @@ def test_figures_and_records_are_of_what_was_written(case, pruned):
     )
 
 
-@pytest.mark.distributed
-def test_two_ranks_prune_as_one_does(folder, pruned, tmp_path):
-    torchrun(
+@pytest.fixture(scope="module")
+def on_two_ranks(folder, tmp_path_factory):
+    output = tmp_path_factory.mktemp("two-ranks")
+    return launch_cases(
         "tests.pipeline.pruning.one_shot_worker",
         str(folder),
-        str(tmp_path),
+        str(output),
+        cases=CASES,
+        folder=output,
         num_processes=2,
         timeout=200,
     )
-    for case, (path, alone) in pruned.items():
-        first, second = (
-            json.loads((tmp_path / f"{case}-{rank}.json").read_text()) for rank in (0, 1)
-        )
-        assert first == second
-        exact = {k: v for k, v in alone.items() if k != "threshold"}
-        assert {k: first[k] for k in exact} == exact  # the hash of the masks among them
-        assert first["threshold"] == pytest.approx(alone["threshold"], rel=1e-5)
-        weights, expected = (
-            load_file(p / "model" / "model.safetensors") for p in (tmp_path / case, path)
-        )
-        assert weights.keys() == expected.keys()
-        for name, tensor in weights.items():
-            torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_prune_as_one_does(pruned, on_two_ranks, case):
+    output, (path, alone) = on_two_ranks.folder(case), pruned[case]
+    first, second = (json.loads((output / f"{case}-{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    exact = {k: v for k, v in alone.items() if k != "threshold"}
+    assert {k: first[k] for k in exact} == exact  # the hash of the masks among them
+    assert first["threshold"] == pytest.approx(alone["threshold"], rel=1e-5)
+    weights, expected = (
+        load_file(p / "model" / "model.safetensors") for p in (output / case, path)
+    )
+    assert weights.keys() == expected.keys()
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5)
 
 
 def test_statistics_are_those_of_the_inputs(folder):
-    model = make_decoder("gpt2")
+    model = decoder("gpt2")
     layers = find_layers(model, select_prunable(model))
     rows = calibration_rows(folder / "data", 5, seed=3)
     hidden, calls = layer_inputs(model, layers, rows)
@@ -202,7 +204,7 @@ def test_a_run_that_was_stopped_goes_on_after_the_last_layer(
     )
     assert run("llama-sparsegpt", folder, tmp_path / "out", store) == figures
     assert len(layers) == (2 if corrupt else 1)
-    assert any("is corrupt and left out" in note for note in notes) == corrupt
+    assert any("is corrupt and skipped" in note for note in notes) == corrupt
     for name in ("weights.json", "metrics.jsonl"):
         assert (tmp_path / "out" / name).read_text() == (path / name).read_text()
     store.discard()
@@ -219,7 +221,7 @@ def test_low_precision_holds_the_same_count(folder, workers, tmp_path):
 
 
 def test_a_matrix_that_nothing_goes_into_is_named_on_every_rank(folder, workers, tmp_path):
-    model = make_decoder("llama")
+    model = decoder("llama")
     with torch.no_grad():
         model.get_parameter("model.layers.1.post_attention_layernorm.weight").zero_()
     shutil.copytree(folder / "data", tmp_path / "data")
@@ -232,7 +234,7 @@ def test_a_matrix_that_nothing_goes_into_is_named_on_every_rank(folder, workers,
 
 
 def test_matrices_are_dealt_out_by_what_they_cost():
-    model = make_decoder("llama")
+    model = decoder("llama")
     layer = find_layers(model, select_prunable(model))[0]
     owners = matrix_owners(layer, 2)
     (down,) = (name for name in owners if name.endswith("down_proj.weight"))
@@ -243,7 +245,7 @@ def test_matrices_are_dealt_out_by_what_they_cost():
 
 
 def test_what_does_not_go_together():
-    model, method = make_decoder("llama"), make_one_shot("wanda")
+    model, method = decoder("llama"), make_one_shot("wanda")
     names = select_prunable(model)
     task = make_task(ClassificationConfig(type="classification", text=["text"], label="label"))
     with pytest.raises(ValueError, match="only causal language models"):

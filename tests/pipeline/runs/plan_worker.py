@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from pipeline.training.deepspeed import ZeroConfig, init_deepspeed
 from pipeline.training.engine import make_engine
 from pipeline.training.loop import attach_pruner
 from pipeline.worker_group import WorkerGroup
+from tests.cases import run_cases
 from tests.memory import held_bytes
-from tests.processes import leave
 
 CASES: dict[str, dict[str, Any]] = {
     "stage0": {"stage": 0},
@@ -89,14 +90,18 @@ def measure(case: str, bert: str, folder: Path) -> dict[str, int]:
     return {"held": max(found[len(found) // 2 :]), "checkpoint": checkpoint}
 
 
-def main(bert: str, out: str) -> None:
+def measure_and_write(case: str, bert: str, folder: Path) -> None:
+    found = measure(case, bert, folder)
+    if dist.get_rank() == 0:
+        (folder / f"{case}.json").write_text(json.dumps(found))
+
+
+def main(bert: str, folder: str) -> None:
     """Measure all layouts and write what rank 0 holds."""
     dist.init_process_group("gloo")
     init_deepspeed("gloo")
-    found = {case: measure(case, bert, Path(out).parent) for case in CASES}
-    if dist.get_rank() == 0:
-        Path(out).write_text(json.dumps(found))
-    leave()
+    cases = {case: partial(measure_and_write, case, bert, Path(folder)) for case in CASES}
+    run_cases(Path(folder), cases, seconds=120)
 
 
 if __name__ == "__main__":

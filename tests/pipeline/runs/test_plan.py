@@ -5,9 +5,7 @@ import json
 import pytest
 import torch
 from transformers import (
-    BartConfig,
     BartForConditionalGeneration,
-    BertConfig,
     BertForSequenceClassification,
     LlamaConfig,
 )
@@ -18,8 +16,9 @@ from pipeline.runs.memory import activation_bytes, checkpoint_bytes, state_bytes
 from pipeline.runs.plan import plan_run
 from pipeline.tasks.text_to_text import TextToTextConfig
 from pipeline.training.deepspeed import ZeroConfig
+from tests import tiny
+from tests.cases import launch_cases
 from tests.pipeline.runs.plan_worker import BUCKET, CASES
-from tests.processes import torchrun
 
 # Vocabulary, width, feed-forward, layers, heads, key-value heads, parameters (the published counts).
 LLAMAS = {
@@ -158,7 +157,8 @@ def test_a_config_without_weights_is_enough_and_a_wrong_one_is_told(llama, tmp_p
 @pytest.mark.parametrize("recomputed", [False, True])
 def test_activations_are_what_autograd_keeps(recomputed):
     """Autograd itself says what it saves; the estimate is of the order, fused kernels keep less."""
-    settings = BertConfig(
+    model = tiny.model(
+        BertForSequenceClassification,
         vocab_size=50,
         hidden_size=128,
         num_hidden_layers=6,
@@ -166,8 +166,7 @@ def test_activations_are_what_autograd_keeps(recomputed):
         intermediate_size=512,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-    )
-    model = BertForSequenceClassification(settings).train()
+    ).train()
     if recomputed:
         model.gradient_checkpointing_enable()
     tokens = torch.randint(50, (8, 64))
@@ -195,30 +194,22 @@ def saved_bytes(model, **batch):
     return sum(saved.values())
 
 
-def bart_settings(**changes):
-    return BartConfig(
-        **{
-            "vocab_size": 50,
-            "d_model": 128,
-            "encoder_layers": 4,
-            "decoder_layers": 4,
-            "encoder_attention_heads": 4,
-            "decoder_attention_heads": 4,
-            "encoder_ffn_dim": 512,
-            "decoder_ffn_dim": 512,
-            "dropout": 0.0,
-            **changes,
-        }
-    )
+BART = {
+    "vocab_size": 50,
+    "hidden_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 512,
+    "dropout": 0.0,
+}
 
 
 @pytest.mark.parametrize("layers", [(4, 4), (6, 2), (2, 6)])
 @pytest.mark.parametrize("lengths", [(64, 16), (32, 48)])
 def test_activations_of_an_encoder_and_decoder_are_what_autograd_keeps(layers, lengths):
     encoder, decoder = layers
-    model = BartForConditionalGeneration(
-        bart_settings(encoder_layers=encoder, decoder_layers=decoder)
-    ).train()
+    changes = {"encoder_layers": encoder, "decoder_layers": decoder}
+    model = tiny.model(BartForConditionalGeneration, **BART, **changes).train()
     source, target = (torch.randint(4, 50, (8, length)) for length in lengths)
     saved = saved_bytes(model, input_ids=source, labels=target)
     sizes = {"rows": 8, "length": lengths[0], "target_length": lengths[1], "width": 4}
@@ -227,7 +218,8 @@ def test_activations_of_an_encoder_and_decoder_are_what_autograd_keeps(layers, l
 
 
 def test_a_longer_target_costs_activations_and_nothing_else(tmp_path):
-    bart_settings(architectures=["BartForConditionalGeneration"]).save_pretrained(tmp_path)
+    architectures = ["BartForConditionalGeneration"]
+    tiny.config("bart", **BART, architectures=architectures).save_pretrained(tmp_path)
 
     def plan(**settings):
         task = {"type": "text-to-text", "source": "a", "target": "b", "max_length": 64, **settings}
@@ -242,38 +234,38 @@ def test_a_longer_target_costs_activations_and_nothing_else(tmp_path):
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plan")
-    torch.manual_seed(0)
-    settings = BertConfig(
+    model = tiny.model(
+        BertForSequenceClassification,
         vocab_size=50,
         hidden_size=96,
         num_hidden_layers=3,
-        num_attention_heads=2,
         intermediate_size=200,
         max_position_embeddings=16,
         num_labels=2,
     )
-    model = BertForSequenceClassification(settings)
     model.save_pretrained(folder / "bert")
-    out = folder / "found.json"
-    torchrun(
+    launched = launch_cases(
         "tests.pipeline.runs.plan_worker",
         str(folder / "bert"),
-        str(out),
+        str(folder),
+        cases=CASES,
+        folder=folder,
         num_processes=2,
         timeout=300,
     )
     counts = [sum(p.numel() for p in model.parameters())] * 2
     names = (n for n, p in model.named_parameters() if ".layer." in n and p.dim() == 2)
     counts.append(sum(model.get_parameter(name).numel() for name in names))
-    return json.loads(out.read_text()), counts
+    return launched, counts
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("case", CASES)
 def test_two_workers_hold_and_write_what_is_planned(measured, case):
-    found, (total, trained, prunable) = measured
+    launched, (total, trained, prunable) = measured
+    found = json.loads((launched.folder(case) / f"{case}.json").read_text())
     zero = ZeroConfig(**CASES[case], bucket_elements=BUCKET)
     planned = state_bytes(zero, total, trained, prunable, world_size=2)
     expected = sum(sum(part.values()) for part in planned)
-    assert found[case]["held"] == pytest.approx(expected, rel=0.1)
-    assert found[case]["checkpoint"] == pytest.approx(checkpoint_bytes(trained, prunable), rel=0.1)
+    assert found["held"] == pytest.approx(expected, rel=0.1)
+    assert found["checkpoint"] == pytest.approx(checkpoint_bytes(trained, prunable), rel=0.1)

@@ -58,25 +58,17 @@ def test_a_new_setting_at_its_default_leaves_keys_as_they_are(config):
     class MoreTrain(TrainConfig):
         by_length: bool = False
 
-    # Not validated: the method itself knows no such setting.
-    class MoreMethod(type(config.prune.method)):
+    class MorePrune(type(config.prune)):
         strength: float = 0.5
 
     class MoreDistill(type(config.distill)):
         layers: list[int] = [1, 2]
 
-    def grown(train=(), method=(), distill=()):
-        prune = config.prune.model_copy(
-            update={
-                "method": MoreMethod.model_construct(
-                    **config.prune.method.model_dump() | dict(method)
-                ),
-            }
-        )
+    def grown(train=(), prune=(), distill=()):
         return config.model_copy(
             update={
                 "train": MoreTrain(**config.train.model_dump() | dict(train)),
-                "prune": prune,
+                "prune": MorePrune(**config.prune.model_dump() | dict(prune)),
                 "distill": MoreDistill(**config.distill.model_dump() | dict(distill)),
             }
         )
@@ -85,7 +77,7 @@ def test_a_new_setting_at_its_default_leaves_keys_as_they_are(config):
     assert keys(grown()) == before
     after_prune = {"prune", "evaluate", "export", "report"}
     assert changed(before, keys(grown(train={"by_length": True}))) == {"dense", *after_prune}
-    assert changed(before, keys(grown(method={"strength": 0.6}))) == after_prune
+    assert changed(before, keys(grown(prune={"strength": 0.6}))) == after_prune
     assert changed(before, keys(grown(distill={"layers": [1]}))) == after_prune
 
 

@@ -11,7 +11,8 @@ from pipeline.runs.flow import plan_stages, run_stage
 from pipeline.store.artifacts import Artifact, ArtifactStore
 from pipeline.worker_group import WorkerGroup
 from tests.html_page import Page
-from tests.pipeline.models.tiny_decoders import text, write_decoder
+from tests.pipeline.models.word_chains import text
+from tests.tiny import write_decoder
 
 
 def keys(tiny_bert, words_csv, **changes):
@@ -126,9 +127,13 @@ def test_a_one_shot_run_from_data_to_report(one_shot_run):
     done: dict[str, Artifact] = {}
     for stage in plan_stages(one_shot_run):
         inputs = {name: done[name] for name in stage.inputs}
-        workers = workers if stage.on_all_workers else None
         made = run_stage(
-            stage, one_shot_run, store, inputs, workers=workers, progress=records.append
+            stage,
+            one_shot_run,
+            store,
+            inputs,
+            workers=workers if stage.on_all_workers else None,
+            progress=records.append,
         )
         assert made is not None
         done[stage.name] = made

@@ -49,7 +49,7 @@ def export(path, tiny_bert, overrides=()):
 
 def resolved(path, *overrides):
     values, problems = resolve_upstream(read_config(str(path), overrides)[0])
-    return values["model"]["path"], problems
+    return values["model"]["path"], [str(problem) for problem in problems]
 
 
 def test_it_is_the_exported_model_of_that_file(write, tiny_bert):

@@ -10,7 +10,8 @@ import yaml
 from pipeline.errors import ConfigError
 from pipeline.runs.config import RunConfig
 from pipeline.runs.validate import Capacity, check_schedule, validate
-from tests.pipeline.models.tiny_decoders import text, write_decoder
+from tests.pipeline.models.word_chains import text
+from tests.tiny import write_decoder
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 
@@ -38,7 +39,7 @@ def problems(path, *overrides, capacity=None):
     with pytest.raises(ConfigError) as raised:
         validate(str(path), overrides, capacity)
     assert not (path.parent / "storage").exists()
-    return raised.value.problems
+    return [str(problem) for problem in raised.value.problems]
 
 
 def only_problem(path, *overrides, capacity=None):
@@ -258,8 +259,14 @@ def test_a_schedule_in_steps_and_epochs_is_held_against_the_rows(config_file, ov
     ("overrides", "problem"),
     [
         (["data.max_train_rows=7"], "train.batch_size: 7 training rows do not fill one batch"),
-        (["train.length=0.05ep"], "train.length: '0.05ep' of 5 steps an epoch is no step at all"),
-        (["dense.length=0.05ep"], "dense.length: '0.05ep' of 5 steps an epoch is no step at all"),
+        (
+            ["train.length=0.05ep"],
+            "train.length: '0.05ep' of 5 steps per epoch is less than one optimizer step",
+        ),
+        (
+            ["dense.length=0.05ep"],
+            "dense.length: '0.05ep' of 5 steps per epoch is less than one optimizer step",
+        ),
         (["data.validation_share=0.99"], "data.validation_share: 0.99 of 48 training rows leaves"),
     ],
 )
@@ -385,7 +392,9 @@ def test_rows_that_do_not_fill_a_batch(config_file):
     config = validate(str(config_file), [], None)
     with pytest.raises(ConfigError) as raised:
         check_schedule(config, num_rows=7)
-    assert raised.value.problems == ["train.batch_size: 7 training rows do not fill one batch of 8"]
+    assert [str(p) for p in raised.value.problems] == [
+        "train.batch_size: 7 training rows do not fill one batch of 8"
+    ]
 
 
 def test_blocks_of_text_are_counted_where_steps_and_epochs_mix(config_file, tmp_path):
@@ -430,7 +439,7 @@ def test_a_one_shot_run_trains_nothing_and_needs_rows_to_go_by(tmp_path):
     config = validate(str(path), [], None)
     check_schedule(config, 128)
     with pytest.raises(
-        ConfigError, match=r"prune\.calibration_rows: got 128, but there are 127 train"
+        ConfigError, match=r"prune\.calibration_rows: there are 127 training blocks, got 128"
     ):
         check_schedule(config, 127)
     problem = only_problem(path, "dense.enabled=true")

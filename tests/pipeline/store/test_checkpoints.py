@@ -79,7 +79,7 @@ def test_the_newest_is_found_and_the_oldest_dropped(store, url, notes):
         store.save(writer(step), step)
     assert step_found(store) == 100
     assert [name[:13] for name in folders(url)] == ["step-00000020", "step-00000100"]
-    assert notes == ["goes on from the checkpoint of step 100"]
+    assert notes == ["resuming from the checkpoint of step 100"]
 
 
 def test_one_without_its_manifest_is_ignored_and_swept_away(store, url):
@@ -107,7 +107,7 @@ def test_a_corrupt_one_is_named_and_the_one_before_used(store, url, notes, name,
     assert step_found(store) == 3
     assert "step-00000006" in notes[0]
     assert said in notes[0]
-    assert notes[1:] == ["goes on from the checkpoint of step 3"]
+    assert notes[1:] == ["resuming from the checkpoint of step 3"]
 
 
 def test_where_all_are_corrupt_the_run_begins_again(store, url, notes):

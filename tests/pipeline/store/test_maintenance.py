@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.store.artifacts import ArtifactStore
 from pipeline.store.leases import Holder, LeaseFolder
-from pipeline.store.maintenance import entries, problems_of, rubbish
+from pipeline.store.maintenance import entries, garbage, problems_of
 from pipeline.store.storage import open_storage, put_json
 
 KEY = "0123456789abcdef"
@@ -41,8 +41,8 @@ def names(store):
 
 def clear(store, days=7.0):
     for entry in entries(store):
-        for piece in rubbish(entry, older_than_days=days):
-            store.discard(piece.url)
+        for item in garbage(entry, older_than_days=days):
+            store.discard(item.url)
 
 
 def test_an_empty_store(store):
@@ -73,7 +73,7 @@ def test_clearing_keeps_what_is_done(store):
     done = begin(store).commit({}, 1.0)
     write(store, f"prune-{KEY}/checkpoints/step-00000010-aaaaaa/weights.bin")
     (entry,) = entries(store)
-    assert sum(piece.size for piece in rubbish(entry, older_than_days=7)) == 1011
+    assert sum(item.size for item in garbage(entry, older_than_days=7)) == 1011
     clear(store)
     attempt = done.url.rpartition("/")[2]
     assert names(store) == {"_DONE.json", f"{attempt}/model/weights.bin", f"{attempt}/note.txt"}

@@ -52,18 +52,18 @@ def test_what_others_write_is_seen(url):
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     assert storage_problems(str(tmp_path / "a" / "b")) == []
     (tmp_path / "file").write_text("")
-    (problem,) = storage_problems(str(tmp_path / "file" / "runs"))
+    (problem,) = map(str, storage_problems(str(tmp_path / "file" / "runs")))
     assert problem.startswith("storage: ")
     assert problem.endswith("file is not a folder")
     # Root may write where users may not.
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    (problem,) = storage_problems(str(tmp_path / "runs"))
+    (problem,) = map(str, storage_problems(str(tmp_path / "runs")))
     assert "read-only" in problem
 
 
 def test_a_bucket_that_is_not_there(bucket):
     assert storage_problems(f"{bucket}/runs") == []
-    assert storage_problems("s3://another/runs") == [
+    assert list(map(str, storage_problems("s3://another/runs"))) == [
         "storage: s3://another/runs: there is no bucket 'another'"
     ]
 
@@ -73,11 +73,11 @@ def test_a_protocol_without_its_package(monkeypatch):
         raise ImportError("no module")
 
     monkeypatch.setattr("fsspec.core.url_to_fs", missing)
-    assert storage_problems("gs://bucket/runs") == [
+    assert list(map(str, storage_problems("gs://bucket/runs"))) == [
         "storage: gs:// needs a package that is not installed: pip install 'mgpp[gcs]'"
     ]
 
 
 def test_an_unknown_protocol():
-    (problem,) = storage_problems("nowhere://bucket")
+    (problem,) = map(str, storage_problems("nowhere://bucket"))
     assert problem.startswith("storage: nowhere://bucket cannot be reached: ")

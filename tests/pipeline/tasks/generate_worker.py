@@ -3,19 +3,15 @@
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import torch
 import torch.distributed as dist
 from datasets import Dataset, DatasetDict
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import T5ForConditionalGeneration
 
 from pipeline.context import Context
 from pipeline.evaluation.evaluate import EvaluateConfig, evaluate
@@ -23,29 +19,14 @@ from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks.text_to_text import TextToText, TextToTextConfig
 from pipeline.training.deepspeed import ZeroConfig
 from pipeline.worker_group import WorkerGroup
-from tests.processes import leave
+from tests import tiny
+from tests.cases import run_cases
+from tests.tiny import SEQUENCE_WORDS as WORDS
 
-WORDS = ["<pad>", "<s>", "</s>", "<unk>", "red", "green", "blue", "one", "two"]
 # By default ZeRO 3 keeps weights as small as these whole, and nothing is gathered.
 SHARD_ALL = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+STAGES = (0, 3)
 ROWS = ["one two", "red", "green one blue", "two two", "blue", "red one", "two"]
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A token a word, between a start and an end token."""
-    model = WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>")
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    tokenizer.post_processor = TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-    )
 
 
 def make_task_of(**changes: object) -> TextToText:
@@ -61,23 +42,19 @@ def make_task() -> TextToText:
 
 def save_inputs(folder: Path) -> tuple[TextToText, T5ForConditionalGeneration, Dataset]:
     """Write a random model and the data stage's folder; its texts are of 1, 2 or 10 tokens."""
-    torch.manual_seed(5)
-    config = T5Config(
+    model = tiny.model(
+        T5ForConditionalGeneration,
+        seed=5,
         vocab_size=len(WORDS),
-        d_model=16,
-        d_kv=8,
-        d_ff=32,
-        num_layers=2,
-        num_heads=2,
+        intermediate_size=32,
         initializer_factor=5.0,
         pad_token_id=0,
         decoder_start_token_id=0,
         eos_token_id=[2, 4, 5],
-    )
-    model = T5ForConditionalGeneration(config).eval()
+    ).eval()
     model.save_pretrained(folder / "model")
     rows = Dataset.from_dict({"article": ROWS, "summary": ROWS})
-    tokenizer, task = make_tokenizer(), make_task()
+    tokenizer, task = tiny.sequence_tokenizer(), make_task()
     splits = DatasetDict(train=rows, validation=rows, other=rows.select(range(2, 5)))
     tokenized = task.tokenize(splits, tokenizer, None)
     tokenized.splits.save_to_disk(str(folder / "data" / "dataset"))
@@ -85,8 +62,7 @@ def save_inputs(folder: Path) -> tuple[TextToText, T5ForConditionalGeneration, D
     return task, model, tokenized.splits["validation"]
 
 
-def main(folder: Path) -> None:
-    dist.init_process_group("gloo")
+def evaluate_sharded(stage: int, folder: Path) -> None:
     workers = WorkerGroup.current()
     context = Context(
         inputs={"data": folder / "data"},
@@ -96,20 +72,23 @@ def main(folder: Path) -> None:
         checkpoints=CheckpointStore(str(folder / "checkpoints"), workers),
         progress=lambda record: None,
     )
-    for stage in (0, 3):
-        metrics = evaluate(
-            context,
-            models={"model": folder / "model"},
-            task=make_task(),
-            config=EvaluateConfig(batch_size=1),
-            zero=ZeroConfig(stage=stage, extra=SHARD_ALL if stage == 3 else {}),
-            trust_remote_code=False,
-        )
-        if dist.get_rank() == 0:
-            (folder / f"metrics-{stage}.json").write_text(json.dumps(metrics))
-    dist.barrier()
+    metrics = evaluate(
+        context,
+        models={"model": folder / "model"},
+        task=make_task(),
+        config=EvaluateConfig(batch_size=1),
+        zero=ZeroConfig(stage=stage, extra=SHARD_ALL if stage == 3 else {}),
+        trust_remote_code=False,
+    )
+    if dist.get_rank() == 0:
+        (folder / f"metrics-{stage}.json").write_text(json.dumps(metrics))
+
+
+def main(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    cases = {f"stage{stage}": partial(evaluate_sharded, stage, folder) for stage in STAGES}
+    run_cases(folder, cases, seconds=180)
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
-    leave()

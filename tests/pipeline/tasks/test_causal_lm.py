@@ -7,25 +7,17 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2LMHeadModel
 
 from pipeline.errors import ConfigError
 from pipeline.tasks import make_task
 from pipeline.tasks.causal_lm import CausalLM, CausalLMConfig
+from tests import tiny
+from tests.tiny import NUMBER_WORDS as WORDS
+from tests.tiny import number_tokenizer as make_tokenizer
 
-WORDS = ["[UNK]", "<end>", "None", "one", "two", "three", "four", "five", "six", "seven"]
 TEXTS = ["one two three", "", "four", "  ", "five six seven one two", "unknown two", "three"]
 END = WORDS.index("<end>")
-
-
-def make_tokenizer(**special):
-    model = WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]")
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", **special)
 
 
 def make_task_of(length):
@@ -121,18 +113,15 @@ def test_a_batch_is_its_own_label():
 
 
 def make_model():
-    torch.manual_seed(0)
-    config = GPT2Config(
+    return tiny.model(
+        GPT2LMHeadModel,
         vocab_size=len(WORDS),
-        n_positions=8,
-        n_embd=16,
-        n_layer=1,
-        n_head=2,
+        max_position_embeddings=8,
+        num_hidden_layers=1,
         initializer_range=0.5,
         bos_token_id=END,
         eos_token_id=END,
-    )
-    return GPT2LMHeadModel(config).eval()
+    ).eval()
 
 
 ROWS = Dataset.from_dict({"tokens_per_word": [1.5]})

@@ -6,13 +6,16 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from torch.utils.data import DataLoader
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
 from pipeline.errors import ConfigError
 from pipeline.tasks import make_task
 from pipeline.tasks.instruction import InstructionConfig
-from tests.pipeline.tasks.test_causal_lm import END, WORDS, make_tokenizer
+from tests import tiny
+from tests.tiny import NUMBER_WORDS as WORDS
+from tests.tiny import number_tokenizer as make_tokenizer
 
+END = WORDS.index("<end>")
 PROMPTS, CONTEXTS = ["one two", "three", "five"], ["six", None, ""]
 ANSWERS = ["four", "one two three", "seven six"]
 TEMPLATE = (
@@ -95,11 +98,13 @@ def test_a_row_without_a_response_is_refused():
 
 
 def make_model():
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=len(WORDS), n_positions=16, n_embd=16, n_layer=1, n_head=2, initializer_range=0.5
-    )
-    return GPT2LMHeadModel(config).eval()
+    return tiny.model(
+        GPT2LMHeadModel,
+        vocab_size=len(WORDS),
+        max_position_embeddings=16,
+        num_hidden_layers=1,
+        initializer_range=0.5,
+    ).eval()
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -128,9 +133,7 @@ def test_perplexity_is_that_of_the_response_tokens_each_row_alone(batch_size, si
 
 
 def test_a_start_token_is_put_where_the_tokenizer_has_one():
-    from tests.pipeline.tasks.generate_worker import make_tokenizer as make_with_start
-
-    tokenizer = make_with_start()  # <s> ... </s>
+    tokenizer = tiny.sequence_tokenizer()  # <s> ... </s>
     rows = Dataset.from_dict({"prompt": ["red red"], "answer": ["blue"]})
     (row,) = tokenize(make(), rows, tokenizer)["train"]
     assert tokenizer.convert_ids_to_tokens(row["input_ids"]) == [

@@ -9,13 +9,13 @@ import torch
 from datasets import Dataset, DatasetDict
 from pydantic import ValidationError
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+from transformers import AutoTokenizer, BertForMaskedLM
 
 from pipeline.errors import ConfigError
 from pipeline.tasks import make_task
 from pipeline.tasks.masked_lm import MaskedLMConfig
+from tests import tiny
 from tests.pipeline.conftest import BAD, GOOD
-from tests.pipeline.tasks.test_causal_lm import make_tokenizer as make_tokenizer_without_mask
 
 TEXTS = [f"a {word} day not {other}" for word, other in zip(GOOD, BAD, strict=True)]
 
@@ -123,16 +123,13 @@ def test_a_batch_always_has_something_to_predict(tokenizer):
 
 
 def test_scores_are_those_of_the_masked_tokens(tokenizer):
-    torch.manual_seed(0)
-    config = BertConfig(
+    model = tiny.model(
+        BertForMaskedLM,
         vocab_size=len(tokenizer),
-        hidden_size=16,
         num_hidden_layers=1,
-        num_attention_heads=2,
         intermediate_size=32,
         initializer_range=0.5,
-    )
-    model = BertForMaskedLM(config).eval()
+    ).eval()
     task = make(mask_share=0.4)
     rows = tokenize(task, tokenizer)["validation"]
     batches = DataLoader(rows, batch_size=2, collate_fn=task.collator(tokenizer))
@@ -167,7 +164,7 @@ def test_the_headline_is_the_chosen_metric():
 
 def test_a_tokenizer_without_a_mask_token_is_refused():
     with pytest.raises(ConfigError, match=r"model\.path: .*no mask token"):
-        tokenize(make(), make_tokenizer_without_mask())
+        tokenize(make(), tiny.number_tokenizer())
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Question answering: windows, labels, the best span, and scores by SQuAD's own rules."""
 
-import json
 import random
 from types import SimpleNamespace
 
@@ -11,20 +10,9 @@ from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tokenizers import ByteLevelBPETokenizer, Tokenizer
-from tokenizers.models import WordPiece
-from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
-from tokenizers.trainers import WordPieceTrainer
 from torch.utils.data import DataLoader
-from transformers import (
-    BertConfig,
-    BertForQuestionAnswering,
-    BertTokenizerFast,
-    GPT2TokenizerFast,
-    RobertaTokenizerFast,
-)
+from transformers import BertForQuestionAnswering
 
 from pipeline.errors import ConfigError
 from pipeline.tasks import make_task
@@ -35,36 +23,23 @@ from pipeline.tasks.answer_spans import (
     normalized_words,
 )
 from pipeline.tasks.question_answering import QuestionAnswering, QuestionAnsweringConfig
+from tests import tiny
 
 TEXT = """the old river runs past a mill of stone where millers ground wheat (and rye) until 1893;
 its owner, Dr. Ödön O'Neill, sold it for £4,500 - less than half the price - to the city of Aix"""
 WORDS = TEXT.split()
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def make_bert():
-    trained = Tokenizer(WordPiece(unk_token="[UNK]"))
-    trained.normalizer, trained.pre_tokenizer = BertNormalizer(), BertPreTokenizer()
-    trainer = WordPieceTrainer(vocab_size=90, special_tokens=SPECIAL, show_progress=False)
-    trained.train_from_iterator([TEXT], trainer)
-    return BertTokenizerFast(vocab=trained.get_vocab())
-
-
-def train_bpe(special):
-    trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator([TEXT], vocab_size=330, special_tokens=special, show_progress=False)
-    merges = json.loads(trained.to_str())["model"]["merges"]
-    return {"vocab": trained.get_vocab(), "merges": [tuple(merge) for merge in merges]}
+    return tiny.wordpiece_tokenizer([TEXT], vocab_size=90)
 
 
 def make_roberta():
-    return RobertaTokenizerFast(**train_bpe(["<s>", "<pad>", "</s>", "<unk>", "<mask>"]))
+    return tiny.roberta_tokenizer([TEXT], vocab_size=330)
 
 
 def make_gpt2():
-    tokenizer = GPT2TokenizerFast(**train_bpe(["<|endoftext|>"]))
-    tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    return tiny.gpt2_tokenizer([TEXT], vocab_size=330)
 
 
 @pytest.fixture(scope="module")
@@ -623,18 +598,16 @@ def one_thread():
 
 
 def make_model(tokenizer, **changes):
-    torch.manual_seed(0)
-    config = BertConfig(
+    return tiny.model(
+        BertForQuestionAnswering,
         vocab_size=len(tokenizer),
         hidden_size=32,
         num_hidden_layers=1,
-        num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=96,
         num_labels=2,
         **changes,
     )
-    return BertForQuestionAnswering(config)
 
 
 def evaluate(task, model, windows, tokenizer, batch_size):

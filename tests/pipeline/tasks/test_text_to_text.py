@@ -10,13 +10,16 @@ import torch
 from datasets import Dataset, DatasetDict
 from pydantic import TypeAdapter, ValidationError
 from torch.utils.data import DataLoader
-from transformers import BartConfig, BartForConditionalGeneration
+from transformers import BartForConditionalGeneration
 
 from pipeline.errors import ConfigError
 from pipeline.tasks import AnyTaskConfig, make_task
 from pipeline.tasks.text_to_text import TextToText, rouge, split_sentences
-from tests.pipeline.tasks.generate_worker import WORDS, make_task_of, make_tokenizer, save_inputs
-from tests.processes import torchrun
+from tests import tiny
+from tests.cases import launch_cases
+from tests.pipeline.tasks.generate_worker import STAGES, make_task_of, save_inputs
+from tests.tiny import SEQUENCE_WORDS as WORDS
+from tests.tiny import sequence_tokenizer as make_tokenizer
 
 E2E = Path(__file__).parents[4] / "shared" / "data" / "e2e" / "devset.csv"
 PAD, START, END, UNKNOWN = range(4)
@@ -35,16 +38,10 @@ def make_splits(sources, targets):
 
 
 def make_bart(seed=0, **changes):
-    torch.manual_seed(seed)
     settings = {
         "vocab_size": len(WORDS),
-        "d_model": 32,
-        "encoder_layers": 1,
-        "decoder_layers": 1,
-        "encoder_attention_heads": 2,
-        "decoder_attention_heads": 2,
-        "encoder_ffn_dim": 64,
-        "decoder_ffn_dim": 64,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
         "max_position_embeddings": 32,
         "dropout": 0.0,
         "pad_token_id": PAD,
@@ -53,7 +50,7 @@ def make_bart(seed=0, **changes):
         "decoder_start_token_id": END,
         "forced_eos_token_id": END,
     }
-    return BartForConditionalGeneration(BartConfig(**{**settings, **changes})).eval()
+    return tiny.model(BartForConditionalGeneration, seed=seed, **{**settings, **changes}).eval()
 
 
 def predict(task, model, rows, batch_size):
@@ -402,17 +399,32 @@ def test_settings_out_of_range_are_refused(changes):
         make_task_of(**changes)
 
 
-@pytest.mark.distributed
-def test_two_workers_that_share_a_model_write_what_one_alone_does(tmp_path):
-    task, model, rows = save_inputs(tmp_path)
-    torchrun("tests.pipeline.tasks.generate_worker", str(tmp_path), num_processes=2, timeout=400)
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """What two workers wrote that share a model, and what one alone writes."""
+    folder = tmp_path_factory.mktemp("generate")
+    task, model, rows = save_inputs(folder)
+    launched = launch_cases(
+        "tests.pipeline.tasks.generate_worker",
+        str(folder),
+        cases=[f"stage{stage}" for stage in STAGES],
+        folder=folder,
+        num_processes=2,
+        timeout=400,
+    )
     predictions = predict(task, model, rows, batch_size=1)
     lengths = (predictions["generated"] != -100).sum(axis=1)
     assert (lengths[0:-1:2] != lengths[1::2]).any()  # the workers' texts end at different steps
     expected = task.score(predictions, rows, make_tokenizer())
     other = rows.select(range(2, 5))  # a second validation set, of which one worker has a row less
     scores = task.score({"generated": predictions["generated"][2:5]}, other, make_tokenizer())
-    expected |= {f"other/{name}": value for name, value in scores.items()}
-    for stage in (0, 3):
-        found = json.loads((tmp_path / f"metrics-{stage}.json").read_text())
-        assert found == {"model": pytest.approx(expected)}
+    return launched, expected | {f"other/{name}": value for name, value in scores.items()}
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_workers_that_share_a_model_write_what_one_alone_does(shared, stage):
+    launched, expected = shared
+    folder = launched.folder(f"stage{stage}")
+    found = json.loads((folder / f"metrics-{stage}.json").read_text())
+    assert found == {"model": pytest.approx(expected)}

@@ -6,6 +6,7 @@ resize_worker resume <bert> <data> <out>   what is to be resumed on as many rank
 
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mgpp import Pruner
 from pipeline.section import Duration
 from pipeline.training import checkpoint
 from pipeline.worker_group import WorkerGroup
+from tests.cases import run_cases
 from tests.pipeline.training.train_worker import (
     TRAIN,
     InterruptedRunError,
@@ -23,7 +25,6 @@ from tests.pipeline.training.train_worker import (
     prune_by,
     run,
 )
-from tests.processes import leave
 
 SAVED_BY = 2
 GRADUAL, FIXED = 9, 17  # steps at which a run stops
@@ -50,9 +51,14 @@ RESUMED: list[tuple[str, int, int, str]] = [
 ]
 
 
+def resumed_name(case: str, stop: int, ranks: int, into: str) -> str:
+    """Name one of RESUMED."""
+    return f"{case}-{stop}-{ranks}-{into}"
+
+
 def folder_of(out: Path, case: str, stop: int, ranks: int, into: str) -> Path:
     """Where a resumed run writes."""
-    return out / f"{case}-{stop}-{ranks}-{into}"
+    return out / resumed_name(case, stop, ranks, into)
 
 
 def whole_masks(pruner: Pruner, workers: WorkerGroup) -> dict[str, np.ndarray] | None:
@@ -86,39 +92,49 @@ def restore(name: str) -> None:
     setattr(checkpoint, name, getattr(checkpoint, name).original)
 
 
-def save(bert: Path, data: Path, out: Path) -> None:
-    for case, stops in STOPS.items():
-        prune = prune_by(METHOD_OF.get(case, "mgpp"))
-        checkpoints = StoppingCheckpoints(f"{out / case}-checkpoints", WorkerGroup.current())
-        run(case, bert, data, out / case, checkpoints, config=CONFIG, prune=prune)
-        for stop in stops:
-            folder = out / f"{case}-{stop}"
-            checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", WorkerGroup.current())
-            checkpoints.stop_at = stop
-            keep_masks("write_checkpoint", Path(f"{folder}-masks.npz"))
-            try:
-                run(case, bert, data, folder, checkpoints, config=CONFIG, prune=prune)
-            except InterruptedRunError:
-                restore("write_checkpoint")
+def save(case: str, bert: Path, data: Path, out: Path) -> None:
+    """Train whole, and stopped."""
+    prune = prune_by(METHOD_OF.get(case, "mgpp"))
+    checkpoints = StoppingCheckpoints(f"{out / case}-checkpoints", WorkerGroup.current())
+    run(case, bert, data, out / case, checkpoints, config=CONFIG, prune=prune)
+    for stop in STOPS[case]:
+        folder = out / f"{case}-{stop}"
+        checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", WorkerGroup.current())
+        checkpoints.stop_at = stop
+        keep_masks("write_checkpoint", Path(f"{folder}-masks.npz"))
+        try:
+            run(case, bert, data, folder, checkpoints, config=CONFIG, prune=prune)
+        except InterruptedRunError:
+            restore("write_checkpoint")
 
 
-def resume(bert: Path, data: Path, out: Path) -> None:
+def resume(case: str, stop: int, into: str, bert: Path, data: Path, out: Path) -> None:
+    """Go on from a checkpoint in a layout and on the ranks there are."""
     workers = WorkerGroup.current()
-    for case, stop, ranks, into in RESUMED:
-        if ranks != workers.world_size:
-            continue
-        folder = folder_of(out, case, stop, ranks, into)
-        if workers.is_main:
-            shutil.copytree(out / f"{case}-{stop}-checkpoints", f"{folder}-checkpoints")
-        workers.barrier()
-        checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", workers)
-        keep_masks("load_pruner", Path(f"{folder}-masks.npz"))
-        prune = prune_by(METHOD_OF.get(case, "mgpp"))
-        run(into, bert, data, folder, checkpoints, config=CONFIG, prune=prune)
-        restore("load_pruner")
+    folder = folder_of(out, case, stop, workers.world_size, into)
+    if workers.is_main:
+        shutil.copytree(out / f"{case}-{stop}-checkpoints", f"{folder}-checkpoints")
+    workers.barrier()
+    checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", workers)
+    keep_masks("load_pruner", Path(f"{folder}-masks.npz"))
+    prune = prune_by(METHOD_OF.get(case, "mgpp"))
+    run(into, bert, data, folder, checkpoints, config=CONFIG, prune=prune)
+    restore("load_pruner")
+
+
+def main(which: str, *arguments: str) -> None:
+    dist.init_process_group("gloo")
+    paths = [Path(argument) for argument in arguments]
+    if which == "save":
+        cases = {case: partial(save, case, *paths) for case in STOPS}
+    else:
+        cases = {
+            resumed_name(case, stop, ranks, into): partial(resume, case, stop, into, *paths)
+            for case, stop, ranks, into in RESUMED
+            if ranks == dist.get_world_size()
+        }
+    run_cases(paths[-1], cases, seconds=100)
 
 
 if __name__ == "__main__":
-    dist.init_process_group("gloo")
-    {"save": save, "resume": resume}[sys.argv[1]](*map(Path, sys.argv[2:]))
-    leave()
+    main(*sys.argv[1:])

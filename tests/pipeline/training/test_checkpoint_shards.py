@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from mgpp.backends.deepspeed import TrainedPiece
+from mgpp.backends.deepspeed import TrainedShard
 from mgpp.sharding.bitmask import pack_bits, unpack_bits
 from pipeline.errors import StageError
 from pipeline.training import checkpoint_shards as pieces
-from pipeline.training.checkpoint_shards import PieceReader, PieceWriter, index_writers
+from pipeline.training.checkpoint_shards import ShardReader, ShardWriter, index_writers
 
 SIZE = 40
 VALUES = {
@@ -32,9 +32,9 @@ def cuts_into(bounds):
 
 def write(folder, ranges, name="layer.weight"):
     for rank, (begin, end) in enumerate(ranges):
-        writer = PieceWriter(folder, rank)
+        writer = ShardWriter(folder, rank)
         values = {key: torch.from_numpy(array[begin:end]) for key, array in VALUES.items()}
-        piece = TrainedPiece(
+        piece = TrainedShard(
             name=name, offset=begin, numel=end - begin, values=values, counters={"step": 7.0}
         )
         writer.add_trained([piece])
@@ -53,7 +53,7 @@ def write(folder, ranges, name="layer.weight"):
 
 def reader(folder, first=0):
     writers = index_writers((path.name for path in folder.iterdir()), first=first)
-    return PieceReader(folder.joinpath, writers)
+    return ShardReader(folder.joinpath, writers)
 
 
 bounds = st.lists(st.integers(0, SIZE), max_size=4)
@@ -93,10 +93,10 @@ def test_a_worker_that_finds_its_own_pieces_reads_no_other_file(tmp_path):
 
 def test_files_are_bounded_and_plain_safetensors(tmp_path, monkeypatch):
     monkeypatch.setattr(pieces, "_FILE_BYTES", 100)
-    writer = PieceWriter(tmp_path, 3)
+    writer = ShardWriter(tmp_path, 3)
     for i in range(5):
         values = {"master": torch.full((16,), float(i))}
-        piece = TrainedPiece(name=f"w{i}", offset=0, numel=16, values=values, counters={})
+        piece = TrainedShard(name=f"w{i}", offset=0, numel=16, values=values, counters={})
         writer.add_trained([piece])
     writer.close()
     files = sorted(tmp_path.glob("state-*.safetensors"))

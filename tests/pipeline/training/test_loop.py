@@ -11,15 +11,17 @@ from transformers import AutoModelForSequenceClassification
 
 from pipeline.tracking.recorder import read_records
 from pipeline.training.config import TrainConfig
+from tests.cases import launch_cases
 from tests.pipeline.training.train_worker import (
+    ALL_CASES,
     CASES,
     DISTILL_STOP,
     DISTILLED,
     LENGTH,
     NAN_CASES,
     STOP_AFTER,
+    TEACHER,
 )
-from tests.processes import torchrun
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +35,14 @@ def trained(tiny_bert, train_data, tmp_path_factory):
     splits = DatasetDict(train=Dataset.from_list(numbers), validation=Dataset.from_list(numbers))
     splits.save_to_disk(str(folder / "nan-data" / "dataset"))
     arguments = [str(tiny_bert), str(folder / "data"), str(folder / "out")]
-    torchrun("tests.pipeline.training.train_worker", *arguments, num_processes=2, timeout=400)
-    return folder / "out"
+    return launch_cases(
+        "tests.pipeline.training.train_worker",
+        *arguments,
+        cases=ALL_CASES,
+        folder=folder / "out",
+        num_processes=2,
+        timeout=400,
+    )
 
 
 def weights_of(folder: Path) -> dict[str, object]:
@@ -45,7 +53,8 @@ def weights_of(folder: Path) -> dict[str, object]:
 @pytest.mark.parametrize("stop", STOP_AFTER)
 @pytest.mark.parametrize("case", CASES)
 def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(trained, case, stop):
-    whole, resumed = trained / f"{case}-None", trained / f"{case}-{stop}"
+    folder = trained.folder(case)
+    whole, resumed = folder / f"{case}-None", folder / f"{case}-{stop}"
     assert weights_of(resumed) == weights_of(whole)
     for event in ("prune", "layers"):
         a, b = (read_records(f / "metrics.jsonl")[event] for f in (whole, resumed))
@@ -57,7 +66,7 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(trained, case, sto
 @pytest.mark.distributed
 @pytest.mark.parametrize("case", CASES)
 def test_the_written_model_has_exactly_the_zeros_reported(trained, case):
-    folder = trained / f"{case}-None"
+    folder = trained.folder(case) / f"{case}-None"
     figures = json.loads((folder / "figures.json").read_text())
     model = AutoModelForSequenceClassification.from_pretrained(folder / "model", dtype="auto")
     matrices = [p for n, p in model.named_parameters() if ".layer." in n and p.dim() == 2]
@@ -73,7 +82,7 @@ def test_the_written_model_has_exactly_the_zeros_reported(trained, case):
 
 @pytest.mark.distributed
 def test_records_cover_the_run_once(trained):
-    steps = read_records(trained / "stage2-9" / "metrics.jsonl")["step"]
+    steps = read_records(trained.folder("stage2") / "stage2-9" / "metrics.jsonl")["step"]
     assert [r["step"] for r in steps][-1] == LENGTH - 1
     assert len({r["step"] for r in steps}) == len(steps)
     assert steps[0]["loss"] > 0
@@ -82,7 +91,7 @@ def test_records_cover_the_run_once(trained):
 @pytest.mark.distributed
 @pytest.mark.parametrize("case", NAN_CASES)
 def test_a_gradient_that_is_not_finite_stops_the_run_or_is_left_out(trained, case):
-    folder = trained / f"{case}-nan"
+    folder = trained.folder(f"{case}-nan") / f"{case}-nan"
     found = json.loads((folder / "found.json").read_text())
     records = read_records(folder / "metrics.jsonl")
     first = records["skip"][0]["step"]
@@ -101,8 +110,9 @@ def test_a_gradient_that_is_not_finite_stops_the_run_or_is_left_out(trained, cas
 @pytest.mark.distributed
 def test_a_sharded_teacher_teaches_what_a_whole_one_does(trained):
     """ZeRO 3 with everything sharded and ZeRO 2: the losses of every step."""
+    folder = trained.folder(TEACHER, *(f"distilled-{case}" for case in DISTILLED))
     runs = [
-        read_records(trained / f"distilled-{case}-None" / "metrics.jsonl")["step"]
+        read_records(folder / f"distilled-{case}-None" / "metrics.jsonl")["step"]
         for case in DISTILLED
     ]
     assert [record["step"] for record in runs[0]] == list(range(LENGTH))
@@ -118,15 +128,16 @@ def test_a_sharded_teacher_teaches_what_a_whole_one_does(trained):
 @pytest.mark.distributed
 def test_a_teacher_leaves_the_student_s_dropout_alone(trained):
     """With a weight that is 0 in float32, the run is that without a teacher, bit for bit."""
-    assert weights_of(trained / "silent") == weights_of(trained / "untaught")
-    assert weights_of(trained / "distilled-stage2-None") != weights_of(trained / "untaught")
+    folder = trained.folder(TEACHER, "silent", "distilled-stage2")
+    assert weights_of(folder / "silent") == weights_of(folder / "untaught")
+    assert weights_of(folder / "distilled-stage2-None") != weights_of(folder / "untaught")
 
 
 @pytest.mark.distributed
 def test_a_distilled_run_resumes_bit_for_bit(trained):
-    whole, resumed = (
-        trained / f"distilled-{DISTILLED[-1]}-{stop}" for stop in (None, DISTILL_STOP)
-    )
+    name = f"distilled-{DISTILLED[-1]}"
+    folder = trained.folder(TEACHER, name)
+    whole, resumed = (folder / f"{name}-{stop}" for stop in (None, DISTILL_STOP))
     assert weights_of(resumed) == weights_of(whole)
     losses = [
         [record["distill_loss"] for record in read_records(folder / "metrics.jsonl")["step"]]

@@ -8,14 +8,20 @@ import pytest
 from safetensors.numpy import load_file
 
 from pipeline.tracking.recorder import read_records
-from tests.pipeline.training.resize_worker import RESUMED, SAVED_BY, folder_of
-from tests.processes import torchrun
+from tests.cases import launch_cases
+from tests.pipeline.training.resize_worker import (
+    RESUMED,
+    SAVED_BY,
+    STOPS,
+    folder_of,
+    resumed_name,
+)
 
 pytestmark = pytest.mark.distributed
 
 
 @pytest.fixture(scope="module")
-def out(tiny_bert, train_data, tmp_path_factory):
+def launched(tiny_bert, train_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("resize")
     shutil.copytree(tiny_bert, folder / "bert")
     config = json.loads((folder / "bert" / "config.json").read_text())
@@ -24,14 +30,31 @@ def out(tiny_bert, train_data, tmp_path_factory):
     (folder / "bert" / "config.json").write_text(json.dumps(config))
     arguments = [str(folder / "bert"), str(train_data), str(folder / "out")]
     worker = "tests.pipeline.training.resize_worker"
-    torchrun(worker, "save", *arguments, num_processes=SAVED_BY, timeout=200)
-    for ranks in sorted({ranks for _, _, ranks, _ in RESUMED}):
-        torchrun(worker, "resume", *arguments, num_processes=ranks, timeout=200)
-    return folder / "out"
+    launched = launch_cases(
+        worker,
+        "save",
+        *arguments,
+        cases=STOPS,
+        folder=folder / "out",
+        num_processes=SAVED_BY,
+        timeout=200,
+    )
+    for num_processes in sorted({ranks for _, _, ranks, _ in RESUMED}):
+        launched |= launch_cases(
+            worker,
+            "resume",
+            *arguments,
+            cases=[resumed_name(*case) for case in RESUMED if case[2] == num_processes],
+            folder=folder / "out",
+            num_processes=num_processes,
+            timeout=200,
+        )
+    return launched
 
 
 @pytest.mark.parametrize(("case", "stop", "ranks", "into"), RESUMED)
-def test_the_masks_are_the_same_at_the_resume(out, case, stop, ranks, into):
+def test_the_masks_are_the_same_at_the_resume(launched, case, stop, ranks, into):
+    out = launched.folder(case, resumed_name(case, stop, ranks, into))
     saved = np.load(out / f"{case}-{stop}-masks.npz")
     found = np.load(f"{folder_of(out, case, stop, ranks, into)}-masks.npz")
     assert set(found) == set(saved)
@@ -40,7 +63,8 @@ def test_the_masks_are_the_same_at_the_resume(out, case, stop, ranks, into):
 
 
 @pytest.mark.parametrize(("case", "stop", "ranks", "into"), RESUMED)
-def test_the_run_ends_as_the_undisturbed_one(out, case, stop, ranks, into):
+def test_the_run_ends_as_the_undisturbed_one(launched, case, stop, ranks, into):
+    out = launched.folder(case, resumed_name(case, stop, ranks, into))
     folder = folder_of(out, case, stop, ranks, into)
     whole, resumed = (load_file(f / "model" / "model.safetensors") for f in (out / case, folder))
     assert whole.keys() == resumed.keys()

@@ -12,9 +12,7 @@ from transformers import (
     BertForMaskedLM,
     BertForQuestionAnswering,
     BertForSequenceClassification,
-    LlamaConfig,
     LlamaForCausalLM,
-    T5Config,
     T5ForConditionalGeneration,
 )
 
@@ -28,13 +26,11 @@ from pipeline.tasks.sequence import ClassificationConfig, RegressionConfig
 from pipeline.tasks.text_to_text import TextToTextConfig
 from pipeline.training.distill import DistillConfig
 from pipeline.training.teacher import Distillation, mismatches, teacher_problems
+from tests import tiny
 
 TEMPERATURE, WEIGHT, HIDDEN_WEIGHT = 3.0, 0.7, 0.25
-BERT = {
+SIZES = {
     "vocab_size": 20,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
     "intermediate_size": 32,
     "max_position_embeddings": 16,
     "initializer_range": 0.5,
@@ -52,27 +48,9 @@ class MaskedLM(CausalLM):
     auto_model = "AutoModelForMaskedLM"
 
 
-def bert(kind, **changes):
-    return lambda: kind(BertConfig(**BERT, **changes))
-
-
-def llama():
-    sizes = {k: v for k, v in BERT.items() if k != "max_position_embeddings"}
-    return LlamaForCausalLM(LlamaConfig(**sizes, attention_dropout=0.1))
-
-
-def t5():
-    sizes = {
-        "vocab_size": 20,
-        "d_model": 16,
-        "d_kv": 8,
-        "d_ff": 32,
-        "num_layers": 2,
-        "num_heads": 2,
-    }
-    return T5ForConditionalGeneration(
-        T5Config(**sizes, initializer_factor=5.0, decoder_start_token_id=0, pad_token_id=0)
-    )
+def random_model(kind, **changes):
+    """Make one of another seed with each call."""
+    return lambda: tiny.model(kind, seed=None, **SIZES, **changes)
 
 
 CAUSAL = CausalLMConfig(type="causal-lm")
@@ -83,13 +61,13 @@ LABELLED = [(row, token) for row, token in EVERY if LABELS[row, token] != -100]
 FAMILIES = {
     "classification": (
         make_task(ClassificationConfig(type="classification", **SEQUENCE)),
-        bert(BertForSequenceClassification, num_labels=3),
+        random_model(BertForSequenceClassification, num_labels=3),
         {"attention_mask": MASK, "labels": torch.tensor([0, 2, 1])},
         [("logits", (row,)) for row in range(3)],
     ),
     "question-answering": (
         make_task(QuestionAnsweringConfig(type="question-answering")),
-        bert(BertForQuestionAnswering),
+        random_model(BertForQuestionAnswering),
         {
             "attention_mask": MASK,
             "start_positions": torch.tensor([1, 0, 2]),
@@ -99,25 +77,30 @@ FAMILIES = {
     ),
     "causal-lm": (
         make_task(CAUSAL),
-        llama,
+        random_model(LlamaForCausalLM, attention_dropout=0.1),
         {"labels": IDS},
         [("logits", (row, token)) for row, token in EVERY if token < 5],
     ),
     "causal-lm of answers": (
         make_task(CAUSAL),
-        llama,
+        random_model(LlamaForCausalLM, attention_dropout=0.1),
         {"attention_mask": UNPADDED, "labels": LABELS},
         [("logits", (row, token - 1)) for row, token in LABELLED if token],
     ),
     "masked-lm": (
         MaskedLM(CAUSAL),
-        bert(BertForMaskedLM),
+        random_model(BertForMaskedLM),
         {"attention_mask": MASK, "labels": LABELS},
         [("logits", at) for at in LABELLED],
     ),
     "text-to-text": (
         make_task(TextToTextConfig(type="text-to-text", source="a", target="b")),
-        t5,
+        random_model(
+            T5ForConditionalGeneration,
+            initializer_factor=5.0,
+            decoder_start_token_id=0,
+            pad_token_id=0,
+        ),
         {"attention_mask": MASK, "labels": TARGETS},
         [("logits", at) for at in LABELLED if at[1] < 5],
     ),
@@ -164,7 +147,7 @@ def test_every_family_is_taught_what_its_loss_predicts(family):
 
 def test_regression_is_taught_by_squared_error():
     task = make_task(RegressionConfig(type="regression", **SEQUENCE))
-    student, teacher = pair_of(bert(BertForSequenceClassification, num_labels=1))
+    student, teacher = pair_of(random_model(BertForSequenceClassification, num_labels=1))
     batch = {"input_ids": IDS, "attention_mask": MASK, "labels": torch.tensor([0.1, 2.0, -1.0])}
     losses = distillation(task, teacher, hidden_weight=0).losses(student.eval(), batch)
     of_student, of_teacher = (m(**batch).logits.detach().numpy() for m in (student, teacher))
@@ -204,7 +187,9 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn():
 
 
 def fits(student, teacher, *, heads=True, **settings):
-    student, teacher = (BertConfig(**{**BERT, **changes}) for changes in (student, teacher))
+    student, teacher = (
+        tiny.config("bert", **{**SIZES, **changes}) for changes in (student, teacher)
+    )
     return mismatches(student, teacher, DistillConfig(**settings), heads=heads)
 
 
@@ -251,7 +236,8 @@ def teachers(tiny_bert, tmp_path):
 def problems_of(teacher, tiny_bert, **settings):
     student = ModelConfig(path=str(tiny_bert))
     config = DistillConfig(teacher=teacher, **settings)
-    return teacher_problems(config, student, "AutoModelForSequenceClassification")
+    found = teacher_problems(config, student, "AutoModelForSequenceClassification")
+    return [str(problem) for problem in found]
 
 
 def test_a_teacher_is_checked_before_anything_starts(teachers, tiny_bert, tmp_path):
@@ -302,5 +288,5 @@ def test_validation_names_the_key(tiny_bert, words_csv, tmp_path):
     ):
         with pytest.raises(ConfigError) as raised:
             validate(str(path), [override], None)
-        (problem,) = raised.value.problems
+        (problem,) = map(str, raised.value.problems)
         assert problem.startswith(start)

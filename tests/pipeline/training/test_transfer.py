@@ -9,15 +9,15 @@ from safetensors.torch import load_file
 
 from pipeline.store.artifacts import open_artifact
 from pipeline.tracking.recorder import read_records
+from tests.cases import launch_cases
 from tests.html_page import Page
-from tests.pipeline.training.transfer_worker import RESUMED
-from tests.processes import torchrun
+from tests.pipeline.training.transfer_worker import CASES, RESUMED
 
 pytestmark = pytest.mark.distributed
 
 
 @pytest.fixture(scope="module")
-def out(tiny_bert, words_csv, tmp_path_factory):
+def launched(tiny_bert, words_csv, tmp_path_factory):
     folder = tmp_path_factory.mktemp("transfer")
     shutil.copytree(tiny_bert, folder / "bert")
     rows = words_csv.read_text().splitlines()
@@ -54,13 +54,19 @@ def out(tiny_bert, words_csv, tmp_path_factory):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
     (folder / "out").mkdir()
     files = (str(folder / "upstream.yaml"), str(folder / "transfer.yaml"), str(folder / "out"))
-    torchrun("tests.pipeline.training.transfer_worker", *files, num_processes=1, timeout=300)
-    return folder / "out"
+    return launch_cases(
+        "tests.pipeline.training.transfer_worker",
+        *files,
+        cases=CASES,
+        folder=folder / "out",
+        num_processes=1,
+        timeout=300,
+    )
 
 
 @pytest.fixture
-def found(out):
-    return json.loads((out / "found.json").read_text())
+def found(launched):
+    return json.loads((launched.folder("both") / "found.json").read_text())
 
 
 def model_of(url):
@@ -122,7 +128,8 @@ def test_records_card_and_report_tell_of_the_two_steps(found):
 
 
 @pytest.mark.parametrize("layout", RESUMED)
-def test_a_resumed_run_ends_as_the_whole(out, layout):
+def test_a_resumed_run_ends_as_the_whole(launched, layout):
+    out = launched.folder("both", "whole", layout)
     whole, resumed = model_of(out / "whole"), model_of(out / layout)
     for name, weight in whole.items():
         if layout == "stage2":
@@ -133,7 +140,7 @@ def test_a_resumed_run_ends_as_the_whole(out, layout):
     assert figures["num_zeros"] == figures["num_pruned"] > 0
 
 
-def test_a_model_that_was_not_pruned_is_refused(found):
-    (problem,) = found["not pruned"]
+def test_a_model_that_was_not_pruned_is_refused(launched):
+    (problem,) = json.loads((launched.folder("both", "refused") / "refused.json").read_text())
     assert problem.startswith("prune.method: 0 of the ")
     assert "no mask to keep" in problem

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from pipeline.training.distill import DistillConfig
 from pipeline.training.loop import train
 from pipeline.training.teacher import TeacherSpec
 from pipeline.worker_group import WorkerGroup
-from tests.processes import leave
+from tests.cases import run_cases
 
 CASES: dict[str, dict[str, Any]] = {
     "stage0": {"stage": 0},
@@ -59,6 +60,13 @@ METHOD_OF = {"stage0": "platon", "stage3": "soft-movement"}  # what keeps state 
 NAN_CASES = ("stage2", "stage3")
 DISTILLED = ("stage2", "stage3-small")  # the last with all of both models sharded
 DISTILL_STOP = 9
+TEACHER = "stage0"  # the case whose whole run makes the teacher
+ALL_CASES = (
+    *CASES,
+    *(f"distilled-{case}" for case in DISTILLED),
+    "silent",
+    *(f"{case}-nan" for case in NAN_CASES),
+)
 LENGTH, STOP_AFTER = 20, (2, 9, 17)  # warm-up, gradual, fixed mask
 
 
@@ -132,62 +140,73 @@ def main(bert: str, data: str, output: str) -> None:
     CPU_Accelerator.is_fp16_supported = lambda _: True  # slow on most CPUs, but it computes
     dist.init_process_group("gloo")
     load_tokenizer(ModelConfig(path=bert))
-    for case in CASES:
-        prune = prune_by(METHOD_OF.get(case, "mgpp"))
-        config = TRAIN.model_copy(update={"group_by_length": case == GROUPED})
-        for stop in (None, *STOP_AFTER):
-            folder = Path(output) / f"{case}-{stop}"
-            checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", WorkerGroup.current())
-            checkpoints.stop_at = stop
-            if stop is not None:
-                try:
-                    run(
-                        case,
-                        Path(bert),
-                        Path(data),
-                        folder,
-                        checkpoints,
-                        prune=prune,
-                        config=config,
-                    )
-                except InterruptedRunError:
-                    dist.barrier()
-                    if dist.get_rank() == 0:
-                        shutil.rmtree(folder)
-                    dist.barrier()
-                checkpoints.stop_at = None
-            figures = run(
-                case, Path(bert), Path(data), folder, checkpoints, prune=prune, config=config
-            )
-            if dist.get_rank() == 0:
-                (folder / "figures.json").write_text(json.dumps(figures))
-    run_distilled(Path(bert), Path(data), Path(output))
-    for case in NAN_CASES:
-        run_with_nan(case, Path(bert), Path(data).with_name("nan-data"), Path(output))
-    leave()
-
-
-def run_distilled(bert: Path, data: Path, output: Path) -> None:
-    """Learn from a model that was trained before, at several ZeRO stages; resume at the last."""
-    teacher = TeacherSpec(
-        config=DistillConfig(temperature=3.0, hidden_weight=0.5),
-        model=ModelConfig(path=str(output / "stage0-None" / "model")),
+    paths = Path(bert), Path(data), Path(output)
+    nan_paths = paths[0], paths[1].with_name("nan-data"), paths[2]
+    run_cases(
+        paths[2],
+        {
+            **{case: partial(run_interrupted, case, *paths) for case in CASES},
+            **{f"distilled-{case}": partial(run_distilled, case, *paths) for case in DISTILLED},
+            "silent": partial(run_with_silent_teacher, *paths),
+            **{f"{case}-nan": partial(run_with_nan, case, *nan_paths) for case in NAN_CASES},
+        },
+        seconds=200,
     )
-    often = TRAIN.model_copy(update={"log_every": 1})
-    for case in DISTILLED:
-        for stop in (None, DISTILL_STOP) if case == DISTILLED[-1] else (None,):
-            folder = output / f"distilled-{case}-{stop}"
-            checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", WorkerGroup.current())
-            checkpoints.stop_at = stop
-            if stop is not None:
-                with suppress(InterruptedRunError):
-                    run(case, bert, data, folder, checkpoints, config=often, teacher=teacher)
+
+
+def run_interrupted(case: str, bert: Path, data: Path, output: Path) -> None:
+    """Train whole, and stopped at several steps and resumed."""
+    prune = prune_by(METHOD_OF.get(case, "mgpp"))
+    config = TRAIN.model_copy(update={"group_by_length": case == GROUPED})
+    for stop in (None, *STOP_AFTER):
+        folder = output / f"{case}-{stop}"
+        checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", WorkerGroup.current())
+        checkpoints.stop_at = stop
+        if stop is not None:
+            try:
+                run(case, bert, data, folder, checkpoints, prune=prune, config=config)
+            except InterruptedRunError:
                 dist.barrier()
-                checkpoints.stop_at = None
-            run(case, bert, data, folder, checkpoints, config=often, teacher=teacher)
-    # Here once more without a teacher: DeepSpeed's ZeRO 3 leaves the process with another
-    # torch.nn.functional.linear, which rounds otherwise than the one the first cases ran with.
-    silent = TeacherSpec(config=DistillConfig(weight=1e-60), model=teacher.model)
+                if dist.get_rank() == 0:
+                    shutil.rmtree(folder)
+                dist.barrier()
+            checkpoints.stop_at = None
+        figures = run(case, bert, data, folder, checkpoints, prune=prune, config=config)
+        if dist.get_rank() == 0:
+            (folder / "figures.json").write_text(json.dumps(figures))
+
+
+def teacher_of(output: Path) -> TeacherSpec:
+    """The model that was trained first, whole."""
+    return TeacherSpec(
+        config=DistillConfig(temperature=3.0, hidden_weight=0.5),
+        model=ModelConfig(path=str(output / f"{TEACHER}-None" / "model")),
+    )
+
+
+def run_distilled(case: str, bert: Path, data: Path, output: Path) -> None:
+    """Learn from a model that was trained before; for the last case also stopped and resumed."""
+    teacher = teacher_of(output)
+    often = TRAIN.model_copy(update={"log_every": 1})
+    for stop in (None, DISTILL_STOP) if case == DISTILLED[-1] else (None,):
+        folder = output / f"distilled-{case}-{stop}"
+        checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", WorkerGroup.current())
+        checkpoints.stop_at = stop
+        if stop is not None:
+            with suppress(InterruptedRunError):
+                run(case, bert, data, folder, checkpoints, config=often, teacher=teacher)
+            dist.barrier()
+            checkpoints.stop_at = None
+        run(case, bert, data, folder, checkpoints, config=often, teacher=teacher)
+
+
+def run_with_silent_teacher(bert: Path, data: Path, output: Path) -> None:
+    """Train without a teacher and with one of next to no weight.
+
+    In one case: DeepSpeed's ZeRO 3 leaves the process with another torch.nn.functional.linear, which
+    rounds otherwise than the one the first cases ran with.
+    """
+    silent = TeacherSpec(config=DistillConfig(weight=1e-60), model=teacher_of(output).model)
     for name, teacher in (("untaught", None), ("silent", silent)):
         checkpoints = StoppingCheckpoints(f"{output / name}-checkpoints", WorkerGroup.current())
         run("stage2", bert, data, output / name, checkpoints, teacher=teacher)

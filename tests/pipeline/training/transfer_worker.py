@@ -1,4 +1,4 @@
-"""Run by torchrun: a model is pruned upstream, exported, and trained on another task with its zeros kept.
+"""Run by torchrun on one rank: a model is pruned and exported, then trained on another task, zeros kept.
 
 transfer_worker <upstream.yaml> <transfer.yaml> <out>
 """
@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import sys
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,14 @@ from pipeline.runs.flow import plan_stages, run_stage
 from pipeline.runs.validate import validate
 from pipeline.store.artifacts import ArtifactStore
 from pipeline.worker_group import WorkerGroup
+from tests.cases import run_cases
 from tests.pipeline.training.train_worker import InterruptedRunError, StoppingCheckpoints, run
-from tests.processes import leave
 
 PRUNE = PruneSection(method=METHOD_CONFIGS["sparse-transfer"](name="sparse-transfer"))
 STOP = 9
 # (where a run goes on that was stopped under ZeRO 2)
 RESUMED = ("stage2", "stage3")
+CASES = ("both", "refused", "whole", *RESUMED)
 
 
 def run_file(path: str) -> dict[str, Any]:
@@ -46,61 +49,67 @@ def run_file(path: str) -> dict[str, Any]:
     return made
 
 
-def interrupted(bert: Path, data: Path, out: Path) -> None:
-    """Train with the zeros kept: whole, and stopped and gone on with."""
-    workers = WorkerGroup.current()
-    run(
-        "stage2",
-        bert,
-        data,
-        out / "whole",
-        StoppingCheckpoints(f"{out}/none", workers),
-        prune=PRUNE,
-    )
-    stopping = StoppingCheckpoints(f"{out}/stopped", workers)
-    stopping.stop_at = STOP
-    try:
-        run("stage2", bert, data, out / "part", stopping, prune=PRUNE)
-    except InterruptedRunError:
-        workers.barrier()
-    for layout in RESUMED:
-        if workers.is_main:
-            shutil.copytree(out / "stopped", out / f"{layout}-checkpoints")
-        workers.barrier()
-        resuming = StoppingCheckpoints(f"{out}/{layout}-checkpoints", workers)
-        figures = run(layout, bert, data, out / layout, resuming, prune=PRUNE)
-        if workers.is_main:
-            (out / layout / "figures.json").write_text(json.dumps(figures))
-
-
-def main(upstream: str, transfer: str, out: str) -> None:
-    dist.init_process_group("gloo")
+def run_both(upstream: str, transfer: str, out: Path) -> None:
+    """Run the two configurations one after the other."""
     try:
         validate(transfer, [], None)
     except ConfigError as error:
-        before = error.problems
+        before = [str(problem) for problem in error.problems]
     found: dict[str, Any] = {"before": before}
     found["upstream"] = {n: a.url for n, a in run_file(upstream).items()}
     made = run_file(transfer)
     found["transfer"] = {n: a.url for n, a in made.items()}
     found["path"] = validate(transfer, [], None).model.path
     found["keys"] = [stage.key for stage in plan_stages(validate(transfer, [], None))]
-    dense = Path(found["upstream"]["data"])
+    (out / "found.json").write_text(json.dumps(found))
+
+
+def upstream_artifact(out: Path, stage: str) -> Path:
+    return Path(json.loads((out / "found.json").read_text())["upstream"][stage])
+
+
+def refuse(bert: Path, out: Path) -> None:
+    """Train a model that was not pruned upstream."""
+    checkpoints = StoppingCheckpoints(f"{out}/none", WorkerGroup.current())
     try:
-        run(
-            "stage2",
-            Path(sys.argv[1]).parent / "bert",
-            dense,
-            Path(out) / "dense",
-            StoppingCheckpoints(f"{out}/none", WorkerGroup.current()),
-            prune=PRUNE,
-        )
+        run("stage2", bert, upstream_artifact(out, "data"), out / "dense", checkpoints, prune=PRUNE)
     except ConfigError as error:
-        found["not pruned"] = error.problems
-    interrupted(Path(found["upstream"]["export"]) / "model", dense, Path(out))
-    if dist.get_rank() == 0:
-        (Path(out) / "found.json").write_text(json.dumps(found))
-    leave()
+        (out / "refused.json").write_text(json.dumps([str(problem) for problem in error.problems]))
+
+
+def train_whole_and_stopped(out: Path) -> None:
+    """Train with the zeros kept: whole, and stopped."""
+    workers = WorkerGroup.current()
+    paths = upstream_artifact(out, "export") / "model", upstream_artifact(out, "data")
+    whole = StoppingCheckpoints(f"{out}/none", workers)
+    run("stage2", *paths, out / "whole", whole, prune=PRUNE)
+    stopping = StoppingCheckpoints(f"{out}/stopped", workers)
+    stopping.stop_at = STOP
+    with suppress(InterruptedRunError):
+        run("stage2", *paths, out / "part", stopping, prune=PRUNE)
+
+
+def resume(layout: str, out: Path) -> None:
+    """Resume in a layout what was stopped."""
+    paths = upstream_artifact(out, "export") / "model", upstream_artifact(out, "data")
+    shutil.copytree(out / "stopped", out / f"{layout}-checkpoints")
+    resuming = StoppingCheckpoints(f"{out}/{layout}-checkpoints", WorkerGroup.current())
+    figures = run(layout, *paths, out / layout, resuming, prune=PRUNE)
+    (out / layout / "figures.json").write_text(json.dumps(figures))
+
+
+def main(upstream: str, transfer: str, out: str) -> None:
+    dist.init_process_group("gloo")
+    run_cases(
+        Path(out),
+        {
+            "both": partial(run_both, upstream, transfer, Path(out)),
+            "refused": partial(refuse, Path(upstream).with_name("bert"), Path(out)),
+            "whole": partial(train_whole_and_stopped, Path(out)),
+            **{layout: partial(resume, layout, Path(out)) for layout in RESUMED},
+        },
+        seconds=200,
+    )
 
 
 if __name__ == "__main__":

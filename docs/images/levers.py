@@ -1,6 +1,7 @@
-"""Draws docs/levers.png: what each lever does to the training loss while the sparsity rises.
+"""Draws levers.png: what each lever does to the training loss while the sparsity rises.
 
-`mgpp campaign configs/campaigns/levers.yaml`, then `python docs/levers.py PATH`, its curves.csv.
+`mgpp campaign configs/campaigns/levers.yaml`, then `python docs/images/levers.py PATH` with its
+curves.csv.
 """
 
 import sys

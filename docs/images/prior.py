@@ -1,4 +1,4 @@
-"""Draws docs/prior.png: the prior's pull against |w|. `python docs/prior.py` from the repository."""
+"""Draws prior.png: the prior's pull against |w|. `python docs/images/prior.py` from the repository."""
 
 from pathlib import Path
 
