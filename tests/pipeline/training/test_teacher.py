@@ -283,7 +283,7 @@ def test_validation_names_the_key(tiny_bert, words_csv, tmp_path):
     assert validate(str(path), [], None).distill == DistillConfig()
     assert validate(str(path), ["distill=null"], None).distill is None
     for override, start in (
-        ("dense.enabled=false", "distill.teacher: got 'dense', but dense.enabled is false"),
+        ("dense.enabled=false", "distill.teacher: got 'dense'; dense.enabled is false"),
         ("distill.teacher=nowhere", "distill.teacher: no tokenizer in 'nowhere'"),
         ("distill.weight=2", "distill.weight: "),
         ("distill.weigth=1", "distill.weigth: unknown key; allowed are teacher, "),
