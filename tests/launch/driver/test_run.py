@@ -108,7 +108,9 @@ def test_bad_input_is_told_at_once_and_nothing_is_written(project, tmp_path):
         timeout=120,
     )
     assert done.returncode == 2
-    errors = json.loads(done.stdout)["errors"]
+    found = json.loads(done.stdout)
+    errors = found["errors"]
+    assert {"task.label", "cluster.num_workers"} <= {p["key"] for p in found["problems"]}
     for key in ("task.label", "prune.include", "cluster.num_workers"):
         assert any(error.startswith(key) for error in errors), (key, errors)
     assert not (tmp_path / "none").exists()
