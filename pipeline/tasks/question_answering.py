@@ -62,7 +62,7 @@ class QuestionAnsweringConfig(TaskConfig):
                 raise SettingError(
                     Problem(
                         name,
-                        f"must be below max_length, {self.max_length}",
+                        f"must be below max_length ({self.max_length})",
                         got=getattr(self, name),
                     )
                 )

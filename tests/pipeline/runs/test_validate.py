@@ -144,7 +144,7 @@ def test_nothing_left_to_prune(config_file):
         (["prune.pattern='3:4'"], "prune.sparsity: got 0.5, but pattern 3:4 allows 0.25 at most"),
         (
             ["prune.scope=matrix"],
-            "prune.scope: input should be 'global', 'layer' or 'uniform', got 'matrix'",
+            "prune.scope: input should be 'global', 'layer', 'uniform' or 'lamp', got 'matrix'",
         ),
         (["prune.min_kept=0.6"], "prune.sparsity: got 0.5, but min_kept 0.6 allows 0.4 at most"),
         (["prune.budgets={'*.quary.*': 0.5}"], "prune.budgets: pattern '*.quary.*' matches no"),

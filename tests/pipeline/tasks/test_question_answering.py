@@ -98,11 +98,11 @@ def tokenize(task, rows, tokenizer, validation=None):
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"max_length": 128, "stride": 128}, "stride is 128; must be below max_length, 128"),
-        ({"max_length": 64}, "stride is 128; must be below max_length, 64"),
+        ({"max_length": 128, "stride": 128}, r"stride: must be below max_length \(128\), got 128"),
+        ({"max_length": 64}, r"stride: must be below max_length \(64\), got 128"),
         (
             {"max_length": 8, "stride": 2},
-            "max_answer_length is 30; must be below max_length, 8",
+            r"max_answer_length: must be below max_length \(8\), got 30",
         ),
         ({"stride": -1}, "greater than or equal to 0"),
         ({"num_best": 0}, "greater than or equal to 1"),
