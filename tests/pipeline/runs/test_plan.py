@@ -106,7 +106,7 @@ def test_pruning_in_one_shot_holds_one_layer_on_the_device(llama):
     assert plan.sent_per_step == 0
     assert plan.checkpoint == 2 * plan.num_prunable
     assert plan.device_total < 10 * 2**30  # a small GPU will do
-    one_shot["prune"] = {"sparsity": 0.6, "method": {"name": "wanda", "pattern": "2:5"}}
+    one_shot["prune"] = {"sparsity": 0.6, "method": {"name": "wanda"}, "pattern": "2:5"}
     with pytest.raises(ConfigError, match=r"prune\.method: wanda: .*needs inputs in groups of 5"):
         plan_run(make_config(llama("8B"), **one_shot))
 
