@@ -170,7 +170,7 @@ def test_rows_are_drawn_by_the_seed(folder):
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
     assert len({tuple(row.tolist()) for row in first}) == 6
-    with pytest.raises(ConfigError, match="calibration_rows: got 13, but there are 12 training bl"):
+    with pytest.raises(ConfigError, match="calibration_rows: there are 12 training blocks, got 13"):
         calibration_rows(folder / "data", 13, seed=0)
 
 
