@@ -68,6 +68,16 @@ class Section(BaseModel):
         }
 
 
+class GeneratedSection(Section):
+    """A section whose settings are made by code, with their descriptions.
+
+    Looking for descriptions in the source of a class that has none takes seconds where many modules are
+    loaded.
+    """
+
+    model_config = ConfigDict(use_attribute_docstrings=False)
+
+
 def sections_in(annotation: Any) -> list[type[Section]]:
     """Return the section classes inside an annotation, such as the members of a union."""
     if isinstance(annotation, type) and issubclass(annotation, Section):

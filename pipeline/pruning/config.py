@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pydantic import Field, create_model, field_validator, model_validator
+from pydantic import ConfigDict, Field, create_model, field_validator, model_validator
 
 import mgpp
 from mgpp import Allocation, OneShotMethod, PruningConfig, PruningSchedule
@@ -11,7 +11,7 @@ from mgpp.pattern import parse_pattern
 from mgpp.settings import default_of
 from pipeline.errors import Problem, SettingError
 from pipeline.pruning.methods import METHOD_CONFIGS, AnyMethodConfig
-from pipeline.section import Duration, Positive, Section
+from pipeline.section import Duration, GeneratedSection, Positive, Section
 
 
 def _settings_section() -> type[Any]:
@@ -22,7 +22,7 @@ def _settings_section() -> type[Any]:
         if mgpp.Duration in get_args(kind):
             kind, default = Duration, Duration(default)
         settings[entry.name] = (kind, Field(default=default, **entry.metadata))
-    made: type[Any] = create_model("PruningSettings", __base__=Section, **settings)
+    made: type[Any] = create_model("PruningSettings", __base__=GeneratedSection, **settings)
     return made
 
 
@@ -34,6 +34,8 @@ else:
 
 class PruneSection(_Settings):
     """What is pruned, how far and when: the settings of `mgpp.PruningConfig` and two of the pipeline."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     method: AnyMethodConfig = METHOD_CONFIGS["mgpp"](name="mgpp")
     """The pruning method."""

@@ -13,10 +13,10 @@ from mgpp import (
     make_one_shot,
     settings_of,
 )
-from pipeline.section import Section
+from pipeline.section import GeneratedSection, Section
 
 
-class MethodConfig(Section):
+class MethodConfig(GeneratedSection):
     """A method that prunes while the model trains, with its settings."""
 
     name: str
@@ -31,7 +31,7 @@ class MethodConfig(Section):
         return make_method(self.model_dump(), num_examples=num_examples)
 
 
-class OneShotConfig(Section):
+class OneShotConfig(GeneratedSection):
     """A method that prunes once and trains nothing, with its settings."""
 
     name: str
