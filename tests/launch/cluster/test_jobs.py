@@ -147,7 +147,7 @@ def test_plain_ray_job_submit(head, shipped):
 def test_what_is_not_there_is_told(head, shipped):
     missing = cli(shipped, "stop", "mgpp-none-1", "--address", head.dashboard)
     assert missing.returncode == 2
-    assert "mgpp-none-1: no such job; there are " in missing.stderr
+    assert "mgpp-none-1: no such job; jobs are " in missing.stderr
     nobody = cli(shipped, "jobs", "--address", f"http://127.0.0.1:{free_port()}")
     assert nobody.returncode == 2
     assert "--address: no Ray job server at" in nobody.stderr
