@@ -80,6 +80,7 @@ def test_minilm_of_the_package_has_ten_million_prunable_weights():
     assert sum(shapes[name].numel() for name in select_prunable(empty)) == 6 * 12 * 384 * 384
 
 
+@pytest.mark.slow
 def test_a_gguf_file_loads_predicts_text_and_saves_as_a_plain_checkpoint(tmp_path):
     tokenizer = load_tokenizer(SMOLLM2)
     model = load_model(
