@@ -15,7 +15,6 @@ from mgpp.masking import lamp
 from mgpp.masking.threshold import sent_bytes
 from mgpp.sharding.displacement import NUM_BINS
 from pipeline.errors import ConfigError, Problem
-from pipeline.models.decoder import weight_rows
 from pipeline.models.loading import build_empty
 from pipeline.pruning.one_shot import prunable_layers
 from pipeline.runs.config import RunConfig
@@ -160,7 +159,7 @@ def plan_one_shot(config: RunConfig, empty: nn.Module, method: OneShotMethod) ->
         int(cast(Any, empty).config.hidden_size),
     )
     world_size, length = config.cluster.num_workers, config.task.max_length
-    matrices = [[weight_rows(p) for p in layer.projections.values()] for layer in layers]
+    matrices = [[matrix.rows() for matrix in layer.matrices.values()] for layer in layers]
     statistics = [
         [math.prod(method.statistic_shape(weight.shape[1])) for weight in layer]
         for layer in matrices

@@ -52,7 +52,7 @@ class ReportStage(Stage):
                 num_parameters=exported["num_parameters"],
                 model_zeros=exported["model_zeros"],
                 left_out=exported["left_out"],
-                warnings=exported["warnings"],
+                warnings=[*figures.get("warnings", []), *exported["warnings"]],
                 sizes=model_sizes((DENSE, EXPORT), artifacts),
                 seconds={name: artifact.seconds for name, artifact in artifacts.items()},
                 steps=records.get("step", []),
