@@ -18,6 +18,7 @@ import mgpp
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
 OneOrMore = Annotated[
     list[str],
     BeforeValidator(
