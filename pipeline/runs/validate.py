@@ -9,6 +9,7 @@ from torch import nn
 
 from mgpp import transposed_weights
 from pipeline.data.stage import is_local, load_splits, missing_columns, num_training_examples
+from pipeline.data.unknown_tokens import unknown_problems
 from pipeline.errors import ConfigError, Problem
 from pipeline.models.loading import (
     BUILD_ERRORS,
@@ -74,7 +75,7 @@ def validate(path: str, overrides: Sequence[str], capacity: Capacity | None) -> 
     of_training = _training_problems(sections)
     problems += [*of_model, *of_data, *of_training]
     if not (of_model or of_data or of_training):
-        problems += _length_problems(sections)
+        problems += _text_problems(sections) or _length_problems(sections)
     if "cluster" in sections and capacity is not None:
         problems += cluster_problems(sections["cluster"], capacity)
     if problems:
@@ -267,6 +268,15 @@ def _missing_dense(prune: Any, distill: Any) -> list[Problem]:
             )
         )
     return problems
+
+
+def _text_problems(sections: dict[str, Any]) -> list[Problem]:
+    """Check that the tokenizer knows the words of the text, where reading it takes no download."""
+    if not {"model", "task", "data"} <= set(sections) or not is_local(sections["data"]):
+        return []
+    rows = load_splits(sections["data"], streaming=True)["train"]
+    columns = list(make_task(sections["task"]).columns().values())
+    return unknown_problems(rows, columns, load_tokenizer(sections["model"]))
 
 
 def _length_problems(sections: dict[str, Any]) -> list[Problem]:

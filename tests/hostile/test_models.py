@@ -138,8 +138,14 @@ FILES = {
 }
 # Overrides of a good configuration, and what is said of them.
 SETTINGS = {
-    "a-row-too-long": ("task.max_length=33", "task.max_length: the model has positions for 32 tokens"),
-    "a-row-of-one-token": ("task.max_length=1", "task.max_length: 2 special tokens and one of each"),
+    "a-row-too-long": (
+        "task.max_length=33",
+        "task.max_length: the model has positions for 32 tokens",
+    ),
+    "a-row-of-one-token": (
+        "task.max_length=1",
+        "task.max_length: 2 special tokens and one of each",
+    ),
     "attention": ("model.attention=bogus", "model.attention: "),
     "all-frozen": ("train.freeze=['*']", "train.freeze: leaves nothing to train"),
     "shard-size": ("export.max_shard_size=banana", "export.max_shard_size: not a size"),
@@ -147,7 +153,10 @@ SETTINGS = {
     "warm-up": ("train.lr_warmup_length=21", "train.lr_warmup_length: is longer than the run"),
     "warm-up-share": ("train.lr_warmup_length='120%'", "train.lr_warmup_length: is longer than"),
     "seed": ("train.seed=99999999999", "train.seed: input should be less than 4294967296"),
-    "unknown-key": ("zero.extra={zero_optimisation: {}}", "zero.extra.zero_optimisation: DeepSpeed"),
+    "unknown-key": (
+        "zero.extra={zero_optimisation: {}}",
+        "zero.extra.zero_optimisation: DeepSpeed",
+    ),
     "unknown-inner-key": (
         "zero.extra={zero_optimization: {overlap_com: true}}",
         "zero.extra.zero_optimization.overlap_com: DeepSpeed has no such key",
@@ -214,7 +223,9 @@ def test_weights_that_are_not_finite_are_named_as_they_load(tiny_bert, tmp_path,
     folder = tmp_path / "model"
     shutil.copytree(tiny_bert, folder)
     changed(lambda t: {**t, "encoder.layer.1.output.dense.bias": torch.full((16,), value)})(folder)
-    with pytest.raises(ConfigError, match=r"bert\.encoder\.layer\.1\.output\.dense\.bias with values"):
+    with pytest.raises(
+        ConfigError, match=r"bert\.encoder\.layer\.1\.output\.dense\.bias with values"
+    ):
         load(folder)
 
 
