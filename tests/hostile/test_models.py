@@ -88,7 +88,7 @@ FILES = {
     ),
     "an-inner-shape": (
         changed(lambda t: {**t, "encoder.layer.0.output.dense.weight": torch.zeros(3, 3)}),
-        "model.path: 'FOLDER' holds bert.encoder.layer.0.output.dense.weight of shape (3, 3), the model's",
+        "model.path: 'FOLDER' holds bert.encoder.layer.0.output.dense.weight of shape (3, 3), the",
     ),
     "whole-numbers": (
         changed(
