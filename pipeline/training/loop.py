@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import load_from_disk
+from datasets import Dataset, load_from_disk
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -29,7 +29,8 @@ from pipeline.tasks import Task
 from pipeline.tasks.base import token_lengths
 from pipeline.tracking.recorder import Recorder
 from pipeline.training import checkpoint
-from pipeline.training.batches import BatchPlan
+from pipeline.training.batch_mean import Weights, num_attended, weigh, weighted_loss, with_a_target
+from pipeline.training.batches import BatchPlan, DrawnRows
 from pipeline.training.config import TrainConfig
 from pipeline.training.deepspeed import ZeroConfig, init_deepspeed
 from pipeline.training.engine import make_engine
@@ -53,6 +54,7 @@ class _Run:
     """
 
     config: TrainConfig
+    task: Task
     zero: ZeroConfig
     workers: WorkerGroup
     engine: Any
@@ -105,6 +107,7 @@ def train(
         distillation = teacher.begin(engine.module, task, zero, plan.micro_batch_size, workers)
     run = _Run(
         config=config,
+        task=task,
         zero=zero,
         workers=workers,
         engine=engine,
@@ -118,13 +121,7 @@ def train(
         ),
         done=done,
     )
-    loader = DataLoader(
-        rows,
-        batch_sampler=plan.micro_batches(workers.rank, done.batches),
-        collate_fn=task.collator(load_tokenizer(ModelConfig(path=str(context.data / "tokenizer")))),
-        pin_memory=workers.device.type == "cuda",
-    )
-    _take_steps(run, iter(loader), context.checkpoints)
+    _take_steps(run, _micro_batches(run, context, rows), context.checkpoints)
     figures = _finish(run, context)
     if run.recorder:
         run.recorder.close()
@@ -132,6 +129,21 @@ def train(
     if distillation is not None:
         distillation.close()
     return figures
+
+
+def _micro_batches(run: _Run, context: Context, rows: Dataset) -> Iterator[dict[str, Tensor]]:
+    """Return this worker's micro-batches from the first that is to come, without end."""
+    tokenizer = load_tokenizer(ModelConfig(path=str(context.data / "tokenizer")))
+    draws, rank, first_step = run.task.draws_inputs, run.workers.rank, run.done.batches
+    loader: DataLoader[dict[str, Any]] = DataLoader(
+        DrawnRows(rows) if draws else rows,
+        batch_sampler=run.plan.drawn_micro_batches(rank, first_step)
+        if draws
+        else run.plan.micro_batches(rank, first_step),
+        collate_fn=run.task.collator(tokenizer),
+        pin_memory=run.workers.device.type == "cuda",
+    )
+    return iter(loader)
 
 
 def _take_up(
@@ -206,8 +218,10 @@ def train_step(run: _Run, batches: Iterator[dict[str, Tensor]]) -> bool:
     # Dropout is drawn from (seed, batch, rank), so that a resumed run draws what it would have drawn.
     torch.manual_seed((run.config.seed * 1_000_003 + run.done.batches) * 65_537 + run.workers.rank)
     skipped = run.engine.skipped_steps
-    for _ in range(run.plan.accumulation):
-        forward_backward(run, next(batches))
+    micro_batches = [next(batches) for _ in range(run.plan.accumulation)]
+    all_weights = weigh(run.task, micro_batches, run.workers)
+    for batch, weights in zip(micro_batches, all_weights, strict=True):
+        forward_backward(run, batch, weights)
         run.engine.step()
     run.done.batches += 1
     if run.engine.skipped_steps > skipped:
@@ -261,19 +275,22 @@ def _check_weights(run: _Run) -> None:
         )
 
 
-def forward_backward(run: _Run, batch: dict[str, Tensor]) -> None:
+def forward_backward(run: _Run, batch: dict[str, Tensor], weights: Weights) -> None:
     """Run one micro-batch; its losses and tokens are added to the record under way."""
+    run.window["tokens"] += num_attended(batch)
+    batch = with_a_target(run.task, batch)
     on_device = {name: t.to(run.workers.device, non_blocking=True) for name, t in batch.items()}
-    losses: dict[str, Any] = (
-        run.distillation.losses(run.engine, on_device)
-        if run.distillation is not None
-        else {"loss": run.engine(**on_device).loss}
-    )
+    losses = _losses(run, on_device, weights)
     run.engine.backward(losses["loss"])
     for name, loss in losses.items():
         run.window[name] += loss.detach().float() / run.plan.accumulation
-    mask = batch.get("attention_mask")
-    run.window["tokens"] += float(batch["input_ids"].numel() if mask is None else mask.sum())
+
+
+def _losses(run: _Run, batch: dict[str, Tensor], weights: Weights) -> dict[str, Any]:
+    if run.distillation is not None:
+        return dict(run.distillation.losses(run.engine, batch, weights))
+    outputs = run.engine(**batch)
+    return {"loss": weighted_loss(outputs, batch, run.task, weights.targets)}
 
 
 def _record_step(run: _Run, step: int) -> None:
