@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from mgpp.masking.allocation import Placement
 from mgpp.methods.base import Method
-from mgpp.pruner import Pruner
+from mgpp.pruner import Pruner, claim
 from mgpp.schedule import PruningSchedule
 from mgpp.sharding.collectives import Collectives
 from mgpp.sharding.shards import Shard
@@ -40,6 +40,9 @@ def attach(
 
     Returns:
         The pruner, for its state and its figures.
+
+    Raises:
+        ValueError: if the parameters are pruned under this optimizer already.
     """
     shards = [
         Shard(
@@ -70,6 +73,8 @@ def attach(
         replica_group=replica_group,
         group=next(groups, None),
     )
+
+    claim(optimizer, prunable.values(), pruner)
 
     def before(*_: Any) -> None:
         pruner.before_update(pruner.shards)

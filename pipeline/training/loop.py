@@ -38,6 +38,7 @@ from pipeline.training.teacher import Distillation, TeacherSpec
 from pipeline.worker_group import WorkerGroup
 
 _NUM_LAYER_RECORDS = 20
+_MAX_OVERFLOWS = 60  # looking for a loss scale takes DeepSpeed 32 halvings and a few more at most
 _NOT_FINITE_ADVICE = (
     "Look for values that are not finite in the data, lower train.lr, set train.gradient_clipping or "
     "train.lr_warmup_length, or use bf16 or fp32 instead of fp16; the last checkpoint is good"
@@ -68,6 +69,7 @@ class _Run:
     window: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     window_start: float = field(default_factory=time.perf_counter)
     steps_in_window: int = 0
+    overflows: int = 0  # steps left out one after another
 
 
 def train(
@@ -222,11 +224,12 @@ def train_step(run: _Run, batches: Iterator[dict[str, Tensor]]) -> bool:
     all_weights = weigh(run.task, micro_batches, run.workers)
     for batch, weights in zip(micro_batches, all_weights, strict=True):
         forward_backward(run, batch, weights)
-        run.engine.step()
+        _step(run)
     run.done.batches += 1
     if run.engine.skipped_steps > skipped:
         _skip(run)
         return False
+    run.overflows = 0
     run.done.steps += 1
     run.steps_in_window += 1
     if run.done.steps % run.config.log_every == 0 or run.done.steps == run.num_steps:
@@ -239,6 +242,22 @@ def train_step(run: _Run, batches: Iterator[dict[str, Tensor]]) -> bool:
     return True
 
 
+def _step(run: _Run) -> None:
+    """Let DeepSpeed step, if it is not accumulating yet.
+
+    Raises:
+        StageError: if fp16 overflows at the smallest loss scale.
+    """
+    try:
+        run.engine.step()
+    except Exception as error:  # noqa: BLE001  (DeepSpeed raises no other kind)
+        if "loss scale already at minimum" not in str(error):
+            raise
+        raise StageError(
+            f"fp16 overflows in step {run.done.steps} at the smallest loss scale. {_NOT_FINITE_ADVICE}"
+        ) from error
+
+
 def _skip(run: _Run) -> None:
     """Note an update that DeepSpeed left out; it found the same on all workers.
 
@@ -248,7 +267,14 @@ def _skip(run: _Run) -> None:
     run.window.clear()  # its loss may not be finite
     run.window_start, run.steps_in_window = time.perf_counter(), 0
     if run.zero.precision == "fp16":
-        return  # DeepSpeed raises by itself when no loss scale is left
+        run.overflows += 1
+        if run.overflows > _MAX_OVERFLOWS:
+            raise StageError(
+                f"fp16 overflowed in {run.overflows} batches one after another, at a loss scale of "
+                f"{run.engine.optimizer.cur_scale:g} in the end: step {run.done.steps} cannot be taken. "
+                f"{_NOT_FINITE_ADVICE}"
+            )
+        return
     run.done.skipped += 1
     if run.recorder:
         run.recorder.write("skip", run.done.steps, {"batch": run.done.batches - 1})
@@ -313,7 +339,7 @@ def _record_step(run: _Run, step: int) -> None:
     }
     if run.pruner:
         values["phase"] = run.pruner.schedule.phase(step)
-        values["sparsity"] = run.pruner.sparsity
+        values["sparsity"] = run.pruner.mask_sparsity
         last = run.pruner.last_pruning
         values["threshold"] = last.threshold if last else None
         values |= run.pruner.method.log_values(step, run.pruner.schedule)

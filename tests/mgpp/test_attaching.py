@@ -158,6 +158,8 @@ def test_the_spike_threshold_in_learning_rates():
         ({}, "sparsity: missing"),
         ({"sparsity": 0.9, "sparsty": 0.8}, "sparsty: unknown key; allowed are method, sparsity, "),
         ({"sparsity": 1.0}, "sparsity must be less than 1, got 1"),
+        ({"sparsity": 90}, "sparsity must be less than 1, got 90; it is a share: 90% is 0.9"),
+        ({"sparsity": "90%"}, "sparsity must be a number, got '90%'"),
         ({"sparsity": 0.5, "warmup": 3}, "warmup: renamed to start_after"),
         ({"sparsity": 0.5, "start_after": "2ep"}, "start_after: '2ep' is in epochs"),
         ({"sparsity": 0.5, "method": "wanda"}, "wanda prunes once and trains nothing"),
