@@ -1,4 +1,11 @@
-"""For all tests: storage as users have it, and that only those marked as distributed start ranks."""
+"""For all tests: a tiny BERT, storage as users have it, and ranks only where a test is marked."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +20,16 @@ def pytest_runtest_protocol(item):
         if item.get_closest_marker("distributed") is None:
             forbid_ranks(patch)
         return (yield)
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random two-layer BERT and a WordPiece tokenizer."""
+    from tests import tiny
+
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    tiny.write_bert(folder, tiny.DAY_WORDS, intermediate_size=32, max_position_embeddings=32)
+    return folder
 
 
 @pytest.fixture(scope="module")

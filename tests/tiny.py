@@ -75,6 +75,9 @@ _DEBERTA_V3 = {
     "max_relative_positions": -1,
 }
 BERT_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+GOOD = ["good", "great", "lovely", "fine", "superb", "happy", "bright", "kind"]
+BAD = ["bad", "awful", "ugly", "poor", "dreadful", "sad", "dull", "cruel"]
+DAY_WORDS = [*BERT_SPECIAL, *GOOD, *BAD, "a", "day", "##s", "not"]
 
 
 # Models.

@@ -1,8 +1,8 @@
-"""How much of a planted structure MGPP and GMP find as samples grow: cells, a table and a figure.
+"""How much of a planted structure MGPP and GMP find as samples grow: trials, a table and a figure.
 
 python -m tests.consistency [FOLDER]     (runs/consistency unless given)
 
-A cell that is done is not run again, so the command may be stopped and given once more.
+A trial that is done is not run again, so the command may be stopped and given once more.
 """
 
 import csv
@@ -18,32 +18,32 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.consistency.cell import METHODS, Cell, path_of, run_and_keep
+from tests.consistency.trial import METHODS, Trial, path_of, run_and_keep
 
 SAMPLES, SEEDS = (8, 16, 32, 64, 128, 512), (0, 1, 2)
-CELLS = [Cell(n=n, method=m, seed=seed) for seed in SEEDS for n in SAMPLES for m in METHODS]
+TRIALS = [Trial(n=n, method=m, seed=seed) for seed in SEEDS for n in SAMPLES for m in METHODS]
 _WHAT = {
     "f1": "F1 of the recovered support",
     "error": "squared error on fresh samples, over variance",
 }
 
 
-def run_all(cells: list[Cell], folder: Path, num_processes: int) -> list[dict[str, Any]]:
-    """Run all cells that are not done, each on one thread, and return all results in order."""
+def run_all(trials: list[Trial], folder: Path, num_processes: int) -> list[dict[str, Any]]:
+    """Run all trials that are not done, each on one thread, and return all results in order."""
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    missing = [cell for cell in cells if not path_of(cell, folder).exists()]
+    missing = [trial for trial in trials if not path_of(trial, folder).exists()]
     console = Console(stderr=True)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
-        tasks = {pool.submit(run_and_keep, cell, folder): cell for cell in missing}
+        tasks = {pool.submit(run_and_keep, trial, folder): trial for trial in missing}
         for done, task in enumerate(as_completed(tasks), 1):
             found = task.result()
             console.print(
                 f"{done} of {len(missing)}: {found['method']}, n = {found['n']}, seed {found['seed']}: "
                 f"F1 {found['f1']:.3f}, error {found['error']:.4f}"
             )
-    return [run_and_keep(cell, folder) for cell in cells]
+    return [run_and_keep(trial, folder) for trial in trials]
 
 
 def averages(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -80,7 +80,7 @@ def write_figure(results: list[dict[str, Any]], path: Path) -> None:
 
 def main(folder: Path) -> None:
     """Run, tabulate, draw."""
-    results = run_all(CELLS, folder / "cells", num_processes=len(os.sched_getaffinity(0)))
+    results = run_all(TRIALS, folder / "trials", num_processes=len(os.sched_getaffinity(0)))
     means = averages(results)
     (folder / "consistency.json").write_text(json.dumps(results, indent=1) + "\n")
     with (folder / "consistency.csv").open("w", newline="", encoding="utf-8") as file:
@@ -91,8 +91,8 @@ def main(folder: Path) -> None:
     table = Table("samples", *[f"{m.upper()} {key}" for key in ("F1", "error") for m in METHODS])
     for n in sorted({row["n"] for row in means}):
         rows = {row["method"]: row for row in means if row["n"] == n}
-        cells = [f"{rows[m][key]:.3f}" for key in ("f1", "error") for m in METHODS]
-        table.add_row(str(n), *cells)
+        texts = [f"{rows[m][key]:.3f}" for key in ("f1", "error") for m in METHODS]
+        table.add_row(str(n), *texts)
     Console().print(table)
     Console().print(f"F1 at the start: {mean(row['f1_at_start'] for row in means):.3f}; {folder}")
 

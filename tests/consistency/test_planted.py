@@ -8,7 +8,6 @@ import torch
 from pipeline.data.function import FunctionConfig
 from pipeline.data.stage import load_splits
 from tests.consistency.__main__ import averages, write_figure
-from tests.consistency.cell import Cell, path_of, run_and_keep
 from tests.consistency.planted import (
     LARGEST,
     LENGTH,
@@ -20,6 +19,7 @@ from tests.consistency.planted import (
     predict,
     support_metrics,
 )
+from tests.consistency.trial import Trial, path_of, run_and_keep
 
 
 @pytest.mark.parametrize("sparsity", [0.9, 0.83])
@@ -98,18 +98,18 @@ def false_like(mask):
 
 
 def test_cells_are_kept_averaged_and_drawn(tmp_path):
-    cells = [Cell(n=8, method=method, seed=0, num_steps=20) for method in ("mgpp", "gmp")]
-    results = [run_and_keep(cell, tmp_path) for cell in cells]
-    for cell, result in zip(cells, results, strict=True):
+    trials = [Trial(n=8, method=method, seed=0, num_steps=20) for method in ("mgpp", "gmp")]
+    results = [run_and_keep(trial, tmp_path) for trial in trials]
+    for trial, result in zip(trials, results, strict=True):
         assert (
             result["precision"] == result["recall"] == result["f1"]
         )  # as many are kept as are true
         assert 0 < result["f1"] < 1
         assert result["error"] > 0
         kept = {**result, "f1": 0.25}
-        path_of(cell, tmp_path).write_text(json.dumps(kept))
-        assert run_and_keep(cell, tmp_path) == kept  # read, not run again
-    assert path_of(cells[0], tmp_path) != path_of(Cell(n=8, method="mgpp", seed=0), tmp_path)
+        path_of(trial, tmp_path).write_text(json.dumps(kept))
+        assert run_and_keep(trial, tmp_path) == kept  # read, not run again
+    assert path_of(trials[0], tmp_path) != path_of(Trial(n=8, method="mgpp", seed=0), tmp_path)
     (row,) = averages([{**results[0], "f1": f1} for f1 in (0.2, 0.4)])
     assert row["f1"] == pytest.approx(0.3)
     write_figure(results, tmp_path / "figure.png")

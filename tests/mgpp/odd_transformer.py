@@ -207,9 +207,16 @@ def loss(model: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def reference(
-    world_size: int, method: str = "mgpp", placed: str | None = None
+    world_size: int,
+    method: str = "mgpp",
+    placed: str | None = None,
+    moved: list[Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
-    """Train in one plain process; return the final weights and the dense mask of each step."""
+    """Train in one plain process; return the final weights and the dense mask of each step.
+
+    What is pruned at each pruning had moved so far from zero by it, in units of the largest magnitude set
+    to zero: added to `moved`, of all matrices together, where that is given.
+    """
     placement, final = Placement(), 0.85
     if placed:
         placement, final, method = PLACED[placed]
@@ -239,7 +246,11 @@ def reference(
             if SCHEDULE.is_pruning_step(step):
                 rival.before_pruning([keep[name] for name in names])
                 scores = dict(zip(names, rival.scores(), strict=True))
+                before = keep.copy()
                 keep |= kept_by(placement, scores, _cubic(step, final), partial(_cubic, step))
+                if moved is not None:
+                    cut = max(float(scores[name][~keep[name]].max()) for name in names)
+                    moved.append(torch.cat([scores[name][~before[name]] / cut for name in names]))
                 for name in names:
                     weights[name][~keep[name]] = 0.0
             if step > SCHEDULE.prune_end:

@@ -1,28 +1,11 @@
-"""A tiny BERT and a small CSV, made here: no test of the pipeline needs the network."""
-
-import os
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
+"""Rows for the tiny BERT, made here: no test of the pipeline needs the network."""
 
 import csv
 from pathlib import Path
 
 import pytest
 
-from tests import tiny
-
-GOOD = ["good", "great", "lovely", "fine", "superb", "happy", "bright", "kind"]
-BAD = ["bad", "awful", "ugly", "poor", "dreadful", "sad", "dull", "cruel"]
-VOCABULARY = [*tiny.BERT_SPECIAL, *GOOD, *BAD, "a", "day", "##s", "not"]
-
-
-@pytest.fixture(scope="session")
-def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random two-layer BERT and a WordPiece tokenizer."""
-    folder = tmp_path_factory.mktemp("tiny-bert")
-    tiny.write_bert(folder, VOCABULARY, intermediate_size=32, max_position_embeddings=32)
-    return folder
+from tests.tiny import BAD, GOOD
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,7 @@ def test_waiting_needs_an_address(monkeypatch):
         wait_for_nodes(1, 1.0)
 
 
+@pytest.mark.distributed
 def test_the_dashboard_asks_for_metrics_that_there_are(project):
     done = mgpp(project, "cluster", "dashboard")
     dashboard = json.loads(done.stdout)

@@ -98,6 +98,23 @@ def check_equals_reference(results, reference):
             assert torch.equal(result["weights"][name] != 0, keep), name
 
 
+@pytest.fixture(scope="session")
+def moved():
+    found = []
+    odd.reference(world_size=2, moved=found)
+    return found[-1]
+
+
+@pytest.mark.parametrize("case", [c for c in odd.CASES if c.endswith("-fp32")])
+def test_how_far_pruned_weights_moved_is_that_of_one_process(case, trained, moved):
+    for result in trained[case]:
+        pruning = result["pruning"]
+        assert pruning["revived"] == pytest.approx(float((moved > 1).float().mean()), abs=1e-12)
+        for name, share in (("moved_median", 0.5), ("moved_p99", 0.99)):
+            expected = float(moved.quantile(share, interpolation="higher"))
+            assert pruning[name] == pytest.approx(expected, rel=0.01)
+
+
 def check_is_near_reference(result, reference):
     """Rounding moves weights by a few steps of the optimizer, not by more."""
     for name, expected in reference[0].items():

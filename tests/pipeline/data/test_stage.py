@@ -10,16 +10,11 @@ from pathlib import Path
 import datasets
 import pytest
 
-from pipeline.data.stage import (
-    FilesConfig,
-    FunctionConfig,
-    HubConfig,
-    JoinedConfig,
-    data_identity,
-    is_local,
-    load_splits,
-    prepare_data,
-)
+from pipeline.data.files import FilesConfig
+from pipeline.data.function import FunctionConfig
+from pipeline.data.hub import HubConfig
+from pipeline.data.joined import JoinedConfig
+from pipeline.data.stage import data_identity, is_local, load_splits, prepare_data
 from pipeline.errors import ConfigError
 from pipeline.models.loading import ModelConfig, load_tokenizer
 from pipeline.runs.config import parse_config

@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError
 from pipeline.tasks import make_task
 from pipeline.tasks.masked_lm import MaskedLMConfig
 from tests import tiny
-from tests.pipeline.conftest import BAD, GOOD
+from tests.tiny import BAD, GOOD
 
 TEXTS = [f"a {word} day not {other}" for word, other in zip(GOOD, BAD, strict=True)]
 

@@ -129,8 +129,8 @@ def test_a_sharded_teacher_teaches_what_a_whole_one_does(trained):
 def test_a_teacher_leaves_the_student_s_dropout_alone(trained):
     """With a weight that is 0 in float32, the run is that without a teacher, bit for bit."""
     folder = trained.folder(TEACHER, "silent", "distilled-stage2")
-    assert weights_of(folder / "silent") == weights_of(folder / "untaught")
-    assert weights_of(folder / "distilled-stage2-None") != weights_of(folder / "untaught")
+    assert weights_of(folder / "silent") == weights_of(folder / "undistilled")
+    assert weights_of(folder / "distilled-stage2-None") != weights_of(folder / "undistilled")
 
 
 @pytest.mark.distributed

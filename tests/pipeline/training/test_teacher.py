@@ -1,4 +1,4 @@
-"""A teacher beside its student: what each family of tasks is taught, and teachers that do not fit."""
+"""A teacher beside its student: what each family of tasks learns, and teachers that do not fit."""
 
 import shutil
 
@@ -118,7 +118,7 @@ def distillation(task, teacher, **changes):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_is_taught_what_its_loss_predicts(family):
+def test_every_family_learns_what_its_loss_predicts(family):
     task, make, inputs, predictions = FAMILIES[family]
     student, teacher = pair_of(make)
     batch = {"input_ids": IDS, **inputs}
@@ -127,14 +127,16 @@ def test_every_family_is_taught_what_its_loss_predicts(family):
     drawn_after = torch.get_rng_state()
 
     torch.manual_seed(2)  # the student's dropout is what it is without a teacher
-    learned = student(**batch, output_hidden_states=True)
+    of_student = student(**batch, output_hidden_states=True)
     assert torch.equal(torch.get_rng_state(), drawn_after)
-    assert torch.equal(losses["task_loss"], learned.loss)
+    assert torch.equal(losses["task_loss"], of_student.loss)
     with torch.no_grad():
-        taught = teacher(**batch, output_hidden_states=True)
+        of_teacher = teacher(**batch, output_hidden_states=True)
     found = []
     for output, at in predictions:
-        logits = (outputs[output][at].detach().double().numpy() for outputs in (taught, learned))
+        logits = (
+            outputs[output][at].detach().double().numpy() for outputs in (of_teacher, of_student)
+        )
         found.append(rel_entr(*(softmax(of_one / TEMPERATURE) for of_one in logits)).sum())
     assert losses["distill_loss"].item() == pytest.approx(TEMPERATURE**2 * np.mean(found), rel=1e-4)
     total = (1 - WEIGHT) * losses["task_loss"] + WEIGHT * losses["distill_loss"]
@@ -145,7 +147,7 @@ def test_every_family_is_taught_what_its_loss_predicts(family):
     assert any(parameter.grad is not None for parameter in student.parameters())
 
 
-def test_regression_is_taught_by_squared_error():
+def test_regression_learns_by_squared_error():
     task = make_task(RegressionConfig(type="regression", **SEQUENCE))
     student, teacher = pair_of(random_model(BertForSequenceClassification, num_labels=1))
     batch = {"input_ids": IDS, "attention_mask": MASK, "labels": torch.tensor([0.1, 2.0, -1.0])}
@@ -162,13 +164,13 @@ def test_hidden_states_of_every_layer_and_token(family):
     student, teacher = pair_of(make)
     batch = {"input_ids": IDS, **inputs}
     losses = distillation(task, teacher).losses(student.eval(), batch)
-    learned, taught = (m(**batch, output_hidden_states=True) for m in (student, teacher))
+    of_student, of_teacher = (m(**batch, output_hidden_states=True) for m in (student, teacher))
     masks = {"hidden_states": MASK}
     if family == "text-to-text":
         masks = {"encoder_hidden_states": MASK, "decoder_hidden_states": TARGETS != -100}
     means = []
     for name, mask in masks.items():
-        layers = zip(learned[name][1:], taught[name][1:], strict=True)
+        layers = zip(of_student[name][1:], of_teacher[name][1:], strict=True)
         cosines = [torch.cosine_similarity(a, b, dim=-1)[mask.bool()] for a, b in layers]
         assert len(cosines) == 2
         means.append((2 - 2 * torch.stack(cosines)).mean().item())
@@ -281,7 +283,7 @@ def test_validation_names_the_key(tiny_bert, words_csv, tmp_path):
     assert validate(str(path), [], None).distill == DistillConfig()
     assert validate(str(path), ["distill=null"], None).distill is None
     for override, start in (
-        ("dense.enabled=false", "distill.teacher: got 'dense', but dense.enabled is false"),
+        ("dense.enabled=false", "distill.teacher: got 'dense'; dense.enabled is false"),
         ("distill.teacher=nowhere", "distill.teacher: no tokenizer in 'nowhere'"),
         ("distill.weight=2", "distill.weight: "),
         ("distill.weigth=1", "distill.weigth: unknown key; allowed are teacher, "),

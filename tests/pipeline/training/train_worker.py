@@ -207,7 +207,7 @@ def run_with_silent_teacher(bert: Path, data: Path, output: Path) -> None:
     rounds otherwise than the one the first cases ran with.
     """
     silent = TeacherSpec(config=DistillConfig(weight=1e-60), model=teacher_of(output).model)
-    for name, teacher in (("untaught", None), ("silent", silent)):
+    for name, teacher in (("undistilled", None), ("silent", silent)):
         checkpoints = StoppingCheckpoints(f"{output / name}-checkpoints", WorkerGroup.current())
         run("stage2", bert, data, output / name, checkpoints, teacher=teacher)
     dist.barrier()
