@@ -77,6 +77,10 @@ def attach(
     claim(optimizer, prunable.values(), pruner)
 
     def before(*_: Any) -> None:
+        without = [p for p in prunable.values() if p.grad is None]
+        if len(without) < len(prunable):  # otherwise backward was not run, which methods tell
+            for parameter in without:  # it took no part in the loss of this step
+                parameter.grad = torch.zeros_like(parameter)
         pruner.before_update(pruner.shards)
 
     def after(*_: Any) -> None:

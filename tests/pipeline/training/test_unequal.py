@@ -26,7 +26,6 @@ from pipeline.tasks import make_task
 from pipeline.tracking.recorder import read_records
 from tests import tiny
 from tests.cases import launch_cases
-from tests.pipeline.conftest import BAD, GOOD, VOCABULARY
 from tests.pipeline.training.unequal_worker import (
     BATCH_SIZE,
     CUTS,
@@ -39,6 +38,8 @@ from tests.pipeline.training.unequal_worker import (
     TRAIN,
     name_of,
 )
+
+from tests.tiny import BAD, DAY_WORDS, GOOD
 
 pytestmark = pytest.mark.distributed
 
@@ -73,11 +74,11 @@ def texts(kind, num_rows=40):
 def write_family(kind, folder):
     """Write a model, its teacher and the data stage's folder."""
     _, head, changes = HEADS[kind]
-    size = len(VOCABULARY) if kind == "masked-lm" else len(tiny.SEQUENCE_WORDS)
+    size = len(DAY_WORDS) if kind == "masked-lm" else len(tiny.SEQUENCE_WORDS)
     for name, seed in (("model", 0), ("teacher", 1)):
         tiny.model(head, seed=seed, vocab_size=size, **changes).save_pretrained(folder / name)
     if kind == "masked-lm":
-        tiny.write_bert(folder / "tokenizer", VOCABULARY)
+        tiny.write_bert(folder / "tokenizer", DAY_WORDS)
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     else:
         tokenizer = tiny.sequence_tokenizer()
@@ -138,13 +139,13 @@ def reference(root, family):
                 for i, seed in drawn
             ]
         )
-        learned = model(**batch, output_hidden_states=True)
+        of_student = model(**batch, output_hidden_states=True)
         with torch.no_grad():
-            taught = teacher(**batch, output_hidden_states=True)
-        loss = task_loss = cross_entropy(kind, learned, batch)
+            of_teacher = teacher(**batch, output_hidden_states=True)
+        loss = task_loss = cross_entropy(kind, of_student, batch)
         if family in DISTILLED:
-            loss = 0.5 * task_loss + 0.5 * divergence(kind, learned, taught, batch)
-            loss = loss + DISTILL.hidden_weight * hidden_distance(kind, learned, taught, batch)
+            loss = 0.5 * task_loss + 0.5 * divergence(kind, of_student, of_teacher, batch)
+            loss = loss + DISTILL.hidden_weight * hidden_distance(kind, of_student, of_teacher, batch)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -165,22 +166,22 @@ def cross_entropy(kind, outputs, batch):
     return -logits.log_softmax(-1)[torch.arange(len(labels)), labels].sum() / len(labels)
 
 
-def divergence(kind, learned, taught, batch):
+def divergence(kind, of_student, of_teacher, batch):
     ours, theirs = (
         (predictions(kind, outputs, batch)[0] / DISTILL.temperature).log_softmax(-1)
-        for outputs in (learned, taught)
+        for outputs in (of_student, of_teacher)
     )
     return DISTILL.temperature**2 * (theirs.exp() * (theirs - ours)).sum() / len(ours)
 
 
-def hidden_distance(kind, learned, taught, batch):
+def hidden_distance(kind, of_student, of_teacher, batch):
     attended = batch.get("attention_mask", torch.ones_like(batch["input_ids"])) > 0
     stacks = {"hidden_states": attended}
     if kind == "text-to-text":
         stacks = {"encoder_hidden_states": attended, "decoder_hidden_states": batch["labels"] >= 0}
     means = []
     for name, mask in stacks.items():
-        layers = zip(learned[name][1:], taught[name][1:], strict=True)
+        layers = zip(of_student[name][1:], of_teacher[name][1:], strict=True)
         cosines = [torch.cosine_similarity(a.double(), b.double(), dim=-1)[mask] for a, b in layers]
         means.append((2 - 2 * torch.stack(cosines)).mean())
     return torch.stack(means).mean()
