@@ -7,10 +7,9 @@ from typing import Any
 from torch import nn
 
 from mgpp.duration import ALLOWED, Duration
-from mgpp.masking.allocation import Placement, Scope
+from mgpp.masking.allocation import Placement, Scope, check_scope
 from mgpp.methods import METHODS, ONE_SHOT, Method, OneShotMethod, make_method, make_one_shot
 from mgpp.prunable import select_prunable
-from mgpp.pruner import check_scope
 from mgpp.schedule import PruningSchedule
 from mgpp.settings import check_limits, default_of, documented, setting
 

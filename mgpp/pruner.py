@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgpp.masking.allocation import Allocation, Placement
+from mgpp.masking.allocation import Allocation, Placement, check_scope
 from mgpp.masking.mask_search import MaskSearch
 from mgpp.methods.base import Method
 from mgpp.schedule import PruningSchedule
@@ -367,19 +367,6 @@ class Pruner:
         packed = self._keep[position].split(CHUNK // 8)
         for chunk, bits in zip(self.shards[position].chunks(), packed, strict=True):
             zero_where_not_(chunk, unpack_bits(bits, chunk.numel()).to(torch.int32))
-
-
-def check_scope(method: Method | type[Method], placement: Placement) -> None:
-    """Check that a method's weights can be compared so.
-
-    Raises:
-        ValueError: if they cannot.
-    """
-    if placement.scope == "lamp" and not method.prunes_by_magnitude():
-        raise ValueError(
-            f"scope: 'lamp' is defined on magnitudes, and {method.name} prunes by a score of its own; "
-            "take scope global, layer or uniform"
-        )
 
 
 def _hexadecimal(hash_: int) -> str:

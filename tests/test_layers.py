@@ -95,8 +95,7 @@ ALLOWED = {
     "mgpp.attaching": "mgpp.backends mgpp.config mgpp.prunable mgpp.pruner",
     "mgpp.backends": "mgpp.masking mgpp.methods mgpp.pruner mgpp.schedule mgpp.sharding",
     "mgpp.config": (
-        "mgpp.duration mgpp.masking mgpp.methods mgpp.prunable mgpp.pruner mgpp.schedule "
-        "mgpp.settings"
+        "mgpp.duration mgpp.masking mgpp.methods mgpp.prunable mgpp.schedule mgpp.settings"
     ),
     "mgpp.pruner": "mgpp.masking mgpp.methods mgpp.schedule mgpp.sharding",
     "mgpp.masking": "mgpp.methods mgpp.pattern mgpp.schedule mgpp.sharding",

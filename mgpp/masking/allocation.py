@@ -13,6 +13,7 @@ from math import ceil, prod
 from typing import Literal, get_args
 
 from mgpp.masking.threshold import Group
+from mgpp.methods.base import Method
 from mgpp.pattern import NofM, Pattern, Tiling, parse_pattern, tiling_of
 from mgpp.schedule import PruningSchedule
 
@@ -287,16 +288,43 @@ def apportion(total: int, sizes: Sequence[int], caps: Sequence[int]) -> list[int
     whole = sum(sizes)
     counts = [min(size * total // whole, cap) for size, cap in zip(sizes, caps, strict=True)]
     order = sorted(range(len(sizes)), key=lambda i: (-(sizes[i] * total % whole), i))
-    missing = total - sum(counts)
+    return filled_up(counts, order, caps, total)
+
+
+def filled_up(
+    counts: Sequence[int], order: Sequence[int], caps: Sequence[int], total: int
+) -> list[int]:
+    """Return counts that add up to `total`: what is missing is added one by one, in order.
+
+    Args:
+        counts: not above the caps, and together at most `total`.
+        order: their places, first the one that gets one more first; gone through until all is added.
+        caps: the most each can have; any that is at its cap is passed over.
+        total: at most the sum of the caps.
+    """
+    result, missing = list(counts), total - sum(counts)
     while missing:
         for i in order:
-            if missing and counts[i] < caps[i]:
-                counts[i] += 1
+            if missing and result[i] < caps[i]:
+                result[i] += 1
                 missing -= 1
-    return counts
+    return result
 
 
 def layer_of(name: str) -> str:
     """Return a weight's layer: its name up to the first number; the whole name where it has none."""
     found = _LAYER.match(name)
     return found[0] if found else name
+
+
+def check_scope(method: Method | type[Method], placement: Placement) -> None:
+    """Check that a method's weights can be compared so.
+
+    Raises:
+        ValueError: if they cannot.
+    """
+    if placement.scope == "lamp" and not method.prunes_by_magnitude():
+        raise ValueError(
+            f"scope: 'lamp' is defined on magnitudes, and {method.name} prunes by a score of its own; "
+            "take scope global, layer or uniform"
+        )

@@ -16,6 +16,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from mgpp.masking.allocation import filled_up
 from mgpp.masking.threshold import Group
 from mgpp.sharding.collectives import Collectives
 from mgpp.sharding.kth_smallest import magnitude_bits
@@ -158,10 +159,4 @@ def _whole(shares: Tensor, k: int, caps: Sequence[int]) -> list[int]:
     counts = [min(int(share), cap) for share, cap in zip(shares.tolist(), caps, strict=True)]
     remainders = [share - count for share, count in zip(shares.tolist(), counts, strict=True)]
     order = sorted(range(len(counts)), key=lambda i: (-remainders[i], i))
-    missing = k - sum(counts)
-    while missing:
-        for i in order:
-            if missing and counts[i] < caps[i]:
-                counts[i] += 1
-                missing -= 1
-    return counts
+    return filled_up(counts, order, caps, k)

@@ -64,14 +64,7 @@ def load_model_config(config: ModelConfig, model_kwargs: dict[str, Any] | None =
     try:
         loaded = transformers.AutoConfig.from_pretrained(location, **_common(config))
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            [
-                Problem(
-                    "model.path",
-                    f"{config.path!r} does not load: {str(error).splitlines()[0]}",
-                )
-            ]
-        ) from error
+        raise _does_not_load(config, error) from error
     if not config.random_init and Path(location).is_dir() and not _has_weights(Path(location)):
         raise ConfigError(
             [
@@ -169,14 +162,7 @@ def load_model(
             **extra,
         )
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            [
-                Problem(
-                    "model.path",
-                    f"{config.path!r} does not load: {str(error).splitlines()[0]}",
-                )
-            ]
-        ) from error
+        raise _does_not_load(config, error) from error
     inner = [n for n, *_ in found["mismatched_keys"] if n.startswith(f"{model.base_model_prefix}.")]
     if inner:
         raise ConfigError(
@@ -187,18 +173,29 @@ def load_model(
                 )
             ]
         )
-    if sharding:
+    _forget_the_load(model, sharded=sharding is not None, dequantized=bool(config.gguf_file))
+    return model
+
+
+def _does_not_load(config: ModelConfig, error: Exception) -> ConfigError:
+    """Return what is said of a model that transformers cannot read."""
+    reason = str(error).splitlines()[0]
+    return ConfigError([Problem("model.path", f"{config.path!r} does not load: {reason}")])
+
+
+def _forget_the_load(model: Any, *, sharded: bool, dequantized: bool) -> None:
+    """Take from a model what transformers noted while it loaded, and would go by as it saves."""
+    if sharded:
         # Here transformers notes all conversions as made, those of old names too ("LayerNorm.gamma"),
         # and would undo them as it saves; without the note it undoes what is right for the model.
         model._weight_conversions = None
-    if config.gguf_file:
+    if dequantized:
         # The weights are plain tensors by now, yet transformers still takes them for quantized ones
         # and would refuse to save them.
         model.hf_quantizer = None
         model.is_quantized = False
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
-    return model
 
 
 def _has_other_labels(config: ModelConfig, auto: Any, model_kwargs: dict[str, Any]) -> bool:

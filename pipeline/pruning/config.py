@@ -108,15 +108,16 @@ class PruneSection(_Settings):
         Raises:
             ValueError: if that cannot be.
         """
+        settings = self.settings
         schedule = PruningSchedule(
             num_steps=2,
             warmup_steps=0,
             finetune_steps=0,
             interval=1,
-            initial_sparsity=self.settings.initial_sparsity,
-            final_sparsity=self.settings.sparsity or 0.0,
+            initial_sparsity=settings.initial_sparsity,
+            final_sparsity=settings.sparsity or 0.0,
         )
-        return Allocation(self.settings.placement(), shapes, schedule, transposed)
+        return Allocation(settings.placement(), shapes, schedule, transposed)
 
     def placement_given(self) -> dict[str, Any]:
         """Return the settings of where sparsity goes that are not the defaults, for records."""

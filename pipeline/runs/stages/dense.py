@@ -59,4 +59,10 @@ def dense_model(context: StageContext) -> ModelConfig:
     return context.config.model.model_copy(update=changes)
 
 
+def starting_model(context: StageContext) -> ModelConfig:
+    """Return the model that pruning starts from: the pretrained one, or what the dense stage made."""
+    config = context.config
+    return dense_model(context) if config.prune.start_from == "dense" else config.model
+
+
 DENSE = DenseStage()

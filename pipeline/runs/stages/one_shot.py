@@ -6,7 +6,7 @@ from pipeline.models.loading import model_identity
 from pipeline.pruning.one_shot import prune_one_shot
 from pipeline.runs.config import RunConfig
 from pipeline.runs.stage import Stage, StageContext, every, only
-from pipeline.runs.stages.dense import dense_model
+from pipeline.runs.stages.dense import starting_model
 from pipeline.tasks import make_task
 from pipeline.training.deepspeed import DTYPES
 
@@ -37,9 +37,7 @@ class OneShotStage(Stage):
         config = context.config
         return prune_one_shot(
             context,
-            model_config=dense_model(context)
-            if config.prune.start_from == "dense"
-            else config.model,
+            model_config=starting_model(context),
             task=make_task(config.task),
             prune=config.prune,
             dtype=DTYPES[config.zero.precision],

@@ -5,7 +5,7 @@ from typing import Any
 from pipeline.models.loading import model_identity
 from pipeline.runs.config import RunConfig
 from pipeline.runs.stage import Stage, StageContext, every, only
-from pipeline.runs.stages.dense import dense_model
+from pipeline.runs.stages.dense import dense_model, starting_model
 from pipeline.section import Section
 from pipeline.tasks import make_task
 from pipeline.training.loop import train
@@ -57,9 +57,7 @@ class PruneStage(Stage):
             teacher = TeacherSpec(config=config.distill, model=model)
         return train(
             context,
-            model_config=dense_model(context)
-            if config.prune.start_from == "dense"
-            else config.model,
+            model_config=starting_model(context),
             task=make_task(config.task),
             config=config.train,
             zero=config.zero,
