@@ -1,6 +1,7 @@
 """Run by torchrun: cases that pass, raise and hang, for the tests of `tests.cases`."""
 
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -17,9 +18,13 @@ def count(folder: Path, name: str) -> None:
         file.write(f"{int(ranks)}\n")
 
 
-def raise_on_one() -> None:
+def raise_on_one(folder: Path) -> None:
+    at_barrier = folder / "at_barrier"
     if dist.get_rank() == 1:
+        while not at_barrier.exists():
+            time.sleep(0.01)
         raise ValueError("only rank 1")
+    at_barrier.touch()
     dist.barrier()
 
 
@@ -38,7 +43,7 @@ def main(folder: Path) -> None:
     dist.init_process_group("gloo")
     cases = {
         "first": lambda: count(folder, "first"),
-        "one": raise_on_one,
+        "one": lambda: raise_on_one(folder),
         "between": lambda: count(folder, "between"),
         "both": raise_on_both,
         "last": lambda: count(folder, "last"),
