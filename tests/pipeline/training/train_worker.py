@@ -1,9 +1,8 @@
-"""Run by torchrun: trains the tiny BERT whole, then interrupted and resumed, and writes what came out."""
+"""Run on ranks: trains the tiny BERT whole, then interrupted and resumed, and writes what came out."""
 
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -230,7 +229,3 @@ def run_with_nan(case: str, bert: Path, data: Path, output: Path) -> None:
     )
     if dist.get_rank() == 0:
         (output / name / "found.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
