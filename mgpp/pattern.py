@@ -8,8 +8,8 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-_N_OF_M = re.compile(r"^([1-9]\d*):([1-9]\d*)$")
-_BLOCKS = re.compile(r"^([1-9]\d*)x([1-9]\d*)$")
+_N_OF_M = re.compile(r"^([1-9][0-9]*):([1-9][0-9]*)$")
+_BLOCKS = re.compile(r"^([1-9][0-9]*)x([1-9][0-9]*)$")
 _ALLOWED = 'allowed are N:M ("2:4": 2 of every 4 inputs stay) and blocks of ROWSxCOLUMNS ("32x1")'
 
 

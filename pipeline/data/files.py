@@ -11,7 +11,7 @@ from pipeline.data.base import DataConfig, SetName, root, with_columns
 from pipeline.data.squad_json import flatten_articles, has_articles
 from pipeline.errors import ConfigError, Problem
 from pipeline.section import OneOrMore
-from pipeline.store.locations import content_sha256, resolve_path
+from pipeline.store.locations import content_sha256, is_file, resolve_path
 
 # Words such as "null" and "NA" are words; only an empty field is a missing value.
 _AS_WRITTEN: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
@@ -108,7 +108,7 @@ def _paths(key: str, given: list[str]) -> list[Path]:
             path = Path(resolve_path(text)).expanduser()
         except ValueError as error:
             raise ConfigError([Problem(key, str(error))]) from error
-        if not path.is_file():
+        if not is_file(path):
             raise ConfigError([Problem(key, f"{text} is not a file")])
         if path.suffix.lower() not in _FORMATS:
             raise ConfigError(

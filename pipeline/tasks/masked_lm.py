@@ -14,7 +14,7 @@ from transformers import DataCollatorForLanguageModeling, default_data_collator
 
 from pipeline import metric
 from pipeline.errors import ConfigError, Problem, SettingError
-from pipeline.section import NotNegative, Share
+from pipeline.section import NotNegative
 from pipeline.tasks.base import Metrics, Predictions, Task, TaskConfig, TokenizedData, num_tokens
 from pipeline.tasks.packing import encode_documents, pack
 
@@ -33,9 +33,9 @@ class MaskedLMConfig(TaskConfig):
     """Put the separator ([SEP]) between rows; false where a row is a line and not a document."""
     mask_share: Annotated[float, Field(gt=0, le=1)] = 0.15
     """Probability of a token to be chosen, that is, to be predicted."""
-    replace_share: Share | Literal[1] = 0.8
+    replace_share: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Share of the chosen tokens that the mask token is put for."""
-    random_share: Share | Literal[1] = 0.1
+    random_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of the chosen tokens that a random token is put for; the others stay as they are."""
     validation_seed: NotNegative = 0
     """Of the masks of the validation rows, which are drawn once; training draws new ones every time."""
