@@ -147,6 +147,9 @@ class QuestionAnswering(Task):
     def distillation_outputs(self, outputs: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         return outputs.start_logits, outputs.end_logits
 
+    def num_targets(self, batch: Mapping[str, Tensor]) -> int:
+        return len(batch["input_ids"])
+
     def predict(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `start_logits` and `end_logits`, float32 [rows, max_length]; -inf where padded."""
 

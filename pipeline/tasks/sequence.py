@@ -88,6 +88,9 @@ class _SequenceTask(Task):
     def distillation_outputs(self, outputs: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         return (outputs.logits,)
 
+    def num_targets(self, batch: Mapping[str, Tensor]) -> int:
+        return len(batch["labels"])
+
 
 class Classification(_SequenceTask):
     """Scored by accuracy, F1 (of class 1 if there are two, else macro) and Matthews correlation."""
