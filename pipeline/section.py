@@ -22,6 +22,7 @@ from pipeline.errors import Problem, SettingError
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
 OneOrMore = Annotated[
     Annotated[list[str], Field(min_length=1)],
     BeforeValidator(

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from pipeline.data.joined import JoinedConfig, identify_joined, limited, load_joined
 from pipeline.data.registry import AnySourceConfig, load_source, renamed, source_identity
+from pipeline.data.unknown_tokens import unknown_problems
 from pipeline.errors import ConfigError, Problem
 from pipeline.tasks import Task
 from pipeline.tasks.base import num_tokens
@@ -26,6 +27,9 @@ def prepare_data(config: Any, task: Task, tokenizer: Any, folder: Path) -> dict[
     problems = missing_columns(config, task, raw)
     if problems:
         raise ConfigError(problems)
+    unknown = unknown_problems(raw["train"], list(task.columns().values()), tokenizer)
+    if unknown:
+        raise ConfigError(unknown)
     tokenized = task.tokenize(raw, tokenizer, config.num_proc)
     tokenized.splits.save_to_disk(str(folder / "dataset"))
     tokenizer.save_pretrained(str(folder / "tokenizer"))

@@ -1,24 +1,35 @@
 """The export stage: a plain Hugging Face checkpoint that loads everywhere, checked by loading it back."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from pydantic import field_validator
 
 from pipeline.errors import StageError
 from pipeline.export.model_card import write_card
-from pipeline.models.loading import ModelConfig, load_tokenizer
+from pipeline.models.loading import ModelConfig, load_model, load_tokenizer
 from pipeline.models.weights import fingerprints, positive_zeros
 from pipeline.section import Section
+
+_SIZE = re.compile(r"^\d+(\.\d+)?[KMGT]B$", re.ASCII)
 
 
 class ExportConfig(Section):
     """How the pruned model is written."""
 
     max_shard_size: str = "5GB"
-    """Largest safetensors file; larger models are cut into several."""
+    """Largest safetensors file ("500MB", "5GB"); larger models are cut into several."""
+
+    @field_validator("max_shard_size")
+    @classmethod
+    def _is_a_size(cls, given: str) -> str:
+        if not _SIZE.match(given) or not float(given[:-2]):
+            raise ValueError("not a size; allowed are KB, MB, GB and TB (500MB)")
+        return given
 
 
 def export_model(
@@ -55,8 +66,14 @@ def export_model(
     Raises:
         StageError: if what loads back is not what was trained.
     """
-    auto = getattr(transformers, auto_model)
-    model = auto.from_pretrained(trained, dtype="auto", trust_remote_code=trust_remote_code)
+    model = load_model(
+        ModelConfig(path=str(trained), trust_remote_code=trust_remote_code),
+        auto_model,
+        model_kwargs={},
+        dtype="auto",
+        seed=0,
+        new_head=False,
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(positive_zeros(parameter))
@@ -67,6 +84,7 @@ def export_model(
     model.save_pretrained(folder, max_shard_size=config.max_shard_size)
     del model
     load_tokenizer(ModelConfig(path=str(trained))).save_pretrained(folder)
+    auto = getattr(transformers, auto_model)
     found = check_export(folder, weights, auto, trust_remote_code=trust_remote_code)
     write_card(folder, {**card, "upstream": upstream})
     return {

@@ -95,7 +95,13 @@ def prune_one_shot(
     workers = context.workers
     rows = calibration_rows(context.data, prune.calibration_rows, seed)
     model = load_model(
-        model_config, task.auto_model, model_kwargs=context.model_kwargs, dtype=dtype, seed=seed
+        model_config,
+        task.auto_model,
+        model_kwargs=context.model_kwargs,
+        dtype=dtype,
+        seed=seed,
+        new_head=False,
+        workers=workers,
     ).eval()
     try:
         run = _begin(context, model, task, prune)

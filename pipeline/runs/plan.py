@@ -154,7 +154,7 @@ def plan_one_shot(config: RunConfig, empty: nn.Module, method: OneShotMethod) ->
         raise ConfigError([Problem("prune.method", f"{method.name}: {error}")]) from error
     width, hidden = (
         DTYPES[config.zero.precision].itemsize,
-        int(cast(Any, empty).config.hidden_size),
+        int(cast(Any, empty).config.get_text_config().hidden_size),
     )
     world_size, length = config.cluster.num_workers, config.task.max_length
     matrices = [[weight_rows(p) for p in layer.projections.values()] for layer in layers]

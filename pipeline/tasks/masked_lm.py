@@ -14,7 +14,7 @@ from transformers import DataCollatorForLanguageModeling, default_data_collator
 
 from pipeline import metric
 from pipeline.errors import ConfigError, Problem, SettingError
-from pipeline.section import NotNegative
+from pipeline.section import Seed
 from pipeline.tasks.base import (
     DRAW_SEED,
     Metrics,
@@ -45,7 +45,7 @@ class MaskedLMConfig(TaskConfig):
     """Share of the chosen tokens that the mask token is put for."""
     random_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of the chosen tokens that a random token is put for; the others stay as they are."""
-    validation_seed: NotNegative = 0
+    validation_seed: Seed = 0
     """Of the masks of the validation rows, which are drawn once; training draws new ones every time."""
     metric: Literal["perplexity", "accuracy"] = "perplexity"
     """The metric shown first; both are computed."""

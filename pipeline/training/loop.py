@@ -218,7 +218,9 @@ def train_step(run: _Run, batches: Iterator[dict[str, Tensor]]) -> bool:
     for group in run.engine.basic_optimizer.param_groups:
         group["lr"] = run.config.lr_at(step, run.num_steps, run.warmup_steps)
     # Dropout is drawn from (seed, batch, rank), so that a resumed run draws what it would have drawn.
-    torch.manual_seed((run.config.seed * 1_000_003 + run.done.batches) * 65_537 + run.workers.rank)
+    # Modulo 2^64, which torch takes; odd factors keep different seeds different.
+    drawn = (run.config.seed * 1_000_003 + run.done.batches) * 65_537 + run.workers.rank
+    torch.manual_seed(drawn % 2**64)
     skipped = run.engine.skipped_steps
     micro_batches = [next(batches) for _ in range(run.plan.accumulation)]
     all_weights = weigh(run.task, micro_batches, run.workers)
@@ -250,7 +252,7 @@ def _step(run: _Run) -> None:
     """
     try:
         run.engine.step()
-    except Exception as error:  # noqa: BLE001  (DeepSpeed raises no other kind)
+    except Exception as error:
         if "loss scale already at minimum" not in str(error):
             raise
         raise StageError(

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError, Problem
-from pipeline.models.loading import ModelConfig, build_empty, load_model_config, load_tokenizer
+from pipeline.models.loading import (
+    BUILD_ERRORS,
+    ModelConfig,
+    build_empty,
+    check_weights,
+    load_model_config,
+    load_tokenizer,
+)
 from pipeline.tasks import Task
 from pipeline.tasks.base import UNLABELLED
 from pipeline.training.batch_mean import WHOLE, Weights, weighted_loss
@@ -132,9 +139,10 @@ def teacher_problems(
         with in_terms_of_teacher():
             tokenizer, settings = load_tokenizer(model), load_model_config(model)
             kind = type(build_empty(model, auto_model)).__name__
+            check_weights(model, auto_model, new_head=True)
     except ConfigError as error:
         return error.problems
-    except (ValueError, OSError) as error:
+    except BUILD_ERRORS as error:
         reason = str(error).splitlines()[0]
         return _of_teacher(model, [f"cannot be built for the task: {reason}"])
     found = mismatches(load_model_config(student), settings, distill, heads=False)
@@ -174,7 +182,10 @@ def mismatches(student: Any, teacher: Any, distill: DistillConfig, *, heads: boo
         same |= {"decoder_layers": "decoder layers", "num_decoder_layers": "decoder layers"}
     problems = []
     for name, what in same.items():
-        ours, theirs = (getattr(settings, name, None) for settings in (student, teacher))
+        ours, theirs = (
+            getattr(settings, name, getattr(settings.get_text_config(), name, None))
+            for settings in (student, teacher)
+        )
         if ours != theirs:
             problems.append(f"has {theirs} {what}, the model that learns {ours}")
     if heads and not problems:

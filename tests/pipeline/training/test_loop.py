@@ -111,7 +111,10 @@ def test_a_gradient_that_is_not_finite_stops_the_run_or_is_left_out(trained, cas
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("static", "fp16 overflowed in 61 batches one after another, at a loss scale of 1.15292e+18"),
+        (
+            "static",
+            "fp16 overflowed in 61 batches one after another, at a loss scale of 1.15292e+18",
+        ),
         ("smallest", "fp16 overflows in step 0 at the smallest loss scale"),
     ],
 )

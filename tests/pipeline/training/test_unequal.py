@@ -38,7 +38,6 @@ from tests.pipeline.training.unequal_worker import (
     TRAIN,
     name_of,
 )
-
 from tests.tiny import BAD, DAY_WORDS, GOOD
 
 pytestmark = pytest.mark.distributed
@@ -145,7 +144,9 @@ def reference(root, family):
         loss = task_loss = cross_entropy(kind, of_student, batch)
         if family in DISTILLED:
             loss = 0.5 * task_loss + 0.5 * divergence(kind, of_student, of_teacher, batch)
-            loss = loss + DISTILL.hidden_weight * hidden_distance(kind, of_student, of_teacher, batch)
+            loss = loss + DISTILL.hidden_weight * hidden_distance(
+                kind, of_student, of_teacher, batch
+            )
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
