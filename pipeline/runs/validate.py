@@ -179,7 +179,15 @@ def _data_problems(sections: dict[str, Any]) -> list[Problem]:
         return error.problems
     if "task" not in sections:
         return []
-    return missing_columns(sections["data"], make_task(sections["task"]), splits)
+    data, task = sections["data"], make_task(sections["task"])
+    problems = missing_columns(data, task, splits)
+    if problems or not is_local(data):
+        return problems
+    try:
+        load_splits(data, task)
+    except ConfigError as error:
+        return error.problems
+    return []
 
 
 def _training_problems(sections: dict[str, Any]) -> list[Problem]:

@@ -85,6 +85,17 @@ class Task(ABC):
     def columns(self) -> dict[str, str]:
         """Return the data columns it needs: configuration key -> column name."""
 
+    def text_columns(self) -> dict[str, str]:
+        """Return those of the columns that must hold text in every row."""
+        return self.columns()
+
+    def check(self, splits: DatasetDict) -> None:  # noqa: B027  # most have no more to ask
+        """Check raw rows beyond that; nothing unless a task has more to ask.
+
+        Raises:
+            ConfigError: if rows are not what the task needs.
+        """
+
     @abstractmethod
     def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
         """Turn raw rows into model inputs."""

@@ -93,6 +93,13 @@ class QuestionAnswering(Task):
     def columns(self) -> dict[str, str]:
         return {f"task.{name}": getattr(self.config, name) for name in _COLUMNS}
 
+    def text_columns(self) -> dict[str, str]:
+        return {key: column for key, column in self.columns().items() if key != "task.answers"}
+
+    def check(self, splits: DatasetDict) -> None:
+        for name, split in splits.items():
+            _refuse_answers(name, split, self.config.context, self.config.answers)
+
     def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
         windows = DatasetDict(
             {

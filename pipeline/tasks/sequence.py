@@ -52,6 +52,12 @@ class _SequenceTask(Task):
         texts = {f"task.text.{i}": column for i, column in enumerate(self.config.text)}
         return {**texts, "task.label": self.config.label}
 
+    def text_columns(self) -> dict[str, str]:
+        return {key: column for key, column in self.columns().items() if key != "task.label"}
+
+    def check(self, splits: DatasetDict) -> None:
+        self.labels(splits)
+
     def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
         labels, model_kwargs = self.labels(splits)
 
