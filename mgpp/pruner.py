@@ -17,6 +17,7 @@ from mgpp.sharding.bitmask import (
     all_kept,
     count_bits,
     pack_bits,
+    slice_bits,
     unpack_bits,
     zero_where_not_,
 )
@@ -127,7 +128,7 @@ class Pruner:
         self._mask_search = MaskSearch(self.shards, self.allocation, self.collectives)
         self._keep = [all_kept(shard.numel, shard.flat.device) for shard in self.shards]
         self._position = {id(shard): i for i, shard in enumerate(self.shards)}
-        method.num_matrices, method.kept = len(self.names), self.mask
+        method.num_matrices, method.kept = len(self.allocation.names), self.mask
         # Schedulers of torch note the peak there, and may have set the rate of the first step already.
         method.begin(float(self.group.get("initial_lr", self.group["lr"])))
         if schedule.is_fixed_mask:
@@ -387,8 +388,11 @@ class Pruner:
         if self.last_pruning is None or cuts is None or not all(cuts.values()):
             return {}
         counts = torch.zeros(NUM_BINS, dtype=torch.int64, device=self.collectives.device)
-        for shard, keep in zip(self.shards, self._keep, strict=True):
-            counts.add_(displacement_counts(shard, keep, cuts[shard.index]).to(counts.device))
+        parts, places = self.allocation.matrices.split(self.shards, self.allocation.numels)
+        for shard, keep, place in zip(self.shards, self._keep, places, strict=True):
+            for part in parts[place.start : place.stop]:
+                bits = slice_bits(keep, part.start - shard.start, part.numel)
+                counts.add_(displacement_counts(part, bits, cuts[part.index]).to(counts.device))
         self.collectives.all_reduce(counts)
         if not counts.sum():
             return {}
