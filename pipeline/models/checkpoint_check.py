@@ -91,7 +91,8 @@ def head_names(model: Any) -> list[str]:
         inside -= {id(p) for p in output.parameters()} if output is not None else set()
     else:
         inside = {id(p) for p in base.parameters()}
-    return [n for n, p in model.named_parameters() if id(p) not in inside or _is_pooler(n)]
+    named = model.named_parameters(remove_duplicate=False)
+    return [name for name, p in named if id(p) not in inside or _is_pooler(name)]
 
 
 def first_not_finite(model: nn.Module) -> str | None:

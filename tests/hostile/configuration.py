@@ -268,7 +268,7 @@ _NUMBERS = [
     _set(
         "huge-seed",
         "train.seed=100000000000000000000",
-        "train.seed: must be below 2**63, got 100000000000000000000",
+        "train.seed: input should be less than 4294967296, got 100000000000000000000",
     ),
     _set(
         "huge-length",
