@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_OFFLINE ?= 1
+# Hundreds of processes import the same modules: compile these once.
+unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: demo quick test test-all bench compare consistency torture docs lint format schema clean

@@ -1,4 +1,4 @@
-"""Cases that ranks of torchrun go through one after another, each with an outcome of its own.
+"""Cases that ranks go through one after another, each with an outcome of its own.
 
 A case that raises, hangs or ends its process takes the ranks with it: collectives that one rank has left
 cannot be trusted. The launcher then starts new ranks for the cases after it.
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.processes import leave, run, torchrun_command
+from tests.processes import leave, ranks_command, run
 
 _GRACE = 2.0  # seconds in which the other ranks of a failed case may write how it ended for them
 _LEFT = "left.json"
@@ -55,7 +55,7 @@ def launch_cases(
     timeout: float,
     max_failures: int = 3,
 ) -> Launched:
-    """Run a module that calls `run_cases` on several ranks, again for what is left after a failure.
+    """Run a module whose `main` calls `run_cases` on ranks, again for what is left after a failure.
 
     Args:
         args: of the module.
@@ -72,7 +72,7 @@ def launch_cases(
         (outcomes / _LEFT).write_text(json.dumps(left))
         try:
             done = run(
-                torchrun_command(module, *args, num_processes=num_processes),
+                ranks_command(module, *args, num_processes=num_processes),
                 timeout=deadline - time.monotonic(),
                 env={"OMP_NUM_THREADS": "1"},
             )

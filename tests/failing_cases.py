@@ -1,6 +1,5 @@
 """Run by torchrun: cases that pass, raise and hang, for the tests of `tests.cases`."""
 
-import sys
 import time
 from pathlib import Path
 
@@ -39,7 +38,8 @@ def wait_for_one() -> None:
         pass
 
 
-def main(folder: Path) -> None:
+def main(name: str) -> None:
+    folder = Path(name)
     dist.init_process_group("gloo")
     cases = {
         "first": lambda: count(folder, "first"),
@@ -51,7 +51,3 @@ def main(folder: Path) -> None:
         "left": lambda: count(folder, "left"),
     }
     run_cases(folder, cases, seconds=6)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MGPP = str(Path(sys.executable).with_name("mgpp"))
-_STARTS_RANKS = ("torch.distributed.run", "/ray/core/src/ray/", MGPP)  # parts of commands
+# Parts of commands.
+_STARTS_RANKS = ("torch.distributed.run", "tests.fork_ranks", "/ray/core/src/ray/", MGPP)
 
 
 def run(
@@ -51,6 +52,11 @@ def torchrun_command(module: str, *args: str, num_processes: int) -> list[str]:
     """Return the command that runs a module on several ranks of this machine."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return [*launcher, f"--nproc-per-node={num_processes}", "-m", module, *args]
+
+
+def ranks_command(module: str, *args: str, num_processes: int) -> list[str]:
+    """Return the command that runs a module's `main` on several ranks, with less to import."""
+    return [sys.executable, "-m", "tests.fork_ranks", str(num_processes), module, *args]
 
 
 def forbid_ranks(patch: pytest.MonkeyPatch) -> None:

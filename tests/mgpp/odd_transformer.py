@@ -16,18 +16,19 @@ from tests.mgpp.placements import kept as kept_by
 from tests.mgpp.rivals import LR, REFERENCES, SoftMovement
 
 MICRO_BATCH, ACCUMULATION, CLIPPING = 3, 2, 0.3
-VOCABULARY, WIDTH, HEADS, FEED_FORWARD, LAYERS, LENGTH = 53, 15, 3, 37, 3, 7
+VOCABULARY, WIDTH, HEADS, FEED_FORWARD, LAYERS, LENGTH = 53, 15, 3, 37, 2, 7
 NUM_EXAMPLES = 500
 PRIOR = MixtureGaussianPrior(spike_var=1e-6, slab_var=0.05)
 ADAMW = {"lr": LR, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.0}
 SCHEDULE = PruningSchedule(
-    num_steps=20,
-    warmup_steps=3,
-    finetune_steps=5,
-    interval=4,
+    num_steps=12,
+    warmup_steps=2,
+    finetune_steps=3,
+    interval=3,
     initial_sparsity=0.3,
     final_sparsity=0.85,
 )
+FIRST, LAST = 2, 8  # step of its first pruning, and of its last
 # What places sparsity otherwise: in a model whose sizes divide, how, how far, and by which method.
 EVEN_FEED_FORWARD = 40
 PLACED: dict[str, tuple[Placement, float, str]] = {
@@ -291,7 +292,7 @@ def _clip(parameters: list[nn.Parameter]) -> None:
 
 
 def _add_prior(weights: list[nn.Parameter], step: int) -> None:
-    done = min(max((step - 3) / (14 - 3), 0), 1)
+    done = min(max((step - FIRST) / (LAST - FIRST), 0), 1)
     slab_prob = 0.1 + (0.0001 - 0.1) * done
     for weight in weights:
         exact = weight.detach().double().requires_grad_()
@@ -301,4 +302,4 @@ def _add_prior(weights: list[nn.Parameter], step: int) -> None:
 
 
 def _cubic(step: int, final: float) -> float:
-    return final + (0.3 - final) * (1 - (step - 3) / 11) ** 3
+    return final + (0.3 - final) * (1 - (step - FIRST) / (LAST - FIRST)) ** 3

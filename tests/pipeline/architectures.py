@@ -1,8 +1,7 @@
-"""Run by torchrun: prunes a tiny model of each architecture under ZeRO 2 and 3, and exports it."""
+"""Run on ranks: prunes a tiny model of each architecture under ZeRO 2 and 3, and exports it."""
 
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -303,11 +302,8 @@ _CARD: dict[str, Any] = {
 }
 
 
-def main(folder: Path) -> None:
+def main(name: str) -> None:
+    folder = Path(name)
     dist.init_process_group("gloo")
     load_tokenizer(ModelConfig(path=str(folder / "tokenizer")))
     run_cases(folder, {case: partial(prune, case, folder) for case in CASES}, seconds=120)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,7 +1,6 @@
-"""Run by torchrun: trains the odd transformer under DeepSpeed in every layout, writes what came out."""
+"""Run on ranks: trains the odd transformer under DeepSpeed in every layout, writes what came out."""
 
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -159,7 +158,3 @@ def start() -> None:
     CPU_Accelerator.is_fp16_supported = lambda _: True  # slow on most CPUs, but it computes
     __compatible_ops__["deepspeed_shm_comm"] = False  # gloo carries everything; nothing to compile
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,8 +1,7 @@
-"""Run by torchrun: prunes the tiny decoders in one shot on several ranks and writes what came out."""
+"""Run on ranks: prunes the tiny decoders in one shot on several ranks and writes what came out."""
 
 import json
 import os
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,7 +75,3 @@ def main(folder: str, output: str) -> None:
     dist.init_process_group("gloo")
     paths = Path(folder), Path(output)
     run_cases(paths[1], {case: partial(run_and_write, case, *paths) for case in CASES}, seconds=120)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

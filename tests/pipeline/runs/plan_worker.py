@@ -1,9 +1,8 @@
-"""Run by torchrun: what two workers really hold at the optimizer's step, and write, in every layout."""
+"""Run on ranks: what two workers really hold at the optimizer's step, and write, in every layout."""
 
 import gc
 import json
 import os
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -102,7 +101,3 @@ def main(bert: str, folder: str) -> None:
     init_deepspeed("gloo")
     cases = {case: partial(measure_and_write, case, bert, Path(folder)) for case in CASES}
     run_cases(Path(folder), cases, seconds=120)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

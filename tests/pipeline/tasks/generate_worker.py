@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -84,11 +83,8 @@ def evaluate_sharded(stage: int, folder: Path) -> None:
         (folder / f"metrics-{stage}.json").write_text(json.dumps(metrics))
 
 
-def main(folder: Path) -> None:
+def main(name: str) -> None:
+    folder = Path(name)
     dist.init_process_group("gloo")
     cases = {f"stage{stage}": partial(evaluate_sharded, stage, folder) for stage in STAGES}
     run_cases(folder, cases, seconds=180)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

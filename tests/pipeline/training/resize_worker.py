@@ -1,11 +1,10 @@
-"""Run by torchrun: saves checkpoints in one layout, or goes on from them in another.
+"""Run on ranks: saves checkpoints in one layout, or goes on from them in another.
 
 resize_worker save <bert> <data> <out>     every saved layout: an undisturbed run, and stopped ones
 resize_worker resume <bert> <data> <out>   what is to be resumed on as many ranks as there are
 """
 
 import shutil
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -134,7 +133,3 @@ def main(which: str, *arguments: str) -> None:
             if ranks == dist.get_world_size()
         }
     run_cases(paths[-1], cases, seconds=100)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

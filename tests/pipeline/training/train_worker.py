@@ -1,9 +1,8 @@
-"""Run by torchrun: trains the tiny BERT whole, then interrupted and resumed, and writes what came out."""
+"""Run on ranks: trains the tiny BERT whole, then interrupted and resumed, and writes what came out."""
 
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -256,7 +255,3 @@ def run_that_overflows(name: str, bert: Path, data: Path, output: Path) -> None:
         if dist.get_rank() == 0:
             (output / case / "error.txt").write_text(str(error))
     dist.barrier()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -6,7 +6,6 @@ transfer_worker <upstream.yaml> <transfer.yaml> <out>
 import json
 import os
 import shutil
-import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -110,7 +109,3 @@ def main(upstream: str, transfer: str, out: str) -> None:
         },
         seconds=200,
     )
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

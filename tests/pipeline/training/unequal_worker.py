@@ -1,6 +1,5 @@
-"""Run by torchrun: trains on rows of which some have many targets and some few, cut in several ways."""
+"""Run on ranks: trains on rows of which some have many targets and some few, cut in several ways."""
 
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,7 +98,3 @@ def main(folder: str) -> None:
         for family in FAMILIES
     }
     run_cases(root / "out", cases, seconds=100)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
