@@ -129,8 +129,9 @@ def _run_case(outcomes: Path, name: str, work: Callable[[], object], seconds: fl
     outcome.write_text("was running")
     with (outcomes / f"{name}.{rank}.stacks").open("w") as stacks:
         faulthandler.dump_traceback_later(seconds, exit=True, file=stacks)
-        # Where this rank waits when another ends the launch.
-        faulthandler.register(signal.SIGTERM, file=stacks, chain=True)
+        # Where this rank waits when another has failed. It goes on: its collective is about to raise,
+        # and what does not is killed later.
+        faulthandler.register(signal.SIGTERM, file=stacks, chain=False)
         try:
             work()
         except Exception:  # noqa: BLE001  (reported as this case's)

@@ -2,88 +2,51 @@
 
     python -m tests.fork_ranks 2 tests.some_worker argument ...
 
-As torchrun would, but the imports, which take longer than most of what tests do, are made once.
+As torchrun would, but what the module imports, which takes longer than most of what tests do, is
+imported once; so are the modules it names in SLOW_IMPORTS.
 """
 
 import os
-import signal
-import socket
 import sys
-import time
-import traceback
+from collections.abc import Callable
 from importlib import import_module
-from typing import Any
 
-from tests.processes import leave
+from torch.multiprocessing import start_processes
 
-# What libraries import at their first use, by the library.
-_LATE = {
-    "transformers": ("transformers.models.bert.modeling_bert", "deepspeed"),
-    "deepspeed": ("deepspeed.runtime.zero.muon.muon_optimizer",),
-}
-_GRACE = 20.0  # seconds in which ranks may end after one has failed
+from tests.processes import free_port, leave
+
+_GRACE = (
+    5.0  # seconds that ranks have to end by themselves when one has failed, and again once told to
+)
 
 
-def main(num_processes: int, module: str, *arguments: str) -> int:
-    """Return 0 if all ranks ended well; the others are ended when one fails."""
-    work = import_module(module).main
-    for library, late in _LATE.items():
-        if library in sys.modules:
-            for name in late:
-                import_module(name)
+def main(num_processes: int, module: str, *arguments: str) -> None:
+    """Return when all ranks have ended well; when one fails the others are ended.
+
+    Raises:
+        Exception: naming the first rank that failed.
+    """
+    worker = import_module(module)
+    for name in getattr(worker, "SLOW_IMPORTS", ()):
+        import_module(name)
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(num_processes),
         "LOCAL_WORLD_SIZE": str(num_processes),
     }
-    ranks = {_fork(rank, work, arguments) for rank in range(num_processes)}
-    signal.signal(signal.SIGTERM, lambda *_: _signal(ranks, signal.SIGTERM))
-    failed = False
-    while ranks:
-        pid, status = os.wait()
-        ranks.discard(pid)
-        if status and not failed:
-            failed = True
-            _end(ranks)
-    return int(failed)
+    ranks = start_processes(
+        _run_rank, (worker.main, arguments), nprocs=num_processes, join=False, start_method="fork"
+    )
+    while not ranks.join(grace_period=_GRACE):
+        pass
 
 
-def _fork(rank: int, work: Any, arguments: tuple[str, ...]) -> int:
-    pid = os.fork()
-    if not pid:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        try:
-            work(*arguments)
-        except BaseException:  # noqa: BLE001  (printed as the interpreter would)
-            traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(1)
-        leave()
-    return pid
-
-
-def _end(ranks: set[int]) -> None:
-    """Ask ranks to end, and kill those that do not."""
-    _signal(ranks, signal.SIGTERM)
-    ends = time.monotonic() + _GRACE
-    while ranks and time.monotonic() < ends:
-        pid, _ = os.waitpid(-1, os.WNOHANG)
-        ranks.discard(pid)
-        time.sleep(0.02)
-    _signal(ranks, signal.SIGKILL)
-
-
-def _signal(ranks: set[int], number: signal.Signals) -> None:
-    for pid in ranks:
-        os.kill(pid, number)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+def _run_rank(rank: int, work: Callable[..., None], arguments: tuple[str, ...]) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    work(*arguments)
+    leave()
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), *sys.argv[2:]))
+    main(int(sys.argv[1]), *sys.argv[2:])

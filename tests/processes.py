@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -57,6 +58,13 @@ def torchrun_command(module: str, *args: str, num_processes: int) -> list[str]:
 def ranks_command(module: str, *args: str, num_processes: int) -> list[str]:
     """Return the command that runs a module's `main` on several ranks, with less to import."""
     return [sys.executable, "-m", "tests.fork_ranks", str(num_processes), module, *args]
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def forbid_ranks(patch: pytest.MonkeyPatch) -> None:

@@ -5,12 +5,17 @@ import time
 
 import pytest
 
-from tests.processes import MGPP, run, torchrun_command
+from tests.processes import MGPP, ranks_command, run, torchrun_command
 
 RANK = """
 import os, sys, time
-open(os.path.join(sys.argv[1], os.environ["RANK"]), "w").write(str(os.getpid()))
-time.sleep(300)
+
+def main(folder):
+    open(os.path.join(folder, os.environ["RANK"]), "w").write(str(os.getpid()))
+    time.sleep(300)
+
+if __name__ == "__main__":
+    main(sys.argv[1])
 """
 
 
@@ -23,11 +28,12 @@ def is_alive(pid: int) -> bool:
 
 
 @pytest.mark.distributed
-def test_ranks_end_with_a_launcher_that_ran_too_long(tmp_path):
+@pytest.mark.parametrize("launcher", [torchrun_command, ranks_command])
+def test_ranks_end_with_a_launcher_that_ran_too_long(tmp_path, launcher):
     (tmp_path / "rank.py").write_text(RANK)
-    launcher = torchrun_command("rank", num_processes=2)[:-2]
+    command = launcher("rank", str(tmp_path), num_processes=2)
     with pytest.raises(AssertionError, match="ran past 20 s"):
-        run([*launcher, str(tmp_path / "rank.py"), str(tmp_path)], timeout=20)
+        run(command, timeout=20, env={"PYTHONPATH": str(tmp_path)})
     pids = [int((tmp_path / rank).read_text()) for rank in "01"]
     ends = time.monotonic() + 10
     while any(map(is_alive, pids)) and time.monotonic() < ends:
@@ -35,7 +41,14 @@ def test_ranks_end_with_a_launcher_that_ran_too_long(tmp_path):
     assert not any(map(is_alive, pids))
 
 
-@pytest.mark.parametrize("command", [torchrun_command("rank", num_processes=2), [MGPP, "run"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        torchrun_command("rank", num_processes=2),
+        ranks_command("rank", num_processes=2),
+        [MGPP, "run"],
+    ],
+)
 def test_a_test_that_is_not_marked_starts_no_ranks(command):
     with pytest.raises(AssertionError, match="mark the test as distributed"):
         run(command, timeout=5)

@@ -95,7 +95,7 @@ def runs(draw):
     return shapes, schedule, method, draw(st.integers(2, 5)), draw(st.integers(0, 99))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(run=runs(), cut_into=st.sampled_from([contiguous_shards, per_weight_shards]))
 def test_the_result_does_not_depend_on_the_number_of_ranks(run, cut_into):
     shapes, schedule, method, world_size, seed = run
@@ -165,7 +165,7 @@ def test_hash_tells_masks_apart():
         pruner._prune(1)
         return pruner.mask_hash()
 
-    assert len({hash_of(i) for i in range(0, 132, 3)}) == 44
+    assert len({hash_of(i) for i in range(132)}) == 132
 
 
 def run_to_step_7(collectives, cut_into):

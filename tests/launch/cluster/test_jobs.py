@@ -11,8 +11,8 @@ import yaml
 from launch.cluster.jobs import make_submission
 from pipeline.errors import ConfigError
 from pipeline.store.artifacts import open_artifact
-from tests.launch.ray_head import free_port, ray_head
-from tests.processes import MGPP, run
+from tests.launch.ray_head import ray_head
+from tests.processes import MGPP, free_port, run
 
 distributed = pytest.mark.distributed
 QUICK = ["cluster.num_workers=1", "zero.stage=0"]

@@ -11,8 +11,8 @@ import yaml
 
 from launch.cluster.render import describe_cluster, render_cluster
 from pipeline.errors import ConfigError
-from tests.launch.ray_head import free_port
 from tests.launch.slurm import render_for_two_nodes, run_script
+from tests.processes import free_port
 
 GPUS = {
     "name": "llama",

@@ -17,6 +17,8 @@ from mgpp.backends.deepspeed import attach
 from tests.cases import run_cases
 from tests.mgpp import odd_transformer as odd
 
+SLOW_IMPORTS = ("deepspeed.runtime.zero.muon.muon_optimizer",)  # before the ranks are forked
+
 
 def config(stage: int, precision: str, **zero: object) -> dict[str, object]:
     values: dict[str, object] = {

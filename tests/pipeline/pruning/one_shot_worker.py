@@ -22,6 +22,7 @@ from pipeline.tracking.recorder import Progress
 from pipeline.worker_group import WorkerGroup
 from tests.cases import run_cases
 
+SLOW_IMPORTS = ("transformers.models.llama.modeling_llama",)  # before the ranks are forked
 TASK = make_task(CausalLMConfig(type="causal-lm", max_length=10))
 CASES: dict[str, dict[str, Any]] = {
     "llama-wanda": {"method": {"name": "wanda"}, "sparsity": 0.55},

@@ -28,6 +28,7 @@ from pipeline.worker_group import WorkerGroup
 from tests.cases import run_cases
 from tests.memory import held_bytes
 
+SLOW_IMPORTS = ("tests.slow_imports",)  # before the ranks are forked
 CASES: dict[str, dict[str, Any]] = {
     "stage0": {"stage": 0},
     "stage1": {"stage": 1},

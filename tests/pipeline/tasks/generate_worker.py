@@ -1,4 +1,4 @@
-"""Run by torchrun: a random T5 writes texts, whole on each worker and sharded over them."""
+"""Run on ranks: a random T5 writes texts, whole on each worker and sharded over them."""
 
 import json
 import os
@@ -22,6 +22,7 @@ from tests import tiny
 from tests.cases import run_cases
 from tests.tiny import SEQUENCE_WORDS as WORDS
 
+SLOW_IMPORTS = ("tests.slow_imports",)  # before the ranks are forked
 # By default ZeRO 3 keeps weights as small as these whole, and nothing is gathered.
 SHARD_ALL = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
 STAGES = (0, 3)

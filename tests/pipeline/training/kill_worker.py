@@ -23,16 +23,12 @@ from typing import Any
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-# Slow to import: once for all attempts.
-import deepspeed  # noqa: F401
 import torch.distributed as dist
-import torch.utils.tensorboard  # noqa: F401
-import transformers.models.bert.modeling_bert
-import transformers.models.bert.tokenization_bert  # noqa: F401
 
 from pipeline.section import Duration
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.worker_group import WorkerGroup
+from tests import slow_imports  # noqa: F401  (once for all attempts)
 from tests.pipeline.training.train_worker import PRUNE, TRAIN
 from tests.pipeline.training.train_worker import run as train
 

@@ -25,6 +25,7 @@ from tests.pipeline.training.train_worker import (
     run,
 )
 
+SLOW_IMPORTS = ("tests.slow_imports",)  # before the ranks are forked
 SAVED_BY = 2
 GRADUAL, FIXED = 9, 17  # steps at which a run stops
 # Batches of 12 rows go evenly to 1, 2 and 3 ranks. The bias of attention's keys has no gradient but

@@ -29,6 +29,7 @@ from pipeline.training.teacher import TeacherSpec
 from pipeline.worker_group import WorkerGroup
 from tests.cases import run_cases
 
+SLOW_IMPORTS = ("tests.slow_imports",)  # before the ranks are forked
 CASES: dict[str, dict[str, Any]] = {
     "stage0": {"stage": 0},
     "stage2": {"stage": 2},
@@ -66,12 +67,7 @@ ALL_CASES = (
     "silent",
     *(f"{case}-nan" for case in NAN_CASES),
 )
-LENGTH = 20
-WARM_UP, GRADUAL, FIXED = 2, 9, 17  # steps at which a run stops
-STOPS = {
-    case: (WARM_UP, GRADUAL, FIXED) if case in ("stage2", "stage3") else (GRADUAL,)
-    for case in CASES
-}
+LENGTH, STOP_AFTER = 20, (2, 9, 17)  # warm-up, gradual, fixed mask
 
 
 class InterruptedRunError(Exception):
@@ -162,7 +158,7 @@ def run_interrupted(case: str, bert: Path, data: Path, output: Path) -> None:
     """Train whole, and stopped at several steps and resumed."""
     prune = prune_by(METHOD_OF.get(case, "mgpp"))
     config = TRAIN.model_copy(update={"group_by_length": case == GROUPED})
-    for stop in (None, *STOPS[case]):
+    for stop in (None, *STOP_AFTER):
         folder = output / f"{case}-{stop}"
         checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", WorkerGroup.current())
         checkpoints.stop_at = stop

@@ -1,4 +1,4 @@
-"""Run by torchrun on one rank: a model is pruned and exported, then trained on another task, zeros kept.
+"""Run on one rank: a model is pruned and exported, then trained on another task, zeros kept.
 
 transfer_worker <upstream.yaml> <transfer.yaml> <out>
 """
