@@ -1,13 +1,16 @@
 """`mgpp` in the background, for tests that kill it or what it runs on."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import psutil
 
 from pipeline.store.artifacts import open_artifact
 from pipeline.tracking.recorder import read_records
@@ -18,6 +21,10 @@ OVERRIDES = ["train.checkpoint_every=2", "train.log_every=1"]
 
 # Long enough to lose a node in the middle of it.
 LONGER = ["train.length=160", "dense.enabled=false"]
+
+# Seconds after which a command is taken for hung: many times what it takes on a machine of its own,
+# less than the limit of a whole test.
+HUNG = 480.0
 
 
 class Driver:
@@ -62,25 +69,27 @@ class Driver:
                 continue  # it ended meanwhile
         return killed
 
-    def wait_for(self, step: int, timeout: float = 240) -> None:
+    def wait_for(self, step: int, timeout: float = HUNG) -> None:
         """Wait until the newest attempt has recorded a step."""
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.log.read_text()[-4000:]
+        for _ in self._until(timeout, f"step {step} was not reached"):
             files = self.storage.glob("prune-*/a-*/metrics.jsonl")
             newest = max(files, key=lambda path: path.stat().st_mtime, default=None)
             if newest and newest.stat().st_size and last_step(newest) >= step:
                 return
-            time.sleep(0.02)
-        raise AssertionError(f"step {step} was not reached:\n{self.log.read_text()[-4000:]}")
 
-    def wait_until_told(self, text: str, timeout: float = 240) -> None:
+    def wait_until_told(self, text: str, timeout: float = HUNG) -> None:
         """Wait until the log holds a text."""
+        for _ in self._until(timeout, f"never told {text!r}"):
+            if text in self.log.read_text():
+                return
+
+    def _until(self, timeout: float, failure: str) -> Iterator[None]:
         deadline = time.monotonic() + timeout
-        while text not in (log := self.log.read_text()):
-            assert self.process.poll() is None, log[-4000:]
-            assert time.monotonic() < deadline, f"never told {text!r}:\n{log[-4000:]}"
-            time.sleep(0.1)
+        while time.monotonic() < deadline:
+            yield
+            assert self.process.poll() is None, self.log.read_text()[-4000:]
+            time.sleep(0.05)
+        raise AssertionError(f"{failure}:\n{self.log.read_text()[-4000:]}\n{_state()}")
 
     def end(self, timeout: float = 600) -> tuple[int, str]:
         """Wait for the command's end; return its exit code and its log."""
@@ -110,3 +119,20 @@ def outcome(storage: Path):
     records = read_records(artifact.path / "metrics.jsonl")
     weights = json.loads((artifact.path / "weights.json").read_text())
     return weights, artifact.metrics, records["prune"], records["layers"]
+
+
+def _state() -> str:
+    """What tells a process that hangs from one that got no processor; the end of the workers' logs."""
+    lines = ["pid, nice, processor seconds, state, command:"]
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            used = sum(process.cpu_times()[:2])
+            if used > 1:
+                title = " ".join(process.cmdline())[:80]
+                lines.append(
+                    f"{process.pid} {process.nice()} {used:.0f} {process.status()} {title}"
+                )
+    session = Path("/tmp/ray/session_latest/logs").resolve()
+    logs = sorted([*session.glob("train/*worker*.log"), *session.glob("worker-*.err")])
+    lines += [f"{log.name}: {log.read_text(errors='replace')[-600:]}" for log in logs]
+    return "\n".join(lines)
