@@ -79,11 +79,6 @@ def test_a_job_runs_to_its_end_and_is_listed(head, shipped):
     log = cli(shipped, "logs", job, "--address", head.dashboard).stdout
     assert "prune     done in" in log
 
-    again = submit(head, shipped)
-    assert again.returncode == 0
-    assert job_of(again) == job.removesuffix("1") + "2"
-    assert "cached" in again.stdout
-
 
 @distributed
 def test_a_job_that_fails_says_so_by_its_exit_code(head, shipped):
@@ -126,7 +121,7 @@ def test_a_running_job_is_attached_to_stopped_and_gone_on_with(head, shipped):
         log := cli(shipped, "logs", resumed, "--address", head.dashboard).stdout
     ):
         assert time.monotonic() < deadline, log[-4000:]
-        time.sleep(1)
+        time.sleep(3)  # asking takes seconds of a core
     cli(shipped, "stop", resumed, "--address", head.dashboard)
 
 

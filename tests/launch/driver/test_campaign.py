@@ -71,31 +71,27 @@ def attempts(folder, stage):
 
 @pytest.mark.timeout(900)
 def test_two_campaigns_on_one_store_share_the_work_and_a_failure_stops_neither(project, tmp_path):
-    broken = {"BROKEN": {"prune.method": {"name": "gmp"}, "train.lr": 1e30}}
     methods = {
         "GMP": {"prune.method": {"name": "gmp"}},
-        "MGPP": {"prune.method": {"name": "mgpp"}},
-        **broken,
+        "BROKEN": {"prune.method": {"name": "gmp"}, "train.lr": 1e30},
     }
     path = write(project, tmp_path, methods=methods)
-    waiting = json.loads(mgpp(project, "campaign", "status", path, "--json").stdout)
-    assert waiting["counts"] == {"waiting": 4}
     with campaign_in_background(path, tmp_path) as other:
         done = mgpp(project, "campaign", path, "--json", timeout=600)
         assert done.returncode == 1, done.stderr[-6000:]
         (error,) = json.loads(done.stdout)["errors"]
-        assert error.startswith("1 of 4 runs failed")
+        assert error.startswith("1 of 3 runs failed")
         assert other.process.wait(timeout=300) == 1, other.log.read_text()[-4000:]
     logs = done.stderr + other.log.read_text()
     # What is done was done once; what cannot be, was tried by both.
-    assert len(artifacts(tmp_path, "prune")) == 2
+    assert len(artifacts(tmp_path, "prune")) == 1
     assert len(attempts(tmp_path, "data")) == 1
     assert len(attempts(tmp_path, "dense")) == 1
     for folder in artifacts(tmp_path, "prune"):
         assert len(list((tmp_path / "runs" / folder).glob("a-*"))) == 1, logs
 
     status = json.loads(mgpp(project, "campaign", "status", path, "--json").stdout)
-    assert status["counts"] == {"done": 3, "failed": 1}
+    assert status["counts"] == {"done": 2, "failed": 1}
     (failed,) = (run for run in status["runs"] if run["state"] == "failed")
     assert failed["title"] == "words BROKEN 50% seed 0"
     assert failed["note"]
@@ -111,11 +107,6 @@ def test_two_campaigns_on_one_store_share_the_work_and_a_failure_stops_neither(p
         assert f"{100 * score:.2f}" in page.text
     assert "words BROKEN 50% seed 0" in page.text
     assert " ".join(failed["note"].split()) in " ".join(page.text.split())
-
-    again = mgpp(project, "campaign", path, "methods.BROKEN.train.lr=1e-3", timeout=300)
-    assert again.returncode == 0, again.stderr[-4000:]
-    assert "4 runs, 3 of them cached" in again.stderr
-    assert "report  " in again.stdout
 
 
 @pytest.mark.torture
@@ -164,33 +155,40 @@ def test_a_bad_file_is_one_error_and_starts_nothing(project, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def chosen_campaign(project, tmp_path_factory):
-    """A campaign of one recipe whose method has two candidates."""
+def chosen_campaign(tmp_path_factory):
+    """A campaign of one recipe, a causal language model's, whose method has two candidates."""
     folder = tmp_path_factory.mktemp("chosen")
-    path = write(
-        project,
-        folder,
-        recipe=str(project / "run.yaml"),
-        tasks={},
-        changes={
-            "dense.enabled": False,
-            "cluster.num_workers": 1,
-            "zero.stage": 0,
-            "train.length": 12,
-            "dense.length": 12,
-            "prune.finetune": 2,
-            "evaluate.max_rows": 40,
-        },
-        selection={"changes": {"data.split_seed": 1}},
-        methods={
+    write_decoder("gpt2", folder / "model")
+    (folder / "train.txt").write_text("\n".join(text(40, 2 * i) for i in range(48)))
+    recipe = {
+        "name": "tiny-lm",
+        "model": {"path": str(folder / "model")},
+        "task": {"type": "causal-lm", "max_length": 16},
+        "data": {"source": "files", "train": str(folder / "train.txt"), "validation_share": 0.5},
+        "train": {"length": 4, "batch_size": 8, "lr": 0.002},
+        "dense": {"enabled": False},
+        "prune": {"sparsity": 0.5, "start_after": 1, "finetune": 1, "interval": 1},
+        "zero": {"stage": 0},
+        "cluster": {"num_workers": 1},
+    }
+    campaign = {
+        "name": "tiny",
+        "storage": str(folder / "runs"),
+        "recipe": "recipe.yaml",
+        "selection": {"changes": {"data.split_seed": 1}},
+        "methods": {
             "GMP": {
                 "changes": {"prune.method": {"name": "gmp"}},
-                "candidates": [{}, {"train.lr": 2}],
+                "candidates": [{}, {"train.lr": 1e-6}],
             },
         },
-        curves=True,
-    )
-    return folder, path
+        "sparsities": [0.5],
+        "curves": True,
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    path = folder / "campaign.yaml"
+    path.write_text(yaml.safe_dump(campaign))
+    return folder, str(path)
 
 
 @pytest.fixture(scope="module")
@@ -209,14 +207,27 @@ def test_the_table_holds_what_the_runs_evaluated_to(chosen, chosen_campaign):
     assert len(evaluations) == 2 + 2
     scores = [evaluation["metrics"] for evaluation in evaluations]
     (value,) = result["rows"][1]["values"]
-    assert value in {metrics["pruned"]["accuracy"] for metrics in scores if "pruned" in metrics}
-    assert result["rows"][0]["values"] == [m["dense"]["accuracy"] for m in scores if "dense" in m]
+    assert value in {metrics["pruned"]["perplexity"] for metrics in scores if "pruned" in metrics}
+    assert result["rows"][0]["values"] == [m["dense"]["perplexity"] for m in scores if "dense" in m]
+
+
+def test_a_perplexity_is_written_as_it_is(chosen):
+    _, result, stderr = chosen
+    values = [row["mean"] for row in result["rows"]]
+    assert all(1 < value < 2000 for value in values)  # some words guessed among 30
+    made = Path(result["url"])
+    assert list(pandas.read_parquet(made / "summary.parquet")["mean"]) == values
+    table = (made / "summary.md").read_text()
+    assert "**perplexity**" in table
+    assert f"| GMP | {values[1]:,.2f} |" in table
+    assert f"perplexity {values[1]:,.2f}" in stderr
+    assert f"{values[1]:,.2f}" in Page((made / "report.html").read_text()).text
 
 
 def test_the_candidate_that_scored_best_was_chosen(chosen):
     _, result, _ = chosen
     assert [row["candidate"] for row in result["selection"]] == [1, 2]
-    best = max(result["selection"], key=lambda row: row["value"])
+    best = min(result["selection"], key=lambda row: row["value"])  # of perplexities
     assert [row["chosen"] for row in result["selection"]] == [
         row is best for row in result["selection"]
     ]
@@ -244,7 +255,7 @@ def test_tables_curves_and_page_are_written_and_progress_is_logged(chosen):
     assert "GMP 50% candidate 2 seed 0" in page.text
     assert "tiny: training loss" in page.titles
     assert "2 runs, 0 of them cached" in stderr
-    assert "GMP 50% candidate 1 seed 0: accuracy" in stderr
+    assert "GMP 50% candidate 1 seed 0: perplexity" in stderr
 
 
 def test_status_waits_for_the_choice_and_then_knows_it(chosen, chosen_campaign, project):
@@ -280,51 +291,3 @@ def test_a_run_of_the_selection_that_fails_does_not_stop_the_others(chosen_campa
     (error,) = json.loads(done.stdout)["errors"]
     assert error.startswith(("1 of 4 runs failed", "2 of 4 runs failed"))
     assert "broken 50% candidate 1" in error
-
-
-def test_a_causal_lm_s_perplexity_is_written_as_it_is(project, tmp_path):
-    write_decoder("gpt2", tmp_path / "model")
-    for name, seed in (("train", 0), ("validation", 1)):
-        lines = [text(40, seed + 2 * i) for i in range(24)]
-        (tmp_path / f"{name}.txt").write_text("\n".join(lines))
-    recipe = {
-        "name": "tiny-lm",
-        "model": {"path": str(tmp_path / "model")},
-        "task": {"type": "causal-lm", "max_length": 16},
-        "data": {
-            "source": "files",
-            "train": str(tmp_path / "train.txt"),
-            "validation": str(tmp_path / "validation.txt"),
-        },
-        "train": {"length": 4, "batch_size": 8, "lr": 0.002},
-        "prune": {"sparsity": 0.5, "start_after": 1, "finetune": 1, "interval": 1},
-        "zero": {"stage": 0},
-        "cluster": {"num_workers": 1},
-    }
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    campaign = {
-        "name": "lm",
-        "storage": str(tmp_path / "runs"),
-        "recipe": "recipe.yaml",
-        "methods": {"GMP": {"prune.method": {"name": "gmp"}}},
-        "sparsities": [0.5],
-    }
-    (tmp_path / "campaign.yaml").write_text(yaml.safe_dump(campaign))
-    done = mgpp(project, "campaign", str(tmp_path / "campaign.yaml"))
-    assert done.returncode == 0, done.stderr[-6000:]
-    found = {
-        kind: metrics["perplexity"]
-        for evaluated in artifacts(tmp_path, "evaluate").values()
-        for kind, metrics in evaluated["metrics"].items()
-    }
-    assert set(found) == {"dense", "pruned"}
-    assert all(1 < value < 2000 for value in found.values())  # some words guessed among 30
-    made = the_table(tmp_path)
-    summary = pandas.read_parquet(made / "summary.parquet")
-    assert list(summary["mean"]) == [found["dense"], found["pruned"]]
-    table = (made / "summary.md").read_text()
-    assert "**perplexity**" in table
-    assert f"| GMP | {found['pruned']:,.2f} |" in table
-    assert table in done.stdout
-    assert f"perplexity {found['pruned']:,.2f}" in done.stderr
-    assert f"{found['pruned']:,.2f}" in Page((made / "report.html").read_text()).text
