@@ -59,6 +59,11 @@ def check_limits(instance: Any) -> None:
     """
     for entry in fields(instance):
         value, limits = getattr(instance, entry.name), entry.metadata
+        limited = value is not None and not _LIMITS.keys().isdisjoint(limits)
+        if limited and not isinstance(value, int | float):
+            raise ValueError(f"{entry.name} must be a number, got {value!r}")
         for key, (within, words) in _LIMITS.items():
-            if value is not None and key in limits and not within(value, limits[key]):
-                raise ValueError(f"{entry.name} must be {words} {limits[key]}, got {value!r}")
+            if limited and key in limits and not within(value, limits[key]):
+                share = limits.get("ge") == 0 and 1 < value <= 100
+                hint = f"; it is a share: {value:g}% is {value / 100:g}" if share else ""
+                raise ValueError(f"{entry.name} must be {words} {limits[key]}, got {value!r}{hint}")

@@ -32,7 +32,7 @@ FLOORS = [
     "mgpp.attaching",
     "mgpp.backends",
     "mgpp.config",
-    "mgpp.pruner",
+    "mgpp.coverage mgpp.pruner",
     "mgpp.masking",
     "mgpp.methods",
     "mgpp.sharding",
@@ -69,7 +69,7 @@ ALLOWED = {
         "pipeline.context pipeline.models pipeline.section pipeline.tasks "
         "pipeline.training pipeline.worker_group"
     ),
-    "pipeline.export": "pipeline.errors pipeline.models pipeline.section",
+    "pipeline.export": "mgpp pipeline.errors pipeline.models pipeline.section",
     "pipeline.training": (
         "mgpp mgpp.backends pipeline.context pipeline.errors pipeline.models "
         "pipeline.pruning pipeline.section pipeline.store pipeline.tasks pipeline.tracking "
@@ -89,7 +89,7 @@ ALLOWED = {
     "pipeline.section": "mgpp",
     "mgpp.integrations": "mgpp",
     "mgpp": (
-        "mgpp.attaching mgpp.config mgpp.duration mgpp.masking mgpp.methods mgpp.prior "
+        "mgpp.attaching mgpp.config mgpp.coverage mgpp.duration mgpp.masking mgpp.methods mgpp.prior "
         "mgpp.prunable mgpp.pruner mgpp.schedule mgpp.sharding mgpp.version"
     ),
     "mgpp.attaching": "mgpp.backends mgpp.config mgpp.prunable mgpp.pruner",
@@ -97,6 +97,7 @@ ALLOWED = {
     "mgpp.config": (
         "mgpp.duration mgpp.masking mgpp.methods mgpp.prunable mgpp.schedule mgpp.settings"
     ),
+    "mgpp.coverage": "mgpp.prunable",
     "mgpp.pruner": "mgpp.masking mgpp.methods mgpp.schedule mgpp.sharding",
     "mgpp.masking": "mgpp.methods mgpp.pattern mgpp.schedule mgpp.sharding",
     "mgpp.methods": "mgpp.pattern mgpp.prior mgpp.schedule mgpp.settings mgpp.sharding",

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError, Problem, SettingError
 from pipeline.runs.config import parse_config, problem_of, read_config
+from pipeline.runs.plain_yaml import check_yaml
 from pipeline.runs.validate import Capacity, cluster_problems
 from pipeline.section import NotNegative, Positive, Section
 
@@ -151,7 +152,11 @@ def describe_cluster(values: dict[str, object], changes: Sequence[str]) -> Clust
                 )
             )
             continue
-        more[key] = yaml.safe_load(value)
+        try:
+            check_yaml(value)
+            more[key] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError) as error:
+            problems.append(Problem(f"--set {change}", " ".join(str(error).split())))
     if problems:
         raise ConfigError(problems)
     try:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field
 
-from pipeline.section import NotNegative, Positive, Section
+from pipeline.section import Positive, Section, Seed
 
 
 def _not_taken(name: str) -> str:
@@ -26,7 +26,7 @@ class DataConfig(Section):
     """Columns to rename, wherever they occur: old name -> new name."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the training rows held out where the source has no validation split."""
-    split_seed: NotNegative = 0
+    split_seed: Seed = 0
     """Seed of that split."""
     max_train_rows: Positive | None = None
     """Use only the first rows of the (shuffled) training split."""

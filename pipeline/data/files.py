@@ -1,6 +1,7 @@
 """Rows of local files."""
 
 import csv
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,10 +9,11 @@ import datasets
 from datasets import DatasetDict
 
 from pipeline.data.base import DataConfig, SetName, root, with_columns
+from pipeline.data.checks import check_header
 from pipeline.data.squad_json import flatten_articles, has_articles
 from pipeline.errors import ConfigError, Problem
 from pipeline.section import OneOrMore
-from pipeline.store.locations import content_sha256, resolve_path
+from pipeline.store.locations import content_sha256, is_file, resolve_path
 
 # Words such as "null" and "NA" are words; only an empty field is a missing value.
 _AS_WRITTEN: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
@@ -43,8 +45,13 @@ class FilesConfig(DataConfig):
     `field: data` reads SQuAD's own JSON files as questions."""
 
 
-def load_files(config: FilesConfig, streaming: bool) -> DatasetDict:
+def load_files(config: FilesConfig, streaming: bool, text: Collection[str] = ()) -> DatasetDict:
     """Return the rows of each split.
+
+    Args:
+        config: which files.
+        streaming: read lazily.
+        text: columns whose values are text and stay as they are written: `007` is no number.
 
     Raises:
         ConfigError: if a file is not there or cannot be read.
@@ -62,22 +69,50 @@ def load_files(config: FilesConfig, streaming: bool) -> DatasetDict:
     for split, (key, paths) in found.items():
         suffix = paths[0].suffix.lower()
         builder, arguments = _FORMATS[suffix]
+        options = {**arguments, **config.options}
         try:
-            rows = with_columns(
-                datasets.load_dataset(
-                    builder,
-                    data_files=[str(path) for path in paths],
-                    split="train",
-                    streaming=streaming,
-                    **{**arguments, **config.options},
-                )
-            )
+            if builder == "csv":
+                check_header(key, paths, options)
+                options.setdefault("converters", dict.fromkeys(text, str))
+            rows = _read(builder, paths, streaming, options)
+            if builder == "json":
+                rows = _dates_as_written(rows, text, paths, streaming, options)
             splits[split] = flatten_articles(rows) if has_articles(rows) else rows
+        except ConfigError:
+            raise
         except Exception as error:  # readers raise what they like; all of it is the file's fault
             raise ConfigError(
                 [Problem(key, f"{paths[0]} cannot be read: {root(error)}")]
             ) from error
+        if next(iter(rows), None) is None:
+            raise ConfigError([Problem(key, f"{paths[0]} holds no rows")])
     return splits
+
+
+def _read(builder: str, paths: list[Path], streaming: bool, options: dict[str, Any]) -> Any:
+    files = [str(path) for path in paths]
+    return with_columns(
+        datasets.load_dataset(
+            builder, data_files=files, split="train", streaming=streaming, **options
+        )
+    )
+
+
+def _dates_as_written(
+    rows: Any, text: Collection[str], paths: list[Path], streaming: bool, options: dict[str, Any]
+) -> Any:
+    """Return the rows of JSON, read again where text that looks like dates was taken for dates."""
+    features = dict(rows.features)
+    dates = {
+        name
+        for name in set(text) & set(features)
+        if isinstance(features[name], datasets.Value)
+        and features[name].dtype.startswith(("timestamp", "date", "time"))
+    }
+    if not dates or "features" in options:
+        return rows
+    kinds = {n: datasets.Json() if n in dates else kind for n, kind in features.items()}
+    return _read("json", paths, streaming, {**options, "features": datasets.Features(kinds)})
 
 
 def identify_files(config: FilesConfig) -> dict[str, Any]:
@@ -108,7 +143,7 @@ def _paths(key: str, given: list[str]) -> list[Path]:
             path = Path(resolve_path(text)).expanduser()
         except ValueError as error:
             raise ConfigError([Problem(key, str(error))]) from error
-        if not path.is_file():
+        if not is_file(path):
             raise ConfigError([Problem(key, f"{text} is not a file")])
         if path.suffix.lower() not in _FORMATS:
             raise ConfigError(

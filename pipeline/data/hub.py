@@ -1,5 +1,6 @@
 """Rows of a dataset of the Hugging Face hub."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,8 +30,8 @@ class HubConfig(DataConfig):
     """Further splits to score on: name -> split. Their metrics are called `name/metric`."""
 
 
-def load_hub(config: HubConfig, streaming: bool) -> DatasetDict:
-    """Return the rows of each split.
+def load_hub(config: HubConfig, streaming: bool, text: Collection[str] = ()) -> DatasetDict:
+    """Return the rows of each split; their types are the dataset's, whatever is asked as `text`.
 
     Raises:
         ConfigError: if the hub, the dataset or a split cannot be reached.

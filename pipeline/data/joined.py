@@ -1,6 +1,6 @@
 """Rows of several sources, one after the other."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -9,7 +9,7 @@ from datasets import DatasetDict
 from pydantic import Field, model_validator
 
 from pipeline.data.base import DataConfig, root
-from pipeline.data.registry import AnySourceConfig, load_source, source_identity
+from pipeline.data.registry import AnySourceConfig, before, load_source, source_identity
 from pipeline.errors import ConfigError, Problem, SettingError
 
 
@@ -40,12 +40,12 @@ class JoinedConfig(DataConfig):
         return self
 
 
-def load_joined(config: JoinedConfig, streaming: bool) -> DatasetDict:
+def load_joined(config: JoinedConfig, streaming: bool, text: Collection[str] = ()) -> DatasetDict:
     """Return the parts' rows one after the other, split by split, with the columns all parts have."""
     loaded, problems = [], []
     for i, part in enumerate(config.parts):
         try:
-            splits = load_source(part, streaming=streaming)
+            splits = load_source(part, streaming=streaming, text=before(config.rename, text))
             loaded.append(splits if streaming else limited(splits, part))
         except ConfigError as error:
             problems += [_in_part(i, problem) for problem in error.problems]

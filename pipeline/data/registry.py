@@ -3,7 +3,7 @@
 A source is one file (its section, a function that loads it, one that identifies it) and an entry here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -21,11 +21,12 @@ class Source:
     """What can be done with a source, given its section.
 
     Attributes:
-        load: reads the raw rows by split; its second argument asks for lazy reading.
+        load: reads the raw rows by split; its second argument asks for lazy reading, its third
+            names the columns whose values are text.
         identity: what names the rows' content, for the key of the data stage.
     """
 
-    load: Callable[[Any, bool], DatasetDict]
+    load: Callable[[Any, bool, Collection[str]], DatasetDict]
     identity: Callable[[Any], dict[str, Any]]
 
 
@@ -37,18 +38,25 @@ SOURCES = {
 AnySourceConfig = Annotated[FilesConfig | HubConfig | FunctionConfig, Field(discriminator="source")]
 
 
-def load_source(config: Any, *, streaming: bool = False) -> DatasetDict:
+def load_source(config: Any, *, streaming: bool = False, text: Collection[str] = ()) -> DatasetDict:
     """Return a source's raw rows, columns renamed: `train`, what there is of `validation`, further sets.
 
     Args:
         config: of files, the hub or a function.
         streaming: read lazily, for a look at the columns.
+        text: columns, as they are called after renaming, whose values are text.
 
     Raises:
         ConfigError: if a file, a dataset or a split is not there or cannot be read.
     """
-    splits = SOURCES[config.source].load(config, streaming)
+    splits = SOURCES[config.source].load(config, streaming, before(config.rename, text))
     return renamed(splits, config.rename)
+
+
+def before(rename: dict[str, str], columns: Collection[str]) -> list[str]:
+    """Return what columns are called before they are renamed."""
+    old = {new: name for name, new in rename.items()}
+    return [old.get(column, column) for column in columns]
 
 
 def renamed(splits: DatasetDict, rename: dict[str, str]) -> DatasetDict:

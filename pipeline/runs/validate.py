@@ -9,10 +9,18 @@ from torch import nn
 
 from mgpp import transposed_weights
 from pipeline.data.stage import is_local, load_splits, missing_columns, num_training_examples
+from pipeline.data.unknown_tokens import unknown_problems
 from pipeline.errors import ConfigError, Problem
-from pipeline.models.loading import build_empty, load_model_config, load_tokenizer
+from pipeline.models.loading import (
+    BUILD_ERRORS,
+    build_empty,
+    check_weights,
+    load_model_config,
+    load_tokenizer,
+)
 from pipeline.pruning.one_shot import calibration_problems, prunable_layers
 from pipeline.runs.config import RunConfig, parse_sections, read_config
+from pipeline.runs.fit import fit_problems
 from pipeline.runs.upstream import resolve_upstream
 from pipeline.tasks import Task, make_task
 from pipeline.training.deepspeed import problems_of
@@ -67,7 +75,7 @@ def validate(path: str, overrides: Sequence[str], capacity: Capacity | None) -> 
     of_training = _training_problems(sections)
     problems += [*of_model, *of_data, *of_training]
     if not (of_model or of_data or of_training):
-        problems += _length_problems(sections)
+        problems += _text_problems(sections) or _length_problems(sections)
     if "cluster" in sections and capacity is not None:
         problems += cluster_problems(sections["cluster"], capacity)
     if problems:
@@ -95,7 +103,7 @@ def _model_problems(sections: dict[str, Any]) -> list[Problem]:
     distill = sections.get("distill")
     problems = []
     try:
-        load_tokenizer(model)
+        tokenizer = load_tokenizer(model)
         load_model_config(model)
     except ConfigError as error:
         return error.problems
@@ -103,18 +111,17 @@ def _model_problems(sections: dict[str, Any]) -> list[Problem]:
         return []
     try:
         empty = build_empty(model, make_task(task).auto_model)
-    except (ValueError, OSError) as error:
+    except BUILD_ERRORS as error:
+        key = "model.attention" if model.attention else "model.path"
         reason = str(error).splitlines()[0]
-        return [
-            Problem(
-                "model.path", f"{model.path!r} cannot be built for a {task.type} task: {reason}"
-            )
-        ]
+        return [Problem(key, f"{model.path!r} cannot be built for a {task.type} task: {reason}")]
+    try:
+        check_weights(model, make_task(task).auto_model, new_head=True)
+    except ConfigError as error:
+        return error.problems
+    problems += fit_problems(empty, tokenizer, task)
     if "train" in sections:
-        try:
-            freeze(empty, sections["train"].freeze)
-        except ValueError as error:
-            problems.append(Problem("train.freeze", str(error)))
+        problems += _frozen_problems(empty, sections["train"].freeze)
     if prune is not None:
         problems += _selection_problems(prune, make_task(task), empty)
     if distill is not None and prune is not None and prune.one_shot is not None:
@@ -128,6 +135,16 @@ def _model_problems(sections: dict[str, Any]) -> list[Problem]:
     elif distill is not None:
         problems += teacher_problems(distill, model, make_task(task).auto_model)
     return problems
+
+
+def _frozen_problems(empty: nn.Module, patterns: list[str]) -> list[Problem]:
+    try:
+        freeze(empty, patterns)
+    except ValueError as error:
+        return [Problem("train.freeze", str(error))]
+    if any(parameter.requires_grad for parameter in empty.parameters()):
+        return []
+    return [Problem("train.freeze", "leaves nothing to train", got=patterns)]
 
 
 def _selection_problems(prune: Any, task: Task, empty: nn.Module) -> list[Problem]:
@@ -162,7 +179,15 @@ def _data_problems(sections: dict[str, Any]) -> list[Problem]:
         return error.problems
     if "task" not in sections:
         return []
-    return missing_columns(sections["data"], make_task(sections["task"]), splits)
+    data, task = sections["data"], make_task(sections["task"])
+    problems = missing_columns(data, task, splits)
+    if problems or not is_local(data):
+        return problems
+    try:
+        load_splits(data, task)
+    except ConfigError as error:
+        return error.problems
+    return []
 
 
 def _training_problems(sections: dict[str, Any]) -> list[Problem]:
@@ -190,6 +215,8 @@ def _training_problems(sections: dict[str, Any]) -> list[Problem]:
             train.batch_plan(num_rows=train.batch_size, world_size=cluster.num_workers)
         except ValueError as error:
             problems.append(Problem("train.batch_size", f"{error} (cluster.num_workers)"))
+    if train.lr_warmup_length.unit in ("%", train.length.unit):  # whatever the number of rows
+        problems += _warmup_problems(train, 1 if train.length.unit == "steps" else _MANY_STEPS)
     if prune is not None and one_shot is None:
         problems += _method_problems(train, prune)
     return problems
@@ -213,6 +240,21 @@ def _method_problems(train: Any, prune: Any) -> list[Problem]:
     return problems
 
 
+def _warmup_problems(train: Any, per_epoch: int) -> list[Problem]:
+    """Return what is wrong with the warm-up of the rate, given the steps of an epoch."""
+    num_steps = train.num_steps(per_epoch)
+    warmup = train.lr_warmup_length.steps(steps_per_epoch=per_epoch, num_steps=num_steps)
+    if warmup <= num_steps:
+        return []
+    return [
+        Problem(
+            "train.lr_warmup_length",
+            f"is longer than the run, train.length: {train.length.text}",
+            got=train.lr_warmup_length.text,
+        )
+    ]
+
+
 def _missing_dense(prune: Any, distill: Any) -> list[Problem]:
     """Return what asks for the dense fine-tune that is not run."""
     problems = []
@@ -234,6 +276,15 @@ def _missing_dense(prune: Any, distill: Any) -> list[Problem]:
             )
         )
     return problems
+
+
+def _text_problems(sections: dict[str, Any]) -> list[Problem]:
+    """Check that the tokenizer knows the words of the text, where reading it takes no download."""
+    if not {"model", "task", "data"} <= set(sections) or not is_local(sections["data"]):
+        return []
+    rows = load_splits(sections["data"], streaming=True)["train"]
+    columns = list(make_task(sections["task"]).columns().values())
+    return unknown_problems(rows, columns, load_tokenizer(sections["model"]))
 
 
 def _length_problems(sections: dict[str, Any]) -> list[Problem]:
@@ -265,6 +316,8 @@ def _schedule_problems(
     except ValueError as error:
         return [Problem("train.batch_size", str(error))]
     per_epoch, problems = plan.steps_per_epoch, []
+    for fine_tune in (train, dense.train_config(train)) if dense.enabled else (train,):
+        problems = problems or _warmup_problems(fine_tune, per_epoch)
     lengths = {"train": train.length}
     if dense.enabled and dense.length is not None:
         lengths["dense"] = dense.length

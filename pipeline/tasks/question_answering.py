@@ -93,6 +93,13 @@ class QuestionAnswering(Task):
     def columns(self) -> dict[str, str]:
         return {f"task.{name}": getattr(self.config, name) for name in _COLUMNS}
 
+    def text_columns(self) -> dict[str, str]:
+        return {key: column for key, column in self.columns().items() if key != "task.answers"}
+
+    def check(self, splits: DatasetDict) -> None:
+        for name, split in splits.items():
+            _refuse_answers(name, split, self.config.context, self.config.answers)
+
     def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
         windows = DatasetDict(
             {
@@ -146,6 +153,9 @@ class QuestionAnswering(Task):
 
     def distillation_outputs(self, outputs: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         return outputs.start_logits, outputs.end_logits
+
+    def num_targets(self, batch: Mapping[str, Tensor]) -> int:
+        return len(batch["input_ids"])
 
     def predict(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `start_logits` and `end_logits`, float32 [rows, max_length]; -inf where padded."""

@@ -52,6 +52,12 @@ class _SequenceTask(Task):
         texts = {f"task.text.{i}": column for i, column in enumerate(self.config.text)}
         return {**texts, "task.label": self.config.label}
 
+    def text_columns(self) -> dict[str, str]:
+        return {key: column for key, column in self.columns().items() if key != "task.label"}
+
+    def check(self, splits: DatasetDict) -> None:
+        self.labels(splits)
+
     def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
         labels, model_kwargs = self.labels(splits)
 
@@ -87,6 +93,9 @@ class _SequenceTask(Task):
 
     def distillation_outputs(self, outputs: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         return (outputs.logits,)
+
+    def num_targets(self, batch: Mapping[str, Tensor]) -> int:
+        return len(batch["labels"])
 
 
 class Classification(_SequenceTask):

@@ -158,6 +158,8 @@ def test_the_spike_threshold_in_learning_rates():
         ({}, "sparsity: missing"),
         ({"sparsity": 0.9, "sparsty": 0.8}, "sparsty: unknown key; allowed are method, sparsity, "),
         ({"sparsity": 1.0}, "sparsity must be less than 1, got 1"),
+        ({"sparsity": 90}, "sparsity must be less than 1, got 90; it is a share: 90% is 0.9"),
+        ({"sparsity": "90%"}, "sparsity must be a number, got '90%'"),
         ({"sparsity": 0.5, "warmup": 3}, "warmup: renamed to start_after"),
         ({"sparsity": 0.5, "start_after": "2ep"}, "start_after: '2ep' is in epochs"),
         ({"sparsity": 0.5, "method": "wanda"}, "wanda prunes once and trains nothing"),
@@ -208,3 +210,39 @@ def test_targets_that_are_wrong():
         mgpp.attach((model, torch.optim.SGD(other.parameters())), CONFIG, 20, 80)
     with pytest.raises(TypeError, match="include: got a string"):
         mgpp.PruningConfig(sparsity=0.5, include="layers.*")
+
+
+class Unused(nn.Module):
+    """A matrix that takes no part in the loss, beside one that does."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(9, 9, bias=False) for _ in range(2)])
+
+    def forward(self, x):
+        return self.layers[0](x).square().mean()
+
+
+def test_a_weight_without_a_gradient_has_one_of_zeros():
+    """As with a gradient of zeros that is there; and without any backward it is refused."""
+    ended = []
+    for whole in (False, True):
+        torch.manual_seed(0)
+        model = Unused()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        pruner = mgpp.attach((model, optimizer), CONFIG, 20, 80)
+        for _ in range(20):
+            optimizer.zero_grad()
+            model(torch.ones(4, 9)).backward()
+            if whole:
+                model.layers[1].weight.grad = torch.zeros(9, 9)
+            optimizer.step()
+        assert pruner.finish() == int(162 * 0.7) / 162
+        ended.append(torch.cat([p.detach().view(-1) for p in model.parameters()]))
+    assert torch.equal(*ended)
+    assert (ended[0][81:] == 0).any()
+    optimizer.zero_grad()
+    fresh = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    mgpp.attach((model, fresh), CONFIG, 20, 80)
+    with pytest.raises(RuntimeError, match="no gradient at the optimizer step"):
+        fresh.step()

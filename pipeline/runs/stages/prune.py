@@ -20,7 +20,7 @@ class PruneStage(Stage):
     """Trains and prunes the model."""
 
     name = "prune"
-    version = 1
+    version = 2
     settings = {
         "model": every,
         "prune": every,
