@@ -57,7 +57,8 @@ ALLOWED = {
     ),
     "launch.cluster": "pipeline.campaigns pipeline.errors pipeline.runs pipeline.section",
     "pipeline.campaigns": (
-        "pipeline.errors pipeline.metric pipeline.reports pipeline.runs pipeline.section"
+        "pipeline.errors pipeline.metric pipeline.reports pipeline.runs pipeline.section "
+        "pipeline.store"
     ),
     "pipeline.runs": (
         "mgpp mgpp.masking mgpp.sharding pipeline.context pipeline.data pipeline.errors "
@@ -66,7 +67,7 @@ ALLOWED = {
         "pipeline.training pipeline.worker_group"
     ),
     "pipeline.evaluation": (
-        "pipeline.context pipeline.models pipeline.section pipeline.tasks "
+        "pipeline.context pipeline.metric pipeline.models pipeline.section pipeline.tasks "
         "pipeline.training pipeline.worker_group"
     ),
     "pipeline.export": "mgpp pipeline.errors pipeline.models pipeline.section",
@@ -85,6 +86,7 @@ ALLOWED = {
     "pipeline.context": "pipeline.store pipeline.tracking pipeline.worker_group",
     "pipeline.tasks": "pipeline.errors pipeline.metric pipeline.section",
     "pipeline.store": "pipeline.errors pipeline.worker_group",
+    "pipeline.tracking": "pipeline.metric",
     "pipeline.reports": "mgpp pipeline.metric",
     "pipeline.section": "mgpp",
     "mgpp.integrations": "mgpp",
@@ -99,7 +101,7 @@ ALLOWED = {
     ),
     "mgpp.coverage": "mgpp.prunable",
     "mgpp.pruner": "mgpp.masking mgpp.methods mgpp.schedule mgpp.sharding",
-    "mgpp.masking": "mgpp.methods mgpp.pattern mgpp.schedule mgpp.sharding",
+    "mgpp.masking": "mgpp.methods mgpp.pattern mgpp.schedule mgpp.settings mgpp.sharding",
     "mgpp.methods": "mgpp.pattern mgpp.prior mgpp.schedule mgpp.settings mgpp.sharding",
     "mgpp.prior": "mgpp.prior_kernel",
 }

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import jinja2
 import yaml
@@ -80,7 +80,7 @@ class ClusterDescription(Section):
     """slurm."""
     setup: str | None = None
     """slurm: shell lines that make mgpp and Ray available, such as `source venv/bin/activate`."""
-    port: Positive = 6379
+    port: Annotated[int, Field(ge=1, le=65535)] = 6379
     """Of the head's GCS."""
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ from mgpp.masking.threshold import Group
 from mgpp.methods.base import Method
 from mgpp.pattern import NofM, Pattern, Tiling, parse_pattern, tiling_of
 from mgpp.schedule import PruningSchedule
+from mgpp.settings import check_number
 from mgpp.sharding.shards import num_matrices
 
 Scope = Literal["global", "layer", "uniform", "lamp"]
@@ -58,8 +59,10 @@ class Placement:
         if not isinstance(self.budgets, Mapping):
             raise TypeError(f"budgets: got {self.budgets!r}; give a mapping, pattern: sparsity")
         for name, sparsity in self.budgets.items():
+            check_number(f"budgets: {name!r}", sparsity)
             if not 0 <= sparsity < 1:
                 raise ValueError(f"budgets: {name!r} must lie in [0, 1), got {sparsity!r}")
+        check_number("min_kept", self.min_kept)
         if not 0 <= self.min_kept < 1:
             raise ValueError(f"min_kept: must lie in [0, 1), got {self.min_kept!r}")
         self.parsed_pattern()

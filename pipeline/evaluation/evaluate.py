@@ -1,6 +1,5 @@
 """The evaluation stage: each worker scores its share of the rows, the main one computes the metrics."""
 
-import math
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from pipeline.context import Context
+from pipeline.metric import defined
 from pipeline.models.loading import ModelConfig, load_tokenizer
 from pipeline.section import Positive, Section
 from pipeline.tasks import Task
@@ -81,7 +81,7 @@ def evaluate(
             if gathered is not None:
                 scored = task.score(_in_order(gathered), rows, tokenizer)
                 prefix = "" if set_name == "validation" else f"{set_name}/"
-                found |= {f"{prefix}{metric}": _defined(value) for metric, value in scored.items()}
+                found |= {f"{prefix}{metric}": defined(value) for metric, value in scored.items()}
         if workers.is_main:
             metrics[name] = found
             undefined = [metric for metric, value in found.items() if value is None]
@@ -89,11 +89,6 @@ def evaluate(
                 text = f"{', '.join(undefined)} of the {name} model cannot be computed; null is recorded"
                 context.progress({"event": "note", "text": f"warning: {text}"})
     return metrics
-
-
-def _defined(value: float) -> float | None:
-    """Return a metric as JSON can hold it: None if it is not a number (a correlation of constants)."""
-    return value if math.isfinite(value) else None
 
 
 def _first(rows: Dataset, most: int | None) -> Dataset:

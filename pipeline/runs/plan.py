@@ -83,7 +83,7 @@ def plan_run(config: RunConfig) -> Plan:
         return plan_one_shot(config, empty, config.prune.one_shot)
     freeze(empty, config.train.freeze)
     world_size = config.cluster.num_workers
-    micro = config.train.micro_batch_size or max(config.train.batch_size // world_size, 1)
+    micro = config.train.rows_of_a_pass(world_size)
     names = config.prune.settings.select(empty)
     weights = dict(empty.named_parameters())
     shapes = {name: tuple(weights[name].shape) for name in names}

@@ -160,6 +160,16 @@ def test_the_spike_threshold_in_learning_rates():
         ({"sparsity": 1.0}, "sparsity must be less than 1, got 1"),
         ({"sparsity": 90}, "sparsity must be less than 1, got 90; it is a share: 90% is 0.9"),
         ({"sparsity": "90%"}, "sparsity must be a number, got '90%'"),
+        ({"sparsity": False}, "sparsity must be a number, got False"),
+        ({"sparsity": float("nan")}, "sparsity must be a number, got nan"),
+        ({"sparsity": 0.5, "interval": True}, "interval must be a number, got True"),
+        ({"sparsity": 0.5, "interval": 2.5}, "interval must be a whole number, got 2.5"),
+        ({"sparsity": 0.5, "min_kept": "0.1"}, "min_kept must be a number, got '0.1'"),
+        ({"sparsity": 0.5, "budgets": {"layers.*": True}}, r"'layers\.\*' must be a number, got True"),
+        (
+            {"sparsity": 0.5, "method": {"name": "mgpp", "spike_var": "1e-9"}},
+            "spike_var must be a number, got '1e-9'",
+        ),
         ({"sparsity": 0.5, "warmup": 3}, "warmup: renamed to start_after"),
         ({"sparsity": 0.5, "start_after": "2ep"}, "start_after: '2ep' is in epochs"),
         ({"sparsity": 0.5, "method": "wanda"}, "wanda prunes once and trains nothing"),
@@ -198,6 +208,14 @@ def test_settings_that_are_wrong(config, problem):
     model = make_model()
     with pytest.raises(ValueError, match=problem):
         mgpp.attach((model, torch.optim.SGD(model.parameters())), config, 20, 80)
+
+
+def test_steps_that_are_not_whole_are_refused():
+    """As of a number of batches divided by those that are accumulated."""
+    model = make_model()
+    pair = model, torch.optim.SGD(model.parameters())
+    with pytest.raises(ValueError, match=r"num_steps must be a whole number .* got 12\.5"):
+        mgpp.attach(pair, CONFIG, 100 / 8, 80)
 
 
 def test_targets_that_are_wrong():

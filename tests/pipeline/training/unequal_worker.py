@@ -11,6 +11,7 @@ from pipeline.models.loading import ModelConfig
 from pipeline.pruning.config import METHOD_CONFIGS, PruneSection
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import make_task
+from pipeline.tasks.causal_lm import CausalLMConfig
 from pipeline.tasks.instruction import InstructionConfig
 from pipeline.tasks.masked_lm import MaskedLMConfig
 from pipeline.tasks.text_to_text import TextToTextConfig
@@ -23,15 +24,23 @@ from pipeline.worker_group import WorkerGroup
 from tests.cases import run_cases
 from tests.pipeline.training import train_worker  # noqa: F401  (sets DeepSpeed's accelerator)
 
+INSTRUCTION = InstructionConfig(type="instruction", prompt="prompt", response="answer")
 TASKS: dict[str, Any] = {
-    "instruction": InstructionConfig(type="instruction", prompt="prompt", response="answer"),
+    "instruction": INSTRUCTION,
+    "routed": INSTRUCTION,  # a mixture of experts, whose routers have a loss of each micro-batch
+    "causal-lm": CausalLMConfig(type="causal-lm", max_length=8),
     "masked-lm": MaskedLMConfig(type="masked-lm", max_length=8, mask_share=0.1),
     "text-to-text": TextToTextConfig(type="text-to-text", source="prompt", target="answer"),
 }
-DISTILLED = tuple(f"distilled-{name}" for name in TASKS)
-FAMILIES = (*TASKS, *DISTILLED)
+DISTILLED = tuple(f"distilled-{name}" for name in TASKS if name not in ("routed", "causal-lm"))
 # (ranks, micro-batch, ZeRO stage)
 CUTS = ((1, 16, 2), (1, 2, 2), (2, 4, 2), (2, 2, 3), (4, 1, 2))
+ROUTED_ROWS = 4
+CUTS_OF = {
+    **dict.fromkeys((*TASKS, *DISTILLED), CUTS),
+    "routed": tuple((ranks, ROUTED_ROWS, 2) for ranks in (1, 2, 4)),
+}
+CASES = [(family, *cut) for family, cuts in CUTS_OF.items() for cut in cuts]
 NUM_STEPS, BATCH_SIZE = 12, 16
 # Gradients of next to nothing, which Adam would turn into whole steps, count for nothing.
 TRAIN = TrainConfig(
@@ -92,9 +101,6 @@ def main(folder: str) -> None:
     dist.init_process_group("gloo")
     root, ranks = Path(folder), dist.get_world_size()
     cases = {
-        name_of(family, *cut): partial(run, root, family, *cut[1:])
-        for cut in CUTS
-        if cut[0] == ranks
-        for family in FAMILIES
+        name_of(*case): partial(run, root, case[0], *case[2:]) for case in CASES if case[1] == ranks
     }
     run_cases(root / "out", cases, seconds=100)
