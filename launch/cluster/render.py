@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError, Problem, SettingError
-from pipeline.runs.config import parse_config, problem_of, read_config
+from pipeline.runs.config import parse_config, problem_of, read_config, yaml_text
 from pipeline.runs.plain_yaml import check_yaml
 from pipeline.runs.validate import Capacity, cluster_problems
 from pipeline.section import NotNegative, Positive, Section
@@ -156,7 +156,7 @@ def describe_cluster(values: dict[str, object], changes: Sequence[str]) -> Clust
             check_yaml(value)
             more[key] = yaml.safe_load(value)
         except (yaml.YAMLError, ValueError) as error:
-            problems.append(Problem(f"--set {change}", " ".join(str(error).split())))
+            problems.append(Problem(f"--set {change}", yaml_text(error)))
     if problems:
         raise ConfigError(problems)
     try:

@@ -104,7 +104,7 @@ def _with_recipes(config: CampaignConfig, folder: Path) -> tuple[CampaignConfig,
         if recipe is None:
             return None
         if not is_file(folder / recipe):
-            problems.append(Problem(key, f"{folder / recipe} is not a file"))
+            problems.append(Problem(key, "not a file", got=str(folder / recipe)))
         return str(folder / recipe)
 
     tasks = {

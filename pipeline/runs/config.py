@@ -256,11 +256,12 @@ def _at(values: DictConfig, key: str) -> Any:
 def _not_yaml(path: Path | str, error: Exception) -> Problem:
     if isinstance(error, OmegaConfBaseException):
         key = error.full_key or ""
-        return Problem(key or str(path), _yaml_text(error), where=str(path) if key else "")
-    return Problem(str(path), _yaml_text(error))
+        return Problem(key or str(path), yaml_text(error), where=str(path) if key else "")
+    return Problem(str(path), yaml_text(error))
 
 
-def _yaml_text(error: Exception) -> str:
+def yaml_text(error: Exception) -> str:
+    """Return in one line what is wrong with YAML."""
     if isinstance(error, OmegaConfBaseException):
         return str(error).splitlines()[0]  # the others are OmegaConf's own view of the place
     text = " ".join(str(error).split())
@@ -276,7 +277,7 @@ def _override_problems(override: str) -> list[Problem]:
         check_yaml(value)
         OmegaConf.from_dotlist([override])
     except (YAMLError, OmegaConfBaseException, ValueError, TypeError, KeyError) as error:
-        return [Problem(repr(override), _yaml_text(error))]
+        return [Problem(repr(override), yaml_text(error))]
     return []
 
 
