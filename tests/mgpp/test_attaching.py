@@ -165,7 +165,10 @@ def test_the_spike_threshold_in_learning_rates():
         ({"sparsity": 0.5, "interval": True}, "interval must be a number, got True"),
         ({"sparsity": 0.5, "interval": 2.5}, "interval must be a whole number, got 2.5"),
         ({"sparsity": 0.5, "min_kept": "0.1"}, "min_kept must be a number, got '0.1'"),
-        ({"sparsity": 0.5, "budgets": {"layers.*": True}}, r"'layers\.\*' must be a number, got True"),
+        (
+            {"sparsity": 0.5, "budgets": {"layers.*": True}},
+            r"'layers\.\*' must be a number, got True",
+        ),
         (
             {"sparsity": 0.5, "method": {"name": "mgpp", "spike_var": "1e-9"}},
             "spike_var must be a number, got '1e-9'",

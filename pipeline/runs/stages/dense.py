@@ -48,9 +48,9 @@ class DenseStage(Stage):
 
 
 def micro_batches_of_routers(config: RunConfig) -> dict[str, Any]:
-    """Return the rows of a micro-batch where a model's routers have a loss: it is one of each, not linear.
+    """Return the rows of a micro-batch, where routers have a loss: it is one of each micro-batch.
 
-    All other losses are means over a step's whole batch, however it is cut.
+    All other losses are means over a step's whole batch, however that is cut.
     """
     model = load_model_config(config.model).get_text_config()
     if not getattr(model, "output_router_logits", False):
