@@ -104,6 +104,15 @@ def write_family(kind, folder):
     splits.save_to_disk(str(folder / "data" / "dataset"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Threads that wait for each other take longer over such models than all the work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unequal")
