@@ -401,13 +401,15 @@ def test_rows_that_do_not_fill_a_batch(config_file):
 
 
 def test_blocks_of_text_are_counted_where_steps_and_epochs_mix(config_file, tmp_path):
-    text = tmp_path / "text.txt"
-    text.write_text("a good day\n" * 40, encoding="utf-8")  # 120 tokens: 30 blocks, three batches
+    write_decoder("llama", tmp_path / "llama")
+    rows = tmp_path / "text.txt"
+    rows.write_text("w1 w2 w3\n" * 30, encoding="utf-8")  # 120 tokens: 30 blocks, three batches
     task = [
+        f"model.path={tmp_path / 'llama'}",
         "task.type=causal-lm",
         "task.max_length=4",
-        f"data.train=[{text}]",
-        f"data.validation=[{text}]",
+        f"data.train=[{rows}]",
+        f"data.validation=[{rows}]",
     ]
     validate(str(config_file), [*task, "train.length=3ep", "prune.start_after=3"], None)
     problem = only_problem(config_file, *task, "train.length=3ep", "prune.start_after=5")
