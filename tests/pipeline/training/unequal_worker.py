@@ -38,7 +38,10 @@ CUTS_OF = {  # (ranks, micro-batch, ZeRO stage)
     **dict.fromkeys(TASKS, ((1, 2, 2), (2, 4, 2), (2, 2, 3), (4, 1, 2))),
     **dict.fromkeys(DISTILLED, ((2, 2, 3), (4, 1, 2))),
     "routed": ((1, ROUTED_ROWS, 2), (2, ROUTED_ROWS, 2), (4, ROUTED_ROWS, 2)),
-    "causal-lm": ((2, 4, 2), (4, 1, 2)),  # blocks of one length: every micro-batch has as many targets
+    "causal-lm": (
+        (2, 4, 2),
+        (4, 1, 2),
+    ),  # blocks of one length: every micro-batch has as many targets
 }
 CASES = [(family, *cut) for family, cuts in CUTS_OF.items() for cut in cuts]
 NUM_STEPS, BATCH_SIZE = 12, 16
