@@ -61,7 +61,7 @@ def check_number(name: str, value: Any, *, whole: bool = False) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError(f"{name} must be a number, got {value!r}")
-    if whole and value != int(value):
+    if whole and value % 1:
         raise ValueError(f"{name} must be a whole number, got {value!r}")
 
 
