@@ -1,5 +1,7 @@
 """What all sources of rows share."""
 
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field
@@ -34,6 +36,31 @@ class DataConfig(Section):
     """Use only the first rows of the validation split, and of each further one."""
     num_proc: Positive | None = None
     """Processes that tokenize."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsWritten:
+    """Columns of which a file without types says nothing: their values stay as they are written.
+
+    Attributes:
+        text: of text; `007` is no number in them.
+        labels: of classes, text too unless all are whole numbers as Python writes them.
+    """
+
+    text: Collection[str] = ()
+    labels: Collection[str] = ()
+
+    def before(self, rename: Mapping[str, str]) -> "AsWritten":
+        """Return the columns by what they may be called before they are renamed."""
+
+        def names(columns: Collection[str]) -> list[str]:
+            old = [name for name, new in rename.items() if new in columns]
+            return [*old, *(column for column in columns if column not in rename)]
+
+        return AsWritten(text=names(self.text), labels=names(self.labels))
+
+
+NOTHING_AS_WRITTEN = AsWritten()
 
 
 def with_columns(split: Any) -> Any:

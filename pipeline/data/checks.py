@@ -1,6 +1,6 @@
 """What the rows of a table must be, whatever the task: text where text is asked, no column twice."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +12,23 @@ from pipeline.errors import ConfigError, Problem
 
 _ROWS_AT_A_TIME = 10_000
 _OWN_HEADER = {"names", "column_names", "header", "skiprows"}
-_FOR_ROWS = {"features", "usecols", "index_col", "converters", "chunksize", "skipfooter"}
+_FOR_ROWS = {"features", "usecols", "index_col", "converters", "chunksize", "nrows", "skipfooter"}
 
 
-def text_problems(splits: DatasetDict, columns: Mapping[str, str]) -> list[Problem]:
+def text_problems(
+    splits: DatasetDict, columns: Mapping[str, str], optional: Collection[str] = ()
+) -> list[Problem]:
     """Return a problem for each column that holds something else than text, with the first such row.
 
     Args:
         splits: raw rows.
-        columns: key of the configuration -> column; those that are not there are left out.
+        columns: key of the configuration -> column.
+        optional: columns that a row may have nothing in.
     """
     problems = []
     for name, split in splits.items():
         for key, column in columns.items():
-            if column not in split.column_names:
-                continue
-            found = _first_that_is_no_text(split, column)
+            found = _first_that_is_no_text(split, column, optional=column in optional)
             if found is not None:
                 row, value = found
                 problems.append(
@@ -40,19 +41,28 @@ def text_problems(splits: DatasetDict, columns: Mapping[str, str]) -> list[Probl
     return problems
 
 
-def _first_that_is_no_text(split: Any, column: str) -> tuple[int, Any] | None:
+def _first_that_is_no_text(split: Any, column: str, *, optional: bool) -> tuple[int, Any] | None:
     """Return the first row whose value is no text, and the value."""
-    start = 0
     if isinstance(feature := split.features[column], Value) and "string" in feature.dtype:
-        for table in split.select_columns(column).with_format("arrow").iter(_ROWS_AT_A_TIME):
-            if table[column].null_count:
-                return start + pc.index(pc.is_null(table[column]), True).as_py(), None
-            start += len(table)
-        return None
+        return None if optional else _first_missing(split, column)
     for row, value in enumerate(split[column]):
-        if not isinstance(value, str):
+        if not (isinstance(value, str) or (optional and value is None)):
             return row, value
     return None
+
+
+def _first_missing(split: Any, column: str) -> tuple[int, None] | None:
+    start = 0
+    for table in split.select_columns(column).with_format("arrow").iter(_ROWS_AT_A_TIME):
+        if table[column].null_count:
+            return start + pc.index(pc.is_null(table[column]), True).as_py(), None
+        start += len(table)
+    return None
+
+
+def empty_problems(splits: DatasetDict) -> list[Problem]:
+    """Return a problem for each split without a row."""
+    return [Problem("data", f"the {name} data has no rows") for name, split in splits.items() if not len(split)]
 
 
 def check_header(key: str, paths: Iterable[Path], options: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Rows of several sources, one after the other."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -8,8 +8,8 @@ import datasets
 from datasets import DatasetDict
 from pydantic import Field, model_validator
 
-from pipeline.data.base import DataConfig, root
-from pipeline.data.registry import AnySourceConfig, before, load_source, source_identity
+from pipeline.data.base import NOTHING_AS_WRITTEN, AsWritten, DataConfig, root
+from pipeline.data.registry import AnySourceConfig, load_source, source_identity
 from pipeline.errors import ConfigError, Problem, SettingError
 
 
@@ -40,12 +40,15 @@ class JoinedConfig(DataConfig):
         return self
 
 
-def load_joined(config: JoinedConfig, streaming: bool, text: Collection[str] = ()) -> DatasetDict:
+def load_joined(
+    config: JoinedConfig, streaming: bool, as_written: AsWritten = NOTHING_AS_WRITTEN
+) -> DatasetDict:
     """Return the parts' rows one after the other, split by split, with the columns all parts have."""
     loaded, problems = [], []
     for i, part in enumerate(config.parts):
         try:
-            splits = load_source(part, streaming=streaming, text=before(config.rename, text))
+            inner = as_written.before(config.rename)
+            splits = load_source(part, streaming=streaming, as_written=inner)
             loaded.append(splits if streaming else limited(splits, part))
         except ConfigError as error:
             problems += [_in_part(i, problem) for problem in error.problems]

@@ -6,10 +6,12 @@ from types import ModuleType
 import pytest
 
 from pipeline.errors import ConfigError
-from tests.hostile import configuration
+from tests.hostile import configuration, data
 from tests.hostile.case import Case
 
-KINDS = (configuration,)
+KINDS = (configuration, data)
+
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 @pytest.mark.parametrize(
