@@ -277,7 +277,9 @@ def _joins_a_cluster(config: str, overrides: list[str]) -> bool:
 
     cluster = read_config(config, overrides)[0].get("cluster")
     address = cluster.get("address") if isinstance(cluster, dict) else None
-    return joined_address("cluster.address", address if isinstance(address, str) else None) is not None
+    return (
+        joined_address("cluster.address", address if isinstance(address, str) else None) is not None
+    )
 
 
 def _megabytes(size: int | None) -> str:

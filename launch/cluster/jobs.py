@@ -140,7 +140,9 @@ def connect(address: str | None) -> Any:
     from ray.job_submission import JobSubmissionClient
 
     if address is not None:
-        os.environ["RAY_API_SERVER_ADDRESS"] = address  # to Ray, a variable counts more than what is given
+        os.environ["RAY_API_SERVER_ADDRESS"] = (
+            address  # to Ray, a variable counts more than what is given
+        )
     try:
         return JobSubmissionClient(address)
     except (AuthenticationError, PermissionError) as error:
@@ -273,7 +275,9 @@ def _parse_run(values: dict[str, Any]) -> RunConfig:
     if _upstream(values) is None:
         config = parse_config(values)
     else:
-        config = parse_config({**values, "model": {**values["model"], "path": "made-by-another-run"}})
+        config = parse_config(
+            {**values, "model": {**values["model"], "path": "made-by-another-run"}}
+        )
     if config.cluster.address not in (None, "auto"):
         raise ConfigError(
             [
@@ -304,7 +308,10 @@ def _named_by_runs(campaign: "CampaignConfig", root: Path) -> list[NamedFile]:
             values, problems = read_config(run.recipe, run.overrides)
             if problems:
                 raise ConfigError(problems)
-            named += [*_config_files(Path(run.recipe), root), *_named_by(values, _parse_run(values))]
+            named += [
+                *_config_files(Path(run.recipe), root),
+                *_named_by(values, _parse_run(values)),
+            ]
         except ConfigError as error:
             raise ConfigError(problem.within(run.title) for problem in error.problems) from error
     return named

@@ -8,6 +8,8 @@ from pathlib import Path
 from pipeline.errors import Problem
 from pipeline.runs.named_files import NamedFile
 
+_IGNORED = ".gitignore, .rayignore or --exclude"
+
 
 class Shipment:
     """A folder that is shipped, and what of it is left out.
@@ -50,29 +52,26 @@ class Shipment:
         """Return why a job would not have a file or folder; None if it would."""
         given = Path(file.path).expanduser()
         path = Path(os.path.normpath(self.root / given))
-        inside = path.is_relative_to(self.root)
         if given.is_absolute():
-            if any(path.is_relative_to(folder) for folder in self.shared):
-                return None
-            hint = "name a folder that all nodes have by --shared FOLDER"
-            if inside:
-                hint = f"write {path.relative_to(self.root)}, or {hint}"
-            return self._missing(file, f"is not in the copy of {self.root} that a job has", hint)
-        if not inside:
-            return self._missing(file, f"is not in {self.root}, the folder that is shipped")
-        if not path.exists():
-            if file.module or (file.on_hub and not file.path.startswith("./")):
-                return None
-            return self._missing(file, f"is not there in {self.root}, the folder that is shipped")
-        needed = [path, *(f for pattern in file.needed for f in sorted(path.glob(pattern)))]
-        left_out = next((found for found in needed if self.leaves_out(found)), None)
-        if left_out is None:
-            return None
-        return self._missing(
-            file,
-            f"{left_out.relative_to(self.root)} is not shipped: .gitignore, .rayignore or --exclude names it",
-        )
+            return self._of_elsewhere(file, path)
+        why = ""
+        if not path.is_relative_to(self.root):
+            why = f"is not in {self.root}, the folder that is shipped"
+        elif path.exists():
+            needed = [path, *(f for pattern in file.needed for f in sorted(path.glob(pattern)))]
+            left_out = next((found for found in needed if self.leaves_out(found)), None)
+            if left_out is not None:
+                why = f"{left_out.relative_to(self.root)} is not shipped: {_IGNORED} names it"
+        elif not file.module and (not file.on_hub or file.path.startswith("./")):
+            why = f"is not there in {self.root}, the folder that is shipped"
+        return Problem(file.key, why, got=file.path) if why else None
 
-    @staticmethod
-    def _missing(file: NamedFile, why: str, hint: str = "") -> Problem:
+    def _of_elsewhere(self, file: NamedFile, path: Path) -> Problem | None:
+        """Return why a job would not have what lies at an absolute path."""
+        if any(path.is_relative_to(folder) for folder in self.shared):
+            return None
+        hint = "name a folder that all nodes have by --shared FOLDER"
+        if path.is_relative_to(self.root):
+            hint = f"write {path.relative_to(self.root)}, or {hint}"
+        why = f"is not in the copy of {self.root} that a job has"
         return Problem(file.key, why, got=file.path, hint=hint)

@@ -8,6 +8,8 @@ from pydantic import AfterValidator, Field
 
 from pipeline.section import Positive, Section, Seed
 
+_LONGEST = 300  # characters of an error
+
 
 def _not_taken(name: str) -> str:
     if name in ("train", "validation"):
@@ -72,4 +74,6 @@ def root(error: BaseException) -> str:
     """Return what lies at the bottom of a chain of errors, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    text = " ".join(str(error).split())
+    text = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+    return ": ".join(filter(None, [type(error).__name__, text]))

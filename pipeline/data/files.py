@@ -1,6 +1,7 @@
 """Rows of local files."""
 
 import csv
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,8 +9,15 @@ import datasets
 import pyarrow.compute as pc
 from datasets import DatasetDict
 
-from pipeline.data.base import NOTHING_AS_WRITTEN, AsWritten, DataConfig, SetName, root, with_columns
-from pipeline.data.checks import check_header
+from pipeline.data.base import (
+    NOTHING_AS_WRITTEN,
+    AsWritten,
+    DataConfig,
+    SetName,
+    root,
+    with_columns,
+)
+from pipeline.data.checks import check_header, check_json, check_parquet
 from pipeline.data.squad_json import flatten_articles, has_articles
 from pipeline.errors import ConfigError, Problem
 from pipeline.section import OneOrMore
@@ -19,6 +27,8 @@ from pipeline.store.locations import content_sha256, is_file, resolve_path
 _AS_WRITTEN: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
 
 # suffix -> (builder of `datasets`, its arguments). TSV has no quoting in the form GLUE is given in.
+# What `datasets` and pyarrow say of a file without rows.
+_NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
 _WHOLE_NUMBER = r"^(0|-?[1-9][0-9]{0,17})$"  # that int64 holds, as Python writes it
 _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("csv", _AS_WRITTEN),
@@ -77,17 +87,22 @@ def load_files(
             if builder == "csv":
                 check_header(key, paths, options)
                 rows = _read_table(paths, streaming, options, as_written)
-            else:
-                rows = _read(builder, paths, streaming, options)
-            if builder == "json":
+            elif builder == "json":
+                check_json(key, paths, options)
+                rows = _read("json", paths, streaming, options)
                 rows = _dates_as_written(rows, as_written, paths, streaming, options)
+            else:
+                if builder == "parquet":
+                    check_parquet(key, paths)
+                rows = _read(builder, paths, streaming, options)
             splits[split] = flatten_articles(rows) if has_articles(rows) else rows
         except ConfigError:
             raise
         except Exception as error:  # readers raise what they like; all of it is the file's fault
-            raise ConfigError(
-                [Problem(key, f"{paths[0]} cannot be read: {root(error)}")]
-            ) from error
+            why = f"cannot be read: {root(error)}"
+            if any(words in why for words in _NO_ROWS):
+                why = "holds no rows"
+            raise ConfigError([Problem(key, f"{paths[0]} {why}")]) from error
         if next(iter(rows), None) is None:
             raise ConfigError([Problem(key, f"{paths[0]} holds no rows")])
     return splits
@@ -95,11 +110,16 @@ def load_files(
 
 def _read(builder: str, paths: list[Path], streaming: bool, options: dict[str, Any]) -> Any:
     files = [str(path) for path in paths]
-    return with_columns(
-        datasets.load_dataset(
-            builder, data_files=files, split="train", streaming=streaming, **options
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(CRITICAL)  # it logs the errors that it raises, too
+    try:
+        return with_columns(
+            datasets.load_dataset(
+                builder, data_files=files, split="train", streaming=streaming, **options
+            )
         )
-    )
+    finally:
+        datasets.logging.set_verbosity(verbosity)
 
 
 def _read_table(
@@ -113,7 +133,7 @@ def _read_table(
     rows = _read("csv", paths, streaming, {"converters": converters, **options})
     for column in labels & set(rows.column_names):
         values = rows.data.column(column)
-        if rows.features[column] != datasets.Value("string"):
+        if "string" not in getattr(rows.features[column], "dtype", ""):
             continue
         if pc.all(pc.match_substring_regex(values, _WHOLE_NUMBER)).as_py():
             rows = rows.cast_column(column, datasets.Value("int64"))

@@ -6,7 +6,14 @@ from typing import Any, Literal
 import datasets
 from datasets import DatasetDict
 
-from pipeline.data.base import NOTHING_AS_WRITTEN, AsWritten, DataConfig, SetName, root, with_columns
+from pipeline.data.base import (
+    NOTHING_AS_WRITTEN,
+    AsWritten,
+    DataConfig,
+    SetName,
+    root,
+    with_columns,
+)
 from pipeline.errors import ConfigError, Problem
 from pipeline.store.locations import content_sha256
 

@@ -11,7 +11,15 @@ from pipeline.runs.config import RunConfig
 from pipeline.store.locations import ARTIFACT
 
 _ELSEWHERE = ("package:", ARTIFACT)  # found on every machine by other means
-_MODEL_FILES = ("*.safetensors", "pytorch_model*.bin", "*.gguf", "*.json", "*.txt", "*.model", "*.py")
+_MODEL_FILES = (
+    "*.safetensors",
+    "pytorch_model*.bin",
+    "*.gguf",
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.py",
+)
 _ALL_FILES = ("**/*",)
 
 
@@ -68,7 +76,9 @@ def _of_data(key: str, data: Any) -> Iterator[NamedFile]:
             yield NamedFile(key=f"{key}.function", path=path, module=True)
     else:
         given = {"train": data.train, "validation": data.validation or []}
-        given |= {f"extra_validation.{name}": paths for name, paths in data.extra_validation.items()}
+        given |= {
+            f"extra_validation.{name}": paths for name, paths in data.extra_validation.items()
+        }
         for name, paths in given.items():
             for path in paths:
                 yield NamedFile(key=f"{key}.{name}", path=path)

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Json, Value
 from pydantic import Field
 from torch import Tensor
 from transformers import DataCollatorWithPadding
@@ -169,11 +169,13 @@ def _refuse_kinds(splits: DatasetDict, column: str) -> None:
     kinds = {name: _kind(split.features[column]) for name, split in splits.items()}
     for name, kind in kinds.items():
         if kind is None:
+            feature = splits[name].features[column]
+            held = "values of several types" if isinstance(feature, Json) else feature
             raise ConfigError(
                 [
                     Problem(
                         "task.label",
-                        f"column {column!r} of {name} holds {splits[name].features[column]}",
+                        f"column {column!r} of {name} holds {held}",
                         hint="classification needs whole numbers or text",
                     )
                 ]
@@ -265,7 +267,9 @@ class Regression(_SequenceTask):
                         Problem(
                             "task.label",
                             f"column {column!r} of {name} holds numbers that are not finite",
-                            got=pc.filter(infinite[0], pc.invert(pc.is_finite(infinite[0])))[0].as_py(),
+                            got=pc.filter(infinite[0], pc.invert(pc.is_finite(infinite[0])))[
+                                0
+                            ].as_py(),
                         )
                     ]
                 )

@@ -99,7 +99,9 @@ def test_a_teacher_and_every_part_of_the_data_are_looked_for(folder):
         {"source": "function", "function": "json:load"},
         {"source": "hub", "path": "nyu-mll/glue"},
     ]
-    write(folder, {"rows.yaml": yaml.safe_dump({**RUN, "data": {"source": "joined", "parts": parts}})})
+    write(
+        folder, {"rows.yaml": yaml.safe_dump({**RUN, "data": {"source": "joined", "parts": parts}})}
+    )
     found = problems(folder, "distill={teacher: teacher}", config="rows.yaml", excludes=["*.py"])
     assert [problem.partition(": ")[0] for problem in found] == [
         "distill.teacher",

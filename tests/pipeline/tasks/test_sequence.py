@@ -175,7 +175,9 @@ def test_regression_refuses_what_is_no_number(tokenizer, name, feature):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_regression_refuses_what_is_not_finite(tokenizer, value):
-    with pytest.raises(ConfigError, match=f"'label' of validation holds numbers that .*got {value}"):
+    with pytest.raises(
+        ConfigError, match=f"'label' of validation holds numbers that .*got {value}"
+    ):
         regression().tokenize(make_splits([0.5, 1.0], [0.5, value]), tokenizer, None)
 
 
