@@ -23,7 +23,7 @@ from pipeline.errors import ConfigError, Problem
 from pipeline.section import OneOrMore
 from pipeline.store.locations import content_sha256, is_file, resolve_path
 
-# Words such as "null" and "NA" are words; only an empty field is a missing value, and of text not even it.
+# Words such as "null" and "NA" are words; only an empty field is a missing value.
 _AS_WRITTEN: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
 
 # suffix -> (builder of `datasets`, its arguments). TSV has no quoting in the form GLUE is given in.
@@ -129,7 +129,7 @@ def _read_table(
     if "features" in options:
         return _read("csv", paths, streaming, options)
     labels = set() if streaming else set(as_written.labels)
-    converters = {**dict.fromkeys(labels, _filled), **dict.fromkeys(as_written.text, str)}
+    converters = dict.fromkeys({*labels, *as_written.text}, _filled)
     rows = _read("csv", paths, streaming, {"converters": converters, **options})
     for column in labels & set(rows.column_names):
         values = rows.data.column(column)
@@ -141,6 +141,7 @@ def _read_table(
 
 
 def _filled(field: str) -> str | None:
+    """Return a field as it is written; an empty one is a missing value, whatever pandas makes of it."""
     return field or None
 
 

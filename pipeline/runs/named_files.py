@@ -45,7 +45,7 @@ class NamedFile:
 def files_of(path: Path) -> list[Path]:
     """Return a configuration file, which can be read, and those that it extends."""
     found = [path]
-    while base := OmegaConf.load(found[-1]).get("extends"):
+    while base := OmegaConf.select(OmegaConf.load(found[-1]), "extends"):
         found.append(found[-1].parent / base)
     return found
 

@@ -1,5 +1,6 @@
 """What a job would not have of the working folder is told before it is submitted."""
 
+import os
 import zipfile
 
 import pytest
@@ -60,9 +61,9 @@ def test_a_folder_with_all_that_is_named_is_taken(folder):
         {".gitignore": "rows\n"},
         {".gitignore": "*.csv\n"},
         {".gitignore": "**/train.csv\n"},
-        {".gitignore": "*\n!*.yaml\n!bert\n!bert/**\n"},
         {"rows/.gitignore": "/train.csv\n"},
         {"rows/.gitignore": "*\n"},
+        {".gitignore": "/*\n!/run.yaml\n!/bert\n"},
         {".rayignore": "rows\n"},
     ],
 )
@@ -222,19 +223,28 @@ def test_what_is_left_out_is_what_ray_leaves_out(folder, tmp_path, monkeypatch):
             "own/a": "x",
         },
     )
+    excludes = [*EXCLUDES, "own/", "venv"]
     for by_git in ("0", "1"):
         monkeypatch.setenv("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", by_git)
-        excludes = [*EXCLUDES, "own/", "venv"]
-        package = tmp_path / "package.zip"
-        create_package(str(folder), package, include_gitignore=by_git == "0", excludes=excludes)
-        with zipfile.ZipFile(package) as archive:
-            packed = set(archive.namelist())
-        package.unlink()
-        shipment = Shipment(folder, excludes)
-        files = [path for path in folder.rglob("*") if path.is_file()]
-        kept = {str(p.relative_to(folder)) for p in files if not shipment.leaves_out(p)}
+        kept, packed = kept_and_packed(folder, excludes, tmp_path)
         assert kept == packed
-        assert 5 < len(kept) < len(files)
+        assert 5 < len(kept) < sum(path.is_file() for path in folder.rglob("*"))
+    monkeypatch.delenv("RAY_RUNTIME_ENV_IGNORE_GITIGNORE")
+    write(folder, {".gitignore": "*\n!run.yaml\n"})  # the folder itself is what * names
+    assert kept_and_packed(folder, excludes, tmp_path) == (set(), set())
+
+
+def kept_and_packed(folder, excludes, tmp_path):
+    """The files of a folder that are taken to be shipped, and those that Ray packs."""
+    package = tmp_path / "package.zip"
+    by_git = os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE") != "1"
+    create_package(str(folder), package, include_gitignore=by_git, excludes=excludes)
+    with zipfile.ZipFile(package) as archive:
+        packed = {name for name in archive.namelist() if not name.endswith("/")}
+    package.unlink()
+    shipment = Shipment(folder, excludes)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(p.relative_to(folder)) for p in files if not shipment.leaves_out(p)}, packed
 
 
 # The variable of a dashboard.

@@ -218,11 +218,21 @@ def load_for_a_task(**settings):
 
 @pytest.mark.parametrize("suffix", list(WRITERS))
 def test_text_stays_as_it_is_written(tmp_path, suffix):
-    texts = ["007", "1e3", "true", "2024-01-02", "NA", "", "1,5", " a ", "0x10", "inf"]
+    texts = ["007", "1e3", "true", "2024-01-02", "NA", "1,5", " a ", "0x10", "inf"]
     rows = [{"text": text, "label": i % 2} for i, text in enumerate(texts)]
     path = tmp_path / f"rows{suffix}"
     WRITERS[suffix](path, rows)
     assert load_for_a_task(train=str(path), validation=str(path))["train"].to_list() == rows
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_an_empty_field_is_no_text(tmp_path, suffix):
+    path = tmp_path / f"rows{suffix}"
+    WRITERS[suffix](path, [*ROWS, {"text": "", "label": 1}])
+    with pytest.raises(
+        ConfigError, match="row 6 of the train data holds no text in column 'text', got None"
+    ):
+        load_for_a_task(train=str(path))
 
 
 def test_text_of_a_json_field_stays_as_it_is_written(tmp_path):
@@ -671,8 +681,7 @@ def test_prepared_data_needs_its_columns(tmp_path, tiny_bert, words_csv):
     with pytest.raises(ConfigError) as raised:
         prepare_data(config, task, tokenizer, tmp_path)
     assert [str(p) for p in raised.value.problems] == [
-        f"task.label: column 'answer' is not in the {name} data; there are: ['label', 'text']"
-        for name in ("train", "validation")
+        "task.label: column 'answer' is not in the train data; there are: ['label', 'text']"
     ]
     assert list(tmp_path.iterdir()) == []
 
