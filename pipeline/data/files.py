@@ -129,7 +129,8 @@ def _read_table(
     if "features" in options:
         return _read("csv", paths, streaming, options)
     labels = set() if streaming else set(as_written.labels)
-    converters = dict.fromkeys({*labels, *as_written.text}, _filled)
+    # In one order, for `datasets` knows by it what it has read before.
+    converters = dict.fromkeys(sorted({*labels, *as_written.text}), _filled)
     rows = _read("csv", paths, streaming, {"converters": converters, **options})
     for column in labels & set(rows.column_names):
         values = rows.data.column(column)

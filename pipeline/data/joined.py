@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import datasets
-from datasets import DatasetDict
+from datasets import DatasetDict, Value
 from pydantic import Field, model_validator
 
 from pipeline.data.base import NOTHING_AS_WRITTEN, AsWritten, DataConfig, root
@@ -58,7 +58,9 @@ def load_joined(
     columns = _common(split.column_names for splits in loaded for split in splits.values())
     joined = datasets.IterableDatasetDict() if streaming else DatasetDict()
     for name in names:
-        parts = [splits[name].select_columns(columns) for splits in loaded if name in splits]
+        parts = [
+            _one_text(splits[name].select_columns(columns)) for splits in loaded if name in splits
+        ]
         try:
             joined[name] = datasets.concatenate_datasets(parts)
         except ValueError as error:  # columns of one name that hold different kinds of values
@@ -102,6 +104,14 @@ def limited(splits: DatasetDict, config: Any) -> DatasetDict:
             shuffled = split.shuffle(seed=config.split_seed)
             cut[name] = shuffled.select(range(config.max_train_rows))
     return cut
+
+
+def _one_text(split: Any) -> Any:
+    """Return a split with one type of text, of the two that readers make of the same files."""
+    for name, feature in split.features.items():
+        if feature == Value("large_string"):
+            split = split.cast_column(name, Value("string"))
+    return split
 
 
 def _in_part(i: int, problem: Problem) -> Problem:

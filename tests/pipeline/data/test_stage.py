@@ -451,6 +451,21 @@ def test_parts_follow_each_other_with_the_columns_all_have(corpora, tmp_path):
     assert load_splits(config, streaming=True)["train"].column_names == ["document"]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_parts_of_several_kinds_of_files_join(tmp_path, streaming):
+    rows = [{"text": "007", "label": i} for i in range(3)]
+    for suffix, write in WRITERS.items():
+        write(tmp_path / f"rows{suffix}", rows)
+    parts = [{"source": "files", "train": str(tmp_path / f"rows{suffix}")} for suffix in WRITERS]
+    splits = load_splits(joined(*parts), SENTIMENT, streaming=streaming)
+    if streaming:
+        assert sorted(splits["train"].column_names) == ["label", "text"]
+    else:
+        found = splits["train"].to_list() + splits["validation"].to_list()
+        assert Counter(row["label"] for row in found) == dict.fromkeys(range(3), len(WRITERS))
+        assert {row["text"] for row in found} == {"007"}
+
+
 def test_a_share_of_all_parts_is_held_out_where_none_has_a_validation_split(corpora):
     wiki, books = corpora
     splits = load_splits(joined(wiki, {**books, "max_train_rows": 2}, validation_share=0.25))
@@ -504,8 +519,9 @@ def test_identity_of_joined_sources_follows_each_part(corpora, tmp_path):
     json.dumps(original)
 
 
-def test_a_part_on_the_hub_is_not_local(corpora):
+def test_a_part_on_the_hub_is_not_local(corpora, tmp_path):
     assert is_local(joined(*corpora))
+    assert is_local(joined(*corpora, {"source": "hub", "path": str(tmp_path)}))
     assert not is_local(joined(*corpora, {"source": "hub", "path": "wikimedia/wikipedia"}))
 
 
