@@ -63,7 +63,6 @@ def test_a_folder_with_all_that_is_named_is_taken(folder):
         {".gitignore": "**/train.csv\n"},
         {"rows/.gitignore": "/train.csv\n"},
         {"rows/.gitignore": "*\n"},
-        {".gitignore": "/*\n!/run.yaml\n!/bert\n"},
         {".rayignore": "rows\n"},
     ],
 )
