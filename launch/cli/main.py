@@ -272,11 +272,14 @@ def _plan_table(settings: Any, found: Any, room: float | None) -> Table:
 
 def _joins_a_cluster(config: str, overrides: list[str]) -> bool:
     """Return whether the run joins a cluster, from a file that may yet turn out wrong."""
+    from launch.cluster.connect import joined_address
     from pipeline.runs.config import read_config
 
     cluster = read_config(config, overrides)[0].get("cluster")
     address = cluster.get("address") if isinstance(cluster, dict) else None
-    return bool(address or os.environ.get("RAY_ADDRESS"))
+    return (
+        joined_address("cluster.address", address if isinstance(address, str) else None) is not None
+    )
 
 
 def _megabytes(size: int | None) -> str:

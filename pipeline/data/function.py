@@ -1,16 +1,16 @@
 """Rows of a function of the user's."""
 
 import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from importlib import import_module
 from inspect import signature
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from pydantic import Field
 
-from pipeline.data.base import DataConfig, SetName, root
+from pipeline.data.base import NOTHING_AS_WRITTEN, AsWritten, DataConfig, SetName, root
 from pipeline.errors import ConfigError, Problem
 
 _ROWS_AT_A_TIME = 10_000
@@ -29,7 +29,7 @@ class FunctionConfig(DataConfig):
 
 
 def load_function(
-    config: FunctionConfig, streaming: bool, text: Collection[str] = ()
+    config: FunctionConfig, streaming: bool, as_written: AsWritten = NOTHING_AS_WRITTEN
 ) -> DatasetDict:
     """Return the rows that the function returns, by split; it has no other way than to make all.
 
@@ -43,9 +43,21 @@ def load_function(
                 Problem(
                     "data.function",
                     f"{config.function} must return a DatasetDict with a 'train' split",
+                    got=_form(returned),
                 )
             ]
         )
+    for name, split in returned.items():
+        if not isinstance(split, Dataset):
+            raise ConfigError(
+                [
+                    Problem(
+                        "data.function",
+                        f"{config.function} must return splits of datasets.Dataset",
+                        got=f"{name}: {type(split).__name__}",
+                    )
+                ]
+            )
     splits = DatasetDict({k: returned[k] for k in ("train", "validation") if k in returned})
     for name, split in config.extra_validation.items():
         if split not in returned:
@@ -79,6 +91,11 @@ def _returned(config: FunctionConfig) -> Any:
         raise ConfigError(
             [Problem("data.function", f"{config.function} raised {root(error)}")]
         ) from error
+
+
+def _form(returned: Any) -> str:
+    kind = type(returned).__name__
+    return f"{kind} of {sorted(map(str, returned))}" if isinstance(returned, dict) else kind
 
 
 def _rows_sha256(splits: DatasetDict) -> str:

@@ -3,13 +3,14 @@
 A source is one file (its section, a function that loads it, one that identifies it) and an entry here.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from datasets import DatasetDict
 from pydantic import Field
 
+from pipeline.data.base import NOTHING_AS_WRITTEN, AsWritten
 from pipeline.data.files import FilesConfig, identify_files, load_files
 from pipeline.data.function import FunctionConfig, identify_function, load_function
 from pipeline.data.hub import HubConfig, identify_hub, load_hub
@@ -22,11 +23,11 @@ class Source:
 
     Attributes:
         load: reads the raw rows by split; its second argument asks for lazy reading, its third
-            names the columns whose values are text.
+            names the columns that stay as they are written.
         identity: what names the rows' content, for the key of the data stage.
     """
 
-    load: Callable[[Any, bool, Collection[str]], DatasetDict]
+    load: Callable[[Any, bool, AsWritten], DatasetDict]
     identity: Callable[[Any], dict[str, Any]]
 
 
@@ -38,25 +39,21 @@ SOURCES = {
 AnySourceConfig = Annotated[FilesConfig | HubConfig | FunctionConfig, Field(discriminator="source")]
 
 
-def load_source(config: Any, *, streaming: bool = False, text: Collection[str] = ()) -> DatasetDict:
+def load_source(
+    config: Any, *, streaming: bool = False, as_written: AsWritten = NOTHING_AS_WRITTEN
+) -> DatasetDict:
     """Return a source's raw rows, columns renamed: `train`, what there is of `validation`, further sets.
 
     Args:
         config: of files, the hub or a function.
         streaming: read lazily, for a look at the columns.
-        text: columns, as they are called after renaming, whose values are text.
+        as_written: columns by what they are called after renaming.
 
     Raises:
         ConfigError: if a file, a dataset or a split is not there or cannot be read.
     """
-    splits = SOURCES[config.source].load(config, streaming, before(config.rename, text))
+    splits = SOURCES[config.source].load(config, streaming, as_written.before(config.rename))
     return renamed(splits, config.rename)
-
-
-def before(rename: dict[str, str], columns: Collection[str]) -> list[str]:
-    """Return what columns are called before they are renamed."""
-    old = {new: name for name, new in rename.items()}
-    return [old.get(column, column) for column in columns]
 
 
 def renamed(splits: DatasetDict, rename: dict[str, str]) -> DatasetDict:
@@ -69,7 +66,7 @@ def renamed(splits: DatasetDict, rename: dict[str, str]) -> DatasetDict:
 
 
 def source_identity(config: Any) -> dict[str, Any]:
-    """Return what names the rows' content: checksums of files, a hub commit, a function's source."""
+    """Return what names the rows' content: checksums of files or of a function's rows, a hub commit."""
     return SOURCES[config.source].identity(config)
 
 

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from datasets import DatasetDict
 from torch import nn
 
 from mgpp import transposed_weights
-from pipeline.data.stage import is_local, load_splits, missing_columns, num_training_examples
+from pipeline.data.stage import is_local, load_splits, missing_columns
 from pipeline.data.unknown_tokens import unknown_problems
 from pipeline.errors import ConfigError, Problem
 from pipeline.models.loading import (
@@ -71,11 +72,12 @@ def validate(path: str, overrides: Sequence[str], capacity: Capacity | None) -> 
     if unresolved:
         sections.pop("model", None)
         problems += unresolved
-    of_model, of_data = _model_problems(sections), _data_problems(sections)
+    of_model = _model_problems(sections)
+    splits, of_data = read_data(sections)
     of_training = _training_problems(sections)
     problems += [*of_model, *of_data, *of_training]
     if not (of_model or of_data or of_training):
-        problems += _text_problems(sections) or _length_problems(sections)
+        problems += _text_problems(sections, splits) or _length_problems(sections, splits)
     if "cluster" in sections and capacity is not None:
         problems += cluster_problems(sections["cluster"], capacity)
     if problems:
@@ -170,24 +172,23 @@ def _selection_problems(prune: Any, task: Task, empty: nn.Module) -> list[Proble
     return []
 
 
-def _data_problems(sections: dict[str, Any]) -> list[Problem]:
+def read_data(sections: dict[str, Any]) -> tuple[DatasetDict | None, list[Problem]]:
+    """Return the rows, if reading them takes no download, and what is wrong with them.
+
+    Args:
+        sections: of the configuration; without a task, rows are only read.
+    """
     if "data" not in sections:
-        return []
+        return None, []
+    data = sections["data"]
+    task = make_task(sections["task"]) if "task" in sections else None
     try:
-        splits = load_splits(sections["data"], streaming=True)
+        if is_local(data):
+            return load_splits(data, task), []
+        columns = load_splits(data, streaming=True)
     except ConfigError as error:
-        return error.problems
-    if "task" not in sections:
-        return []
-    data, task = sections["data"], make_task(sections["task"])
-    problems = missing_columns(data, task, splits)
-    if problems or not is_local(data):
-        return problems
-    try:
-        load_splits(data, task)
-    except ConfigError as error:
-        return error.problems
-    return []
+        return None, error.problems
+    return None, [] if task is None else missing_columns(data, task, columns)
 
 
 def _training_problems(sections: dict[str, Any]) -> list[Problem]:
@@ -278,26 +279,26 @@ def _missing_dense(prune: Any, distill: Any) -> list[Problem]:
     return problems
 
 
-def _text_problems(sections: dict[str, Any]) -> list[Problem]:
-    """Check that the tokenizer knows the words of the text, where reading it takes no download."""
-    if not {"model", "task", "data"} <= set(sections) or not is_local(sections["data"]):
+def _text_problems(sections: dict[str, Any], splits: DatasetDict | None) -> list[Problem]:
+    """Check that the tokenizer knows the words of the text, where it was read."""
+    if not {"model", "task"} <= set(sections) or splits is None:
         return []
-    rows = load_splits(sections["data"], streaming=True)["train"]
-    columns = list(make_task(sections["task"]).columns().values())
-    return unknown_problems(rows, columns, load_tokenizer(sections["model"]))
+    columns = list(make_task(sections["task"]).text_columns().values())
+    return unknown_problems(splits["train"], columns, load_tokenizer(sections["model"]))
 
 
-def _length_problems(sections: dict[str, Any]) -> list[Problem]:
+def _length_problems(sections: dict[str, Any], splits: DatasetDict | None) -> list[Problem]:
     """Check lengths against the number of rows, where counting is cheap or nothing else can tell."""
     if not {"model", "task", "data", "train", "dense", "prune", "cluster"} <= set(sections):
         return []
     data, task, train, prune = (sections[name] for name in ("data", "task", "train", "prune"))
     task = make_task(task)
-    cheap = is_local(data) and task.row_is_example
+    cheap = splits is not None and task.row_is_example
     if not cheap and len(_units(train, prune)) == 1:
         return []
     try:
-        num_rows = num_training_examples(data, task, load_tokenizer(sections["model"]))
+        rows = (splits or load_splits(data, task))["train"]
+        num_rows = task.num_examples(rows, load_tokenizer(sections["model"]), data.num_proc)
     except ConfigError as error:
         return error.problems
     num_workers = sections["cluster"].num_workers

@@ -86,8 +86,16 @@ class Task(ABC):
         """Return the data columns it needs: configuration key -> column name."""
 
     def text_columns(self) -> dict[str, str]:
-        """Return those of the columns that must hold text in every row."""
+        """Return those of the columns that must hold text."""
         return self.columns()
+
+    def optional_columns(self) -> set[str]:
+        """Return the names of those columns of text that some rows may have nothing in."""
+        return set()
+
+    def label_columns(self) -> list[str]:
+        """Return the names of the columns that hold classes, as text or whole numbers."""
+        return []
 
     def check(self, splits: DatasetDict) -> None:  # noqa: B027  # most have no more to ask
         """Check raw rows beyond that; nothing unless a task has more to ask.

@@ -55,10 +55,8 @@ class Instruction(Task):
         prompts = {f"task.prompt.{i}": column for i, column in enumerate(self.config.prompt)}
         return {**prompts, "task.response": self.config.response}
 
-    def text_columns(self) -> dict[str, str]:
-        if len(self.config.prompt) == 1:
-            return self.columns()
-        return {"task.response": self.config.response}  # of several prompts some may be missing
+    def optional_columns(self) -> set[str]:
+        return set(self.config.prompt) if len(self.config.prompt) > 1 else set()
 
     def check(self, splits: DatasetDict) -> None:
         for name, split in splits.items():

@@ -8,10 +8,12 @@ from typer.testing import CliRunner
 
 from launch.cli.main import app
 from pipeline.errors import ConfigError
-from tests.hostile import campaigns, configuration, rendering
+from tests.hostile import campaigns, configuration, data, rendering
 from tests.hostile.case import Case
 
-KINDS = (configuration, campaigns, rendering)
+KINDS = (configuration, campaigns, rendering, data)
+
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 @pytest.mark.parametrize(

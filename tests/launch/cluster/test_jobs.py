@@ -53,7 +53,7 @@ def cli(shipped, *arguments, timeout=300, env=None):
 
 def submit(head, shipped, *overrides, **kwargs):
     path = str(shipped / "run.yaml")
-    where = ["--address", head.dashboard, "--working-dir", str(shipped)]
+    where = ["--address", head.dashboard, "--working-dir", str(shipped), "--shared", "/"]
     return cli(shipped, "submit", path, *QUICK, *overrides, *where, **kwargs)
 
 
@@ -173,14 +173,15 @@ def test_what_is_shipped_and_how_it_is_named(shipped, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_TOKEN", "a-secret")
     path = str(shipped / "run.yaml")
-    made = make_submission(path, ["train.lr=0.1"], working_dir=str(shipped), excludes=["data/"])
+    where = {"working_dir": str(shipped), "shared": ["/"]}
+    made = make_submission(path, ["train.lr=0.1"], excludes=["data/"], **where)
     assert made.entrypoint == "mgpp run run.yaml train.lr=0.1"
     assert made.runtime_env["working_dir"] == str(shipped)
     assert {".git/", ".venv/", "data/"} <= set(made.runtime_env["excludes"])
     assert made.runtime_env["env_vars"]["HF_HUB_OFFLINE"] == "1"
     assert "a-secret" not in str(made)
-    same = make_submission(path, ["train.lr=0.1"], working_dir=str(shipped))
-    other = make_submission(path, ["train.lr=0.2"], working_dir=str(shipped))
+    same = make_submission(path, ["train.lr=0.1"], **where)
+    other = make_submission(path, ["train.lr=0.2"], **where)
     assert made.name == same.name != other.name
     assert made.name.startswith("mgpp-tiny-")
 
@@ -195,7 +196,9 @@ def test_what_is_shipped_and_how_it_is_named(shipped, monkeypatch):
 )
 def test_mistakes_are_told_before_anything_is_shipped(shipped, overrides, complaint):
     with pytest.raises(ConfigError) as caught:
-        make_submission(str(shipped / "run.yaml"), overrides, working_dir=str(shipped))
+        make_submission(
+            str(shipped / "run.yaml"), overrides, working_dir=str(shipped), shared=["/"]
+        )
     assert any(str(problem).startswith(complaint) for problem in caught.value.problems)
 
 

@@ -3,6 +3,7 @@
 import itertools
 import re
 import shutil
+import sys
 
 import pytest
 import yaml
@@ -195,6 +196,36 @@ def test_a_label_column_that_is_not_in_the_data(config_file):
 def test_every_column_that_is_not_in_the_data(config_file):
     found = problems(config_file, "task.label=sentiment", "task.text=[first,second]")
     assert [line.split(":")[0] for line in found] == ["task.text.0", "task.text.1", "task.label"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        ("text,label\n" + "a good day,0\na bad day,-1\na day,1\n" * 8, "has -1, which marks rows"),
+        ("text,label\n" + "a good day,1\n" * 8, "needs at least two labels"),
+        ("text,label\n" + "a good day,1\n,0\n" * 8, "row 2 of the train data holds no text"),
+    ],
+)
+def test_rows_that_cannot_be_learned_from(config_file, tmp_path, rows, problem):
+    (tmp_path / "bad.csv").write_text(rows)
+    before = set(tmp_path.iterdir())
+    (found,) = problems(config_file, f"data.train={tmp_path / 'bad.csv'}")
+    assert problem in found
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_function_is_called_once_to_validate_it(config_file, tmp_path, monkeypatch):
+    (tmp_path / "rows_of_a_run.py").write_text(
+        "from datasets import Dataset, DatasetDict\n"
+        "calls = []\n"
+        "def load():\n"
+        "    calls.append(1)\n"
+        "    rows = {'text': ['a good day', 'a bad day'] * 16, 'label': [1, 0] * 16}\n"
+        "    return DatasetDict(train=Dataset.from_dict(rows))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    validate(str(config_file), ["data={source: function, function: 'rows_of_a_run:load'}"], None)
+    assert sys.modules.pop("rows_of_a_run").calls == [1]
 
 
 def test_a_renamed_column_is_there(config_file):
