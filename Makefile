@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+# Files in their order, long ones first; by number of tests, long files of few tests would run last, alone.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export HF_HUB_OFFLINE ?= 1
 # Hundreds of processes import the same modules: compile these once.
 unexport PYTHONDONTWRITEBYTECODE
@@ -14,15 +16,15 @@ demo: $(VENV)/demo
 	$(BIN)/mgpp run configs/demo.yaml
 
 test: lint docs
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
 
 # Units alone, for the time between two edits: no Ray, no ranks.
 quick: $(VENV)/dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not distributed and not slow and not torture and not packaging'
+	$(PYTEST) -m 'not distributed and not slow and not torture and not packaging'
 
 # Also builds the wheel and installs it into a fresh environment, with a package index at hand.
 test-all: lint docs
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not torture'
+	$(PYTEST) -m 'not torture'
 
 bench: $(VENV)/dev
 	$(BIN)/python -m tests.bench

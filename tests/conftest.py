@@ -5,6 +5,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Two files are tested at a time: threads that wait for each other on cores that are taken spin.
+os.environ["OMP_NUM_THREADS"] = "1"
 # Ray runs its workers at nice 15: beside a busy test on two cores they get next to nothing.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 

@@ -124,6 +124,7 @@ def test_the_command_names_what_is_missing(monkeypatch, capsys):
     )
 
 
+@pytest.mark.slow
 def test_the_callback_without_its_library_says_what_to_install():
     code = "import sys; sys.modules['transformers'] = None; import mgpp.integrations.transformers"
     done = run([sys.executable, "-c", code], timeout=60)
@@ -134,6 +135,7 @@ def test_the_callback_without_its_library_says_what_to_install():
     )
 
 
+@pytest.mark.slow
 def test_the_method_imports_where_nothing_else_is():
     code = (
         "import sys\n"

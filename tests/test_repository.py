@@ -30,6 +30,7 @@ def test_imports_go_one_way(package):
         assert not above, f"{path} imports {above}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [

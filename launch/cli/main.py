@@ -20,7 +20,6 @@ from launch.cli.output import (
     size_text,
     warn,
 )
-from mgpp.version import __version__
 
 app = typer.Typer(
     add_completion=False,
@@ -41,6 +40,8 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
 ) -> None:
     if version:
+        from mgpp.version import __version__  # with it comes torch: seconds, for every command
+
         typer.echo(f"mgpp {__version__}")
         raise typer.Exit
 

@@ -97,6 +97,7 @@ def false_like(mask):
     return torch.zeros_like(mask)
 
 
+@pytest.mark.slow
 def test_cells_are_kept_averaged_and_drawn(tmp_path):
     trials = [Trial(n=8, method=method, seed=0, num_steps=20) for method in ("mgpp", "gmp")]
     results = [run_and_keep(trial, tmp_path) for trial in trials]

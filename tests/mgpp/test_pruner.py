@@ -180,6 +180,7 @@ def runs(draw):
     return shapes, schedule, method, draw(st.integers(2, 5)), draw(st.integers(0, 99))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(run=runs(), cut_into=st.sampled_from([contiguous_shards, per_weight_shards]))
 def test_the_result_does_not_depend_on_the_number_of_ranks(run, cut_into):

@@ -39,6 +39,7 @@ def weights_of(trainer):
     return torch.cat([p.detach().view(-1) for p in trainer.model.parameters()])
 
 
+@pytest.mark.slow
 def test_a_resumed_training_ends_as_the_uninterrupted_one(tiny_bert, tmp_path):
     whole = PruningCallback(CONFIG)
     trainer = make_trainer(tiny_bert, tmp_path, [whole])
@@ -51,6 +52,7 @@ def test_a_resumed_training_ends_as_the_uninterrupted_one(tiny_bert, tmp_path):
     assert resumed.pruner.num_zeros() == int(resumed.pruner.num_prunable * 0.8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("best", [False, True])
 def test_sparse_transfer_keeps_the_zeros_exactly(tiny_bert, tmp_path, best):
     """Also in the checkpoints, and in the best of them."""
@@ -79,6 +81,7 @@ def test_sparse_transfer_keeps_the_zeros_exactly(tiny_bert, tmp_path, best):
     assert all(torch.equal(saved.get_parameter(name) != 0, masks[name]) for name in names)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_the_pruner_is_refused(tiny_bert, tmp_path):
     make_trainer(tiny_bert, tmp_path, []).train()
     again = make_trainer(tiny_bert, tmp_path, [PruningCallback(CONFIG)])

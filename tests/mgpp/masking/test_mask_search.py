@@ -224,6 +224,7 @@ def test_blocks(block, data, transposed, sparsity, scope):
     assert pruning.sparsity == pruning.num_pruned / total
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(
     data=st.data(),

@@ -635,6 +635,7 @@ def test_a_models_scores_do_not_depend_on_the_batches(bert):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_a_model_learns_a_few_answers(bert):
     task = make_wide()

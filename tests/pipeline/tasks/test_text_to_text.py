@@ -131,6 +131,7 @@ def test_padding_does_not_change_the_loss():
     torch.testing.assert_close(together, (alone * weights).sum() / weights.sum())
 
 
+@pytest.mark.slow
 def test_a_model_that_learned_to_copy_scores_100_and_one_that_did_not_does_not():
     tokenizer, task, model = make_tokenizer(), make_task_of(max_target_length=8), make_bart()
     splits = task.tokenize(make_splits(TEXTS, TEXTS), tokenizer, None).splits
