@@ -88,8 +88,8 @@ ALLOWED = {
     "pipeline.store": "pipeline.errors pipeline.worker_group",
     "pipeline.tracking": "pipeline.metric",
     "pipeline.reports": "mgpp pipeline.metric",
-    "pipeline.section": "mgpp",
-    "mgpp.integrations": "mgpp",
+    "pipeline.section": "mgpp pipeline.errors",
+    "mgpp.integrations": "mgpp mgpp.config",
     "mgpp": (
         "mgpp.attaching mgpp.config mgpp.coverage mgpp.duration mgpp.masking mgpp.methods mgpp.prior "
         "mgpp.prunable mgpp.pruner mgpp.schedule mgpp.sharding mgpp.version"
