@@ -44,6 +44,7 @@ SHARDED = "sharded.pt"  # the weights of an export as they load under ZeRO 3
 DAMAGED = "damaged-on-one-worker"
 
 _KV = {"num_key_value_heads": 1}
+_START = {"decoder_start_token_id": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +167,13 @@ ARCHITECTURES = {
         kind="qwen3_moe",
         task=CAUSAL,
         count=lambda c: _mixture(c, c.num_experts, c.moe_intermediate_size),
-        settings={**_KV, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12},
+        settings={
+            **_KV,
+            "head_dim": 8,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 12,
+        },
     ),
     "gpt-oss": Architecture(
         kind="gpt_oss",
@@ -182,6 +189,7 @@ ARCHITECTURES = {
             "q_lora_rank": 8,
             "kv_lora_rank": 8,
             "qk_rope_head_dim": 4,
+            "head_dim": 4,  # what is rotated
             "qk_nope_head_dim": 4,
             "v_head_dim": 8,
             "n_routed_experts": 4,
@@ -198,9 +206,9 @@ ARCHITECTURES = {
         count=_mamba2,
         settings={"num_heads": 4, "head_dim": 8, "state_size": 8, "n_groups": 1, "chunk_size": 4},
     ),
-    "t5": Architecture(kind="t5", task=TEXT, count=_t5),
+    "t5": Architecture(kind="t5", task=TEXT, count=_t5, settings=_START),
     "t5-untied": Architecture(
-        kind="t5", task=TEXT, count=_t5, settings={"tie_word_embeddings": False}
+        kind="t5", task=TEXT, count=_t5, settings={**_START, "tie_word_embeddings": False}
     ),
     "bart": Architecture(kind="bart", task=TEXT, count=_bart),
 }

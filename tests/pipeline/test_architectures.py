@@ -60,7 +60,7 @@ def test_an_architecture_is_pruned_exported_and_loads(pruned, case):
     assert before.keys() == after.keys()
     for key, tensor in after.items():
         mask = zeros.get(key, torch.zeros_like(tensor, dtype=torch.bool))
-        assert (tensor - before[key])[~mask].abs().max() < 3 * STEPS * LR, key
+        assert bool(((tensor - before[key]).abs()[~mask] < 3 * STEPS * LR).all()), key
     auto = getattr(transformers, make_task(architecture.task).auto_model)
     model = auto.from_pretrained(folder / case / "export" / "model")
     tied = config_of(architecture).tie_word_embeddings
