@@ -69,7 +69,7 @@ def trained(tmp_path_factory):
         cases=[*EXPERTS, REFUSED, *LAYOUTS],
         folder=folder,
         num_processes=2,
-        timeout=200,
+        timeout=300,
     )
 
 
