@@ -86,8 +86,8 @@ ALLOWED = {
     "pipeline.tasks": "pipeline.errors pipeline.metric pipeline.section",
     "pipeline.store": "pipeline.errors pipeline.worker_group",
     "pipeline.reports": "mgpp pipeline.metric",
-    "pipeline.section": "mgpp",
-    "mgpp.integrations": "mgpp",
+    "pipeline.section": "mgpp pipeline.errors",
+    "mgpp.integrations": "mgpp mgpp.config",
     "mgpp": (
         "mgpp.attaching mgpp.config mgpp.coverage mgpp.duration mgpp.masking mgpp.methods mgpp.prior "
         "mgpp.prunable mgpp.pruner mgpp.schedule mgpp.sharding mgpp.version"
