@@ -23,6 +23,7 @@ from pipeline.models.checkpoint_check import (
 )
 from pipeline.models.labels import follow_labels
 from pipeline.models.overrides import apply_overrides
+from pipeline.models.passed_over import gather_experts_whole
 from pipeline.models.weight_files import DamagedFileError, check_texts, integer_tensors
 from pipeline.section import Section, Share
 from pipeline.store.locations import content_sha256, resolve_path
@@ -267,6 +268,8 @@ def load_model(
             **_attention(config),
         )
         _set_padding(model, config, auto_model)
+        if zero3:
+            gather_experts_whole(model)
         return model
     # transformers looks for a live object of this class while it loads.
     sharding = HfDeepSpeedConfig(zero3) if zero3 and not config.gguf_file else None
@@ -296,6 +299,8 @@ def load_model(
             )
     _clear_notes(model, sharded=sharding is not None, dequantized=bool(config.gguf_file))
     _set_padding(model, config, auto_model)
+    if zero3:
+        gather_experts_whole(model)
     if match.new:
         notify(f"newly initialized in {config.path}: {', '.join(match.new)}")
     elif "id2label" in model_kwargs:

@@ -28,6 +28,7 @@ def fit_problems(model: Any, tokenizer: Any, task: Any) -> list[Problem]:
         *_of_lengths(model, tokenizer, task),
         *_of_padding(model, tokenizer, task),
         *_of_direction(model, task),
+        *_of_start(model),
     ]
 
 
@@ -142,5 +143,21 @@ def _of_direction(model: nn.Module, task: Any) -> list[Problem]:
             "means nothing",
             got=task.type,
             hint="use masked-lm, or model.overrides.is_decoder: true",
+        )
+    ]
+
+
+def _of_start(model: Any) -> list[Problem]:
+    """T5's configuration alone does not say it; its checkpoints do."""
+    if (
+        not model.config.is_encoder_decoder
+        or getattr(model.config, "decoder_start_token_id", None) is not None
+    ):
+        return []
+    return [
+        Problem(
+            "model.path",
+            "its configuration does not say with which token the decoder begins",
+            hint="name it in its config.json (decoder_start_token_id)",
         )
     ]

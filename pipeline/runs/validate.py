@@ -19,6 +19,7 @@ from pipeline.models.loading import (
     load_model_config,
     load_tokenizer,
 )
+from pipeline.models.passed_over import passed_over_problems
 from pipeline.pruning.one_shot import calibration_problems, prunable_layers
 from pipeline.runs.config import RunConfig, parse_sections, read_config
 from pipeline.runs.fit import fit_problems
@@ -124,6 +125,9 @@ def _model_problems(sections: dict[str, Any]) -> list[Problem]:
     problems += fit_problems(empty, tokenizer, task)
     if "train" in sections:
         problems += _frozen_problems(empty, sections["train"].freeze)
+    if {"zero", "cluster"} <= set(sections) and _trains(sections):
+        stage, num_workers = sections["zero"].stage, sections["cluster"].num_workers
+        problems += passed_over_problems(empty, stage, num_workers)
     if prune is not None:
         problems += _selection_problems(prune, make_task(task), empty)
     if distill is not None and prune is not None and prune.one_shot is not None:
@@ -200,8 +204,8 @@ def _training_problems(sections: dict[str, Any]) -> list[Problem]:
     if dense is not None and not dense.enabled:
         problems += _missing_dense(prune, sections.get("distill"))
     one_shot = prune.one_shot if prune is not None else None
-    if one_shot is not None and dense is not None and not dense.enabled:
-        return problems  # nothing is trained
+    if not _trains(sections):
+        return problems
     for key, length in (("train", train.length), ("dense", dense.length if dense else None)):
         if length is not None and length.unit == "%":
             problems.append(
@@ -221,6 +225,12 @@ def _training_problems(sections: dict[str, Any]) -> list[Problem]:
     if prune is not None and one_shot is None:
         problems += _method_problems(train, prune)
     return problems
+
+
+def _trains(sections: dict[str, Any]) -> bool:
+    """Tell whether a run trains: a one-shot method does not, the dense fine-tune before it does."""
+    prune, dense = sections.get("prune"), sections.get("dense")
+    return prune is None or prune.one_shot is None or dense is None or dense.enabled
 
 
 def _method_problems(train: Any, prune: Any) -> list[Problem]:

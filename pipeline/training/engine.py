@@ -9,7 +9,9 @@ from pydantic import Field
 
 from mgpp import grouped_parameters
 from pipeline.context import Context
+from pipeline.errors import ConfigError
 from pipeline.models.loading import ModelConfig, load_model
+from pipeline.models.passed_over import passed_over_problems
 from pipeline.pruning.config import PruneSection
 from pipeline.section import Section, Seed, Share
 from pipeline.tasks import Task
@@ -63,6 +65,7 @@ def make_engine(
         DeepSpeed's engine, in training mode.
 
     Raises:
+        ConfigError: if the model cannot be loaded or trained so.
         StageError: if a node cannot do what is asked.
     """
     import deepspeed
@@ -85,6 +88,9 @@ def make_engine(
         workers=context.workers,
         notify=_notes(context),
     )
+    problems = passed_over_problems(model, zero.stage, context.workers.world_size)
+    if problems:
+        raise ConfigError(problems)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     freeze(model, config.freeze)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mgpp import Pruner, PruningSchedule, transposed_weights
-from mgpp.backends.deepspeed import attach, training_state
+from mgpp.backends.deepspeed import attach, clear_gradients, training_state
 from pipeline.context import Context
 from pipeline.errors import ConfigError, Problem, StageError
 from pipeline.models.loading import ModelConfig, load_tokenizer
@@ -222,6 +222,7 @@ def train_step(run: _Run, batches: Iterator[dict[str, Tensor]]) -> bool:
     drawn = (run.config.seed * 1_000_003 + run.done.batches) * 65_537 + run.workers.rank
     torch.manual_seed(drawn % 2**64)
     skipped = run.engine.skipped_steps
+    clear_gradients(run.engine)
     micro_batches = [next(batches) for _ in range(run.plan.accumulation)]
     all_weights = weigh(run.task, micro_batches, run.workers)
     for batch, weights in zip(micro_batches, all_weights, strict=True):

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from transformers import BartForConditionalGeneration
 
 from pipeline.errors import ConfigError
 from pipeline.models.loading import ModelConfig, load_model
@@ -252,8 +253,104 @@ def test_a_decoder_that_classifies_is_told_what_padding_is(tmp_path):
     assert torch.allclose(logits[1], alone[0], atol=1e-5)
 
 
-def load(folder: Path, id2label: dict[int, str] | None = None):
-    kwargs = {"num_labels": 2, "id2label": id2label or {0: "a", 1: "b"}}
+@pytest.fixture(scope="module")
+def decoders(tmp_path_factory):
+    """A folder a family, written as it is asked for."""
+    root = tmp_path_factory.mktemp("decoders")
+
+    def folder(kind: str) -> Path:
+        if not (root / kind).exists():
+            tiny.write_decoder(kind, root / kind)
+        return root / kind
+
+    return folder
+
+
+def test_a_tokenizer_that_does_not_know_the_text(good, tiny_bert, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_bert, folder)
+    tiny.sequence_tokenizer().save_pretrained(folder)
+    assert only_line(good, f"model.path={folder}").startswith(
+        "model.path: its tokenizer does not know 100% of the training text's tokens (<unk>)"
+    )
+
+
+def test_tokens_beyond_the_embedding(good, tiny_bert, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_bert, folder)
+    words = [*tiny.DAY_WORDS, "more"]
+    tiny.word_tokenizer(
+        words, unknown="[UNK]", unk_token="[UNK]", pad_token="[PAD]"
+    ).save_pretrained(folder)
+    number = len(tiny.DAY_WORDS)
+    assert only_line(good, f"model.path={folder}").startswith(
+        f"model.path: its tokenizer has token {number} ('more'), but the model embeds only {number}"
+    )
+
+
+def test_texts_longer_than_the_decoder_has_positions_for(good, tmp_path):
+    tokenizer = tiny.word_tokenizer(
+        tiny.DAY_WORDS, unknown="[UNK]", unk_token="[UNK]", pad_token="[PAD]"
+    )
+    tokenizer.save_pretrained(tmp_path)
+    tiny.model(
+        BartForConditionalGeneration,
+        vocab_size=len(tiny.DAY_WORDS),
+        max_position_embeddings=16,
+        pad_token_id=0,
+    ).save_pretrained(tmp_path)
+    task = "task={type: text-to-text, source: text, target: text, max_length: 16}"
+    assert only_line(good, f"model.path={tmp_path}", task) == (
+        "task.max_target_length: the model has positions for 16 tokens, got 128"
+    )
+
+
+def test_padding_that_the_model_takes_for_another_token(good, decoders, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(decoders("llama"), folder)
+    settings(pad_token_id=5)(folder)
+    said = only_line(good, f"model.path={folder}")
+    assert said.startswith("model.path: its tokenizer pads with token 1, the model takes 5 for")
+    assert said.endswith("set model.overrides.pad_token_id: 1")
+
+
+def test_a_tokenizer_with_nothing_to_pad_with(good, decoders, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(decoders("gpt2"), folder)
+    tiny.word_tokenizer(tiny.DECODER_WORDS, unknown="[UNK]", unk_token="[UNK]").save_pretrained(
+        folder
+    )
+    assert only_line(good, f"model.path={folder}").startswith(
+        "model.path: its tokenizer has neither a padding nor an end-of-text token to pad rows with"
+    )
+
+
+def test_fewer_layers_than_another_setting_lists(good, decoders):
+    folder = decoders("qwen2")
+    said = only_line(good, f"model.path={folder}", "model.overrides.num_hidden_layers=2")
+    assert said.startswith("model.overrides.layer_types: a list of 3 does not go with 2 layers")
+
+
+def test_weights_of_a_teacher_are_checked_too(good, tiny_bert, tmp_path):
+    folder = tmp_path / "teacher"
+    shutil.copytree(tiny_bert, folder)
+    changed(lambda t: {n: x for n, x in t.items() if ".layer.1." not in n})(folder)
+    assert only_line(good, f"distill.teacher={folder}").startswith(
+        f"distill.teacher: '{folder}' lacks 16 weights, the first bert.encoder.layer.1."
+    )
+
+
+def test_a_model_that_was_trained_must_have_its_head(tiny_bert):
+    with pytest.raises(ConfigError, match=r"lacks .* of the model; none may be new"):
+        load(Path(tiny_bert), new_head=False)
+
+
+def load(folder: Path, id2label: dict[int, str] | None = None, *, new_head: bool = True):
     return load_model(
-        ModelConfig(path=str(folder)), CLASSIFIER, model_kwargs=kwargs, dtype=torch.float32, seed=0
+        ModelConfig(path=str(folder)),
+        CLASSIFIER,
+        model_kwargs={"num_labels": 2, "id2label": id2label or {0: "a", 1: "b"}},
+        dtype=torch.float32,
+        seed=0,
+        new_head=new_head,
     ).eval()

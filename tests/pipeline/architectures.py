@@ -17,9 +17,10 @@ import transformers
 from datasets import Dataset, DatasetDict
 
 from pipeline.context import Context
+from pipeline.errors import ConfigError
 from pipeline.export.checkpoint import ExportConfig, export_model, read_weights
-from pipeline.models.loading import ModelConfig, load_tokenizer
-from pipeline.models.weights import WEIGHTS_FILE
+from pipeline.models.loading import ModelConfig, load_model, load_tokenizer
+from pipeline.models.weights import WEIGHTS_FILE, full_state_dict
 from pipeline.pruning.config import PruneSection
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import make_task
@@ -27,7 +28,7 @@ from pipeline.tasks.causal_lm import CausalLMConfig
 from pipeline.tasks.masked_lm import MaskedLMConfig
 from pipeline.tasks.text_to_text import TextToTextConfig
 from pipeline.training.config import TrainConfig
-from pipeline.training.deepspeed import ZeroConfig
+from pipeline.training.deepspeed import ZeroConfig, deepspeed_config
 from pipeline.training.loop import train
 from pipeline.worker_group import WorkerGroup
 from tests import tiny
@@ -39,8 +40,11 @@ TEXT = TextToTextConfig(type="text-to-text", source="a", target="b")
 WORDS = ["<pad>", "<end>", "[UNK]", "[MASK]", *(f"w{i}" for i in range(28))]
 SPARSITY, STEPS, LR = 0.8, 5, 1e-4
 STAGES = (2, 3)
+SHARDED = "sharded.pt"  # the weights of an export as they load under ZeRO 3
+DAMAGED = "damaged-on-one-worker"
 
 _KV = {"num_key_value_heads": 1}
+_START = {"decoder_start_token_id": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +167,13 @@ ARCHITECTURES = {
         kind="qwen3_moe",
         task=CAUSAL,
         count=lambda c: _mixture(c, c.num_experts, c.moe_intermediate_size),
-        settings={**_KV, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12},
+        settings={
+            **_KV,
+            "head_dim": 8,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 12,
+        },
     ),
     "gpt-oss": Architecture(
         kind="gpt_oss",
@@ -179,6 +189,7 @@ ARCHITECTURES = {
             "q_lora_rank": 8,
             "kv_lora_rank": 8,
             "qk_rope_head_dim": 4,
+            "head_dim": 4,  # what is rotated
             "qk_nope_head_dim": 4,
             "v_head_dim": 8,
             "n_routed_experts": 4,
@@ -195,9 +206,9 @@ ARCHITECTURES = {
         count=_mamba2,
         settings={"num_heads": 4, "head_dim": 8, "state_size": 8, "n_groups": 1, "chunk_size": 4},
     ),
-    "t5": Architecture(kind="t5", task=TEXT, count=_t5),
+    "t5": Architecture(kind="t5", task=TEXT, count=_t5, settings=_START),
     "t5-untied": Architecture(
-        kind="t5", task=TEXT, count=_t5, settings={"tie_word_embeddings": False}
+        kind="t5", task=TEXT, count=_t5, settings={**_START, "tie_word_embeddings": False}
     ),
     "bart": Architecture(kind="bart", task=TEXT, count=_bart),
 }
@@ -283,6 +294,46 @@ def prune(case: str, folder: Path) -> None:
             output=output / "export",
         )
     dist.barrier()
+    if stage == "3":
+        state = full_state_dict(
+            load_sharded(name, output / "export" / "model"), workers, partitioned=True
+        )
+        if workers.is_main:
+            torch.save(state, output / SHARDED)
+
+
+def load_sharded(name: str, folder: Path) -> Any:
+    """Load a model as it is under ZeRO 3."""
+    settings = deepspeed_config(
+        ZeroConfig(stage=3, bucket_elements=10_000),
+        micro_batch_size=1,
+        accumulation=1,
+        gradient_clipping=None,
+        on_gpu=False,
+    )
+    return load_model(
+        ModelConfig(path=str(folder)),
+        make_task(ARCHITECTURES[name].task).auto_model,
+        model_kwargs={},
+        dtype=torch.float32,
+        seed=1,
+        zero3=settings,
+        new_head=False,
+        workers=WorkerGroup.current(),
+    )
+
+
+def load_damaged(folder: Path) -> None:
+    """Load a model of which the second worker's files are damaged, and write what each worker says."""
+    workers, mine = WorkerGroup.current(), folder / f"{DAMAGED}-{dist.get_rank()}"
+    write_model("bert", mine)
+    if not workers.is_main:
+        (mine / "model.safetensors").write_bytes(b"")
+    try:
+        load_sharded("bert", mine)
+    except ConfigError as error:
+        (mine / "said.txt").write_text(str(error))
+    dist.barrier()
 
 
 _CARD: dict[str, Any] = {
@@ -306,4 +357,5 @@ def main(name: str) -> None:
     folder = Path(name)
     dist.init_process_group("gloo")
     load_tokenizer(ModelConfig(path=str(folder / "tokenizer")))
-    run_cases(folder, {case: partial(prune, case, folder) for case in CASES}, seconds=120)
+    cases = {case: partial(prune, case, folder) for case in CASES}
+    run_cases(folder, {DAMAGED: partial(load_damaged, folder), **cases}, seconds=120)
