@@ -32,7 +32,7 @@ def pruned(request, tmp_path_factory):
     asked = {
         item.callspec.params["case"]
         for item in request.session.items
-        if "pruned" in item.fixturenames and hasattr(item, "callspec")
+        if item.path == request.path and hasattr(item, "callspec")
     }
     return launch_cases(
         "tests.pipeline.architectures",

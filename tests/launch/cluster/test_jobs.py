@@ -12,6 +12,7 @@ from launch.cluster.jobs import make_submission
 from pipeline.errors import ConfigError
 from pipeline.store.artifacts import open_artifact
 from tests.launch.ray_head import ray_head
+from tests.launch.runs import HUNG
 from tests.processes import MGPP, free_port, run
 
 distributed = pytest.mark.distributed
@@ -96,7 +97,7 @@ def test_a_running_job_is_attached_to_stopped_and_gone_on_with(head, shipped):
     assert begun.returncode == 0, begun.stderr
     job = json.loads(begun.stdout)["job"]
     runs = shipped.parent / "cluster-runs"
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + HUNG
     while not list(runs.glob("prune-*/checkpoints/step-*/_DONE.json")):
         assert time.monotonic() < deadline, cli(
             shipped, "logs", job, "--address", head.dashboard
@@ -116,7 +117,7 @@ def test_a_running_job_is_attached_to_stopped_and_gone_on_with(head, shipped):
     shorter = submit(head, shipped, *longer, "--detach", "--json")
     resumed = json.loads(shorter.stdout)["job"]
     assert resumed == job.removesuffix("1") + "2"
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + HUNG
     while "resuming from the checkpoint of step" not in (
         log := cli(shipped, "logs", resumed, "--address", head.dashboard).stdout
     ):
