@@ -30,6 +30,7 @@ for batch in batches:
     accelerator.backward(model(**batch).loss)
     optimizer.step()
     optimizer.zero_grad()
+sparsity = pruner.finish()
 torch.save(pruner.state_dict(), path)
 
-print(f"{pruner.num_zeros():,} prunable weights are zero: {pruner.sparsity:.2%}")
+print(f"{sparsity:.2%} of {pruner.num_prunable:,} prunable weights are zero")

@@ -44,8 +44,8 @@ pruner = mgpp.attach(engine, config, num_steps, num_examples)
 for batch in batches:
     engine.backward(engine(**batch).loss)
     engine.step()
+sparsity = pruner.finish()  # counted over all ranks, so all call it
 torch.save(pruner.state_dict(), f"{path}-{rank}")  # every rank its own
 
-zeros = pruner.num_zeros()  # counted over all ranks, so all call it
 if rank == 0:
-    print(f"{zeros:,} prunable weights are zero: {pruner.sparsity:.2%}")
+    print(f"{sparsity:.2%} of {pruner.num_prunable:,} prunable weights are zero")

@@ -44,8 +44,10 @@ for batch in batches:
     model(**batch).loss.backward()
     optimizer.step()
     optimizer.zero_grad()
+sparsity = pruner.finish()
 torch.save(pruner.state_dict(), path)
 
 weights = [dict(model.named_parameters())[name] for name in mgpp.select_prunable(model)]
 zeros, total = sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)
-print(f"{zeros:,} of {total:,} prunable weights are zero: {zeros / total:.2%}")
+assert sparsity == zeros / total
+print(f"{zeros:,} of {total:,} prunable weights are zero: {sparsity:.2%}")

@@ -28,4 +28,4 @@ trainer = Trainer(model=model, args=arguments, train_dataset=dataset, callbacks=
 trainer.train()
 
 pruner = callback.pruner
-print(f"{pruner.num_zeros():,} prunable weights are zero: {pruner.sparsity:.2%}")
+print(f"{pruner.num_zeros():,} prunable weights are zero: {pruner.sparsity():.2%}")

@@ -6,6 +6,7 @@ DeepSpeed ZeRO.
 
 from mgpp.attaching import attach, grouped_parameters, parameter_groups
 from mgpp.config import PruningConfig
+from mgpp.coverage import Coverage, coverage_of
 from mgpp.duration import Duration
 from mgpp.masking.allocation import Allocation, Placement
 from mgpp.methods import (
@@ -45,6 +46,7 @@ __all__ = [
     "PLATON",
     "Allocation",
     "Collectives",
+    "Coverage",
     "Duration",
     "MGPPSaliency",
     "Method",
@@ -65,6 +67,7 @@ __all__ = [
     "__version__",
     "add_prior_grad_",
     "attach",
+    "coverage_of",
     "grouped_parameters",
     "log_prior",
     "make_method",

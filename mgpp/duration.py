@@ -3,7 +3,8 @@
 import re
 
 ALLOWED = "allowed are steps (500), epochs ('2ep') or a share of all steps ('10%')"
-_PATTERN = re.compile(r"^(?P<value>\d+(\.\d+)?)(?P<unit>ep|%)?$")
+_PATTERN = re.compile(r"^(?P<value>[0-9]+(\.[0-9]+)?)(?P<unit>ep|%)?$")
+_LONGEST = 2**53  # steps and epochs; whole numbers are exact as floats up to it
 
 
 class Duration:
@@ -26,6 +27,8 @@ class Duration:
             raise ValueError(f"not a length; {ALLOWED}")
         self.text: str = text
         self.value = float(match["value"])
+        if self.value > _LONGEST:
+            raise ValueError(f"longer than {_LONGEST}; {ALLOWED}")
         self.unit = match["unit"] or "steps"
 
     def steps(self, *, steps_per_epoch: int | None, num_steps: int | None = None) -> int:

@@ -8,8 +8,8 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-_N_OF_M = re.compile(r"^([1-9]\d*):([1-9]\d*)$")
-_BLOCKS = re.compile(r"^([1-9]\d*)x([1-9]\d*)$")
+_N_OF_M = re.compile(r"^([1-9][0-9]*):([1-9][0-9]*)$")
+_BLOCKS = re.compile(r"^([1-9][0-9]*)x([1-9][0-9]*)$")
 _ALLOWED = 'allowed are N:M ("2:4": 2 of every 4 inputs stay) and blocks of ROWSxCOLUMNS ("32x1")'
 
 
@@ -100,18 +100,19 @@ def tiling_of(pattern: Pattern, name: str, shape: tuple[int, ...], *, transposed
     Args:
         pattern: N:M or blocks.
         name: of the weight, for errors.
-        shape: of the whole weight, as it is stored.
-        transposed: whether it is stored inputs first, as `Conv1D` does.
+        shape: of the whole weight, as it is stored; of three dimensions it is a stack of matrices.
+        transposed: whether matrices are stored inputs first, as `Conv1D` does.
 
     Raises:
         ValueError: if the weight is no matrix, or is not divisible.
     """
-    if len(shape) != 2:
+    if len(shape) not in (2, 3):
         raise ValueError(
             f"pattern: {name} has shape {shape}, and only matrices have rows of outputs and columns of "
             "inputs; exclude it, or leave the pattern out"
         )
-    outputs, inputs = reversed(shape) if transposed else shape
+    height, width = shape[-2:]
+    outputs, inputs = (width, height) if transposed else (height, width)
     rows, columns = (
         (1, pattern.of) if isinstance(pattern, NofM) else (pattern.rows, pattern.columns)
     )
@@ -125,4 +126,4 @@ def tiling_of(pattern: Pattern, name: str, shape: tuple[int, ...], *, transposed
         rows, columns = columns, rows
     if isinstance(pattern, NofM) and not transposed:
         return Tiling(span=pattern.of, rows=pattern.of, columns=1)  # a group is a span of its own
-    return Tiling(span=rows * shape[1], rows=rows, columns=columns)
+    return Tiling(span=rows * width, rows=rows, columns=columns)

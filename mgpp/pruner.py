@@ -1,7 +1,8 @@
 """The lifecycle of pruning: what is done to the shards before and after each optimizer step."""
 
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from mgpp.sharding.bitmask import (
     all_kept,
     count_bits,
     pack_bits,
+    slice_bits,
     unpack_bits,
     zero_where_not_,
 )
@@ -115,12 +117,18 @@ class Pruner:
         self.step = 0
         self.last_pruning: Pruning | None = None
         check_coverage(self.shards, self.full_numels, self.collectives)
-        check_scope(method, placement or Placement())
-        self.allocation = Allocation(placement or Placement(), full_shapes, schedule, transposed)
+        placement = placement or Placement()
+        check_scope(method, placement)
+        self._settings = {
+            "method": method.name,
+            **{k: dict(v) if isinstance(v, Mapping) else v for k, v in vars(placement).items()},
+            **asdict(schedule),
+        }
+        self.allocation = Allocation(placement, full_shapes, schedule, transposed)
         self._mask_search = MaskSearch(self.shards, self.allocation, self.collectives)
         self._keep = [all_kept(shard.numel, shard.flat.device) for shard in self.shards]
         self._position = {id(shard): i for i, shard in enumerate(self.shards)}
-        method.num_matrices, method.kept = len(self.names), self.mask
+        method.num_matrices, method.kept = len(self.allocation.names), self.mask
         # Schedulers of torch note the peak there, and may have set the rate of the first step already.
         method.begin(float(self.group.get("initial_lr", self.group["lr"])))
         if schedule.is_fixed_mask:
@@ -132,9 +140,50 @@ class Pruner:
         return sum(self.full_numels)
 
     @property
-    def sparsity(self) -> float:
-        """Share of the prunable weights that the current mask prunes, over all ranks."""
+    def mask_sparsity(self) -> float:
+        """Share of the prunable weights that the last mask prunes, over all ranks.
+
+        Until the mask is fixed, at prune_end, its weights train on between two prunings: the model holds
+        fewer zeros, or none. `sparsity` counts them.
+        """
         return self.last_pruning.sparsity if self.last_pruning else 0.0
+
+    def sparsity(self) -> float:
+        """Count the share of the prunable weights that are zero at this moment; all ranks call."""
+        return self.num_zeros() / self.num_prunable
+
+    def finish(self) -> float:
+        """Make sure at the end of the training that the model is as sparse as its schedule says.
+
+        Returns:
+            The counted share of the prunable weights that are zero. All ranks call.
+
+        Raises:
+            RuntimeError: if the training ended before the last pruning, which fixes the mask, or weights
+                that were pruned are not zero.
+        """
+        zeros, schedule = self.num_zeros(), self.schedule
+        count = f"{zeros} of {self.num_prunable} prunable weights are zero"
+        if self.step <= schedule.prune_end:
+            raise RuntimeError(
+                f"the training ended after {self.step} optimizer steps, before the last pruning, in step "
+                f"{schedule.prune_end} of {schedule.num_steps}: {count}, and nothing keeps them so. "
+                "Train for all the steps that were announced, or announce fewer: num_steps counts "
+                "optimizer steps, not the batches they are accumulated of. After a resume, load the "
+                "pruner's state"
+            )
+        if self.last_pruning and zeros < self.last_pruning.num_pruned:
+            raise RuntimeError(
+                f"{self.last_pruning.num_pruned} weights were pruned, but {count}: they were changed "
+                "after the optimizer's steps, or another model was loaded into them"
+            )
+        if self.step < schedule.num_steps:
+            warnings.warn(
+                f"the training ended after {self.step} of {schedule.num_steps} announced optimizer "
+                "steps: the mask is final, but it was fine-tuned for fewer steps than planned",
+                stacklevel=2,
+            )
+        return zeros / self.num_prunable
 
     def before_update(self, shards: Iterable[Shard]) -> None:
         """Let the method change the gradients of shards that are about to be updated."""
@@ -193,9 +242,10 @@ class Pruner:
         return _hexadecimal(self.collectives.sum([self._local_hash()])[0])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return this rank's state: step, last pruning, packed masks, what the method keeps."""
+        """Return this rank's state: step, settings, last pruning, packed masks, what the method keeps."""
         return {
             "step": self.step,
+            "settings": dict(self._settings),
             "last_pruning": vars(self.last_pruning).copy() if self.last_pruning else None,
             "masks": [
                 {
@@ -219,9 +269,16 @@ class Pruner:
             state: as `state_dict` gave it; `masks` may be any iterable of such entries.
 
         Raises:
-            ValueError: if the saved masks do not cover these shards.
+            ValueError: if it was saved under another method, schedule or placement, or the saved masks do
+                not cover these shards.
             RuntimeError: if the restored masks are not those that were saved.
         """
+        if "settings" not in state:
+            raise ValueError(
+                "this is no state of a pruner, or one of another version of mgpp: give what `state_dict` "
+                "returned"
+            )
+        self._check_settings(state["settings"])
         places = {shard.name: i for i, shard in enumerate(self.shards)}
         missing = [shard.numel for shard in self.shards]
         for saved in state["masks"]:
@@ -245,6 +302,18 @@ class Pruner:
             raise RuntimeError(
                 f"the restored masks have the hash {found}, those of the last pruning had "
                 f"{self.last_pruning.mask_hash}: are they of the same step?"
+            )
+
+    def _check_settings(self, saved: Mapping[str, Any]) -> None:
+        other = [
+            f"{name} {saved.get(name)!r} (here {ours!r})"
+            for name, ours in self._settings.items()
+            if saved.get(name) != ours
+        ]
+        if other:
+            raise ValueError(
+                f"the pruner's state was saved with {', '.join(other)}: resume with the settings the "
+                "run began with"
             )
 
     def _take_mask(self, place: int, saved: dict[str, Any]) -> int:
@@ -319,8 +388,11 @@ class Pruner:
         if self.last_pruning is None or cuts is None or not all(cuts.values()):
             return {}
         counts = torch.zeros(NUM_BINS, dtype=torch.int64, device=self.collectives.device)
-        for shard, keep in zip(self.shards, self._keep, strict=True):
-            counts.add_(displacement_counts(shard, keep, cuts[shard.index]).to(counts.device))
+        parts, places = self.allocation.matrices.split(self.shards, self.allocation.numels)
+        for shard, keep, place in zip(self.shards, self._keep, places, strict=True):
+            for part in parts[place.start : place.stop]:
+                bits = slice_bits(keep, part.start - shard.start, part.numel)
+                counts.add_(displacement_counts(part, bits, cuts[part.index]).to(counts.device))
         self.collectives.all_reduce(counts)
         if not counts.sum():
             return {}
@@ -367,6 +439,22 @@ class Pruner:
         packed = self._keep[position].split(CHUNK // 8)
         for chunk, bits in zip(self.shards[position].chunks(), packed, strict=True):
             zero_where_not_(chunk, unpack_bits(bits, chunk.numel()).to(torch.int32))
+
+
+def claim(optimizer: Any, weights: Iterable[Tensor], pruner: Pruner) -> None:
+    """Note on an optimizer which of its weights a pruner prunes: its hooks stay for good.
+
+    Raises:
+        ValueError: if another one prunes some of them already.
+    """
+    claimed: dict[int, Pruner] = vars(optimizer).setdefault("_mgpp_pruners", {})
+    mine = {id(weight) for weight in weights}
+    if mine & set(claimed):
+        raise ValueError(
+            "these weights are pruned already under this optimizer: attach once, and make a new "
+            "optimizer to prune again"
+        )
+    claimed.update(dict.fromkeys(mine, pruner))
 
 
 def _hexadecimal(hash_: int) -> str:

@@ -35,6 +35,10 @@ class PruningSchedule:
     initial_sparsity: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.num_steps != int(self.num_steps):
+            raise ValueError(
+                f"num_steps must be a whole number of optimizer steps, got {self.num_steps!r}"
+            )
         for name in ("initial_sparsity", "final_sparsity"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)!r}")

@@ -1,9 +1,11 @@
 """Settings as dataclass fields that carry their description and limits."""
 
 import inspect
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import MISSING, Field, field, fields
+from numbers import Real
 from typing import Any, TypeVar
 
 _Class = TypeVar("_Class")
@@ -51,6 +53,18 @@ def documented(cls: type[_Class]) -> type[_Class]:
     return cls
 
 
+def check_number(name: str, value: Any, *, whole: bool = False) -> None:
+    """Check that a setting is a number: no boolean, no text, finite, and with `whole` a whole one.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    if whole and value % 1:
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+
+
 def check_limits(instance: Any) -> None:
     """Check the settings of a dataclass against their limits.
 
@@ -59,6 +73,11 @@ def check_limits(instance: Any) -> None:
     """
     for entry in fields(instance):
         value, limits = getattr(instance, entry.name), entry.metadata
+        limited = value is not None and not _LIMITS.keys().isdisjoint(limits)
+        if limited:
+            check_number(entry.name, value, whole=entry.type is int)
         for key, (within, words) in _LIMITS.items():
-            if value is not None and key in limits and not within(value, limits[key]):
-                raise ValueError(f"{entry.name} must be {words} {limits[key]}, got {value!r}")
+            if limited and key in limits and not within(value, limits[key]):
+                share = limits.get("ge") == 0 and 1 < value <= 100
+                hint = f"; it is a share: {value:g}% is {value / 100:g}" if share else ""
+                raise ValueError(f"{entry.name} must be {words} {limits[key]}, got {value!r}{hint}")

@@ -13,6 +13,9 @@ _FROM_STORAGE = {
 _FROM_WRITERS = ("PytorchStreamWriter", "unexpected pos", "I/O error")
 
 
+_LONGEST = 300  # characters of a key or a value that are written out
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing that is wrong with what a user gave. It is written out by `str`, and nowhere else.
@@ -34,11 +37,12 @@ class Problem:
     where: str = ""
 
     def __str__(self) -> str:
-        got = [] if self.got is ... else [f"got {self.got!r}"]
+        """One line, whatever the key and the value hold."""
+        got = [] if self.got is ... else [f"got {_short(repr(self.got))}"]
         said = ", ".join([*filter(None, [self.why]), *got])
         allowed = f"allowed are {', '.join(map(str, self.allowed))}" if self.allowed else ""
         body = "; ".join(filter(None, [said, allowed, self.hint]))
-        return ": ".join(filter(None, [self.where, self.key, body]))
+        return _printable(": ".join(filter(None, [self.where, _short(self.key), body])))
 
     def within(self, where: str) -> "Problem":
         """Return the problem with the configuration named that it is of."""
@@ -48,6 +52,17 @@ class Problem:
         """Return it for other programs: the attributes that are given."""
         words = {n: v for n, v in vars(self).items() if n != "got" and v}
         return words if self.got is ... else {**words, "got": self.got}
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def _printable(text: str) -> str:
+    """Return text with line breaks and other control characters written as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class SettingError(ValueError):

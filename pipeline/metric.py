@@ -7,6 +7,11 @@ ABSENT = "n/a"
 _LARGEST = 1e12  # in full; e^700 has 305 digits
 
 
+def defined(value: float | None) -> float | None:
+    """Return a figure as JSON can hold it: None if it is no number, such as a constant's correlation."""
+    return value if value is not None and math.isfinite(value) else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Metric:
     """One figure that models are scored by.

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,12 @@ class WorkerGroup:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
         return [float(value) for value in tensor.tolist()]
+
+    def total(self, values: Tensor) -> Tensor:
+        """Return a tensor on `device` summed over the workers; it is summed in place."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
 
     def gather(self, value: Any) -> list[Any] | None:
         """Return every worker's value in rank order on the main worker, None elsewhere."""

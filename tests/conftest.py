@@ -1,5 +1,6 @@
 """For all tests: a tiny BERT, storage as users have it, and ranks only where a test is marked."""
 
+import csv
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
@@ -15,6 +16,7 @@ import pytest
 
 from tests.object_storage import s3_server
 from tests.processes import forbid_ranks
+from tests.tiny import BAD, GOOD
 
 
 @pytest.hookimpl(wrapper=True)
@@ -34,6 +36,31 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-bert")
     tiny.write_bert(folder, tiny.DAY_WORDS, intermediate_size=32, max_position_embeddings=32)
     return folder
+
+
+@pytest.fixture(scope="session")
+def words_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CSV with the columns `text` and `label`: 48 rows, as many of each label."""
+    path = tmp_path_factory.mktemp("words") / "words.csv"
+    pairs = [(f"a {word} day", label) for label, words in enumerate((BAD, GOOD)) for word in words]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows(pairs * 3)
+    return path
+
+
+@pytest.fixture(scope="session")
+def datasets_cache(tmp_path_factory: pytest.TempPathFactory):
+    """Send what `datasets` keeps of read files to a temporary folder."""
+    import datasets
+
+    folder = str(tmp_path_factory.mktemp("datasets-cache"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+        datasets.disable_progress_bars()
+        yield Path(folder)
+        datasets.enable_progress_bars()
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ FLOORS = [
     "mgpp.attaching",
     "mgpp.backends",
     "mgpp.config",
-    "mgpp.pruner",
+    "mgpp.coverage mgpp.pruner",
     "mgpp.masking",
     "mgpp.methods",
     "mgpp.sharding",
@@ -57,7 +57,8 @@ ALLOWED = {
     ),
     "launch.cluster": "pipeline.campaigns pipeline.errors pipeline.runs pipeline.section",
     "pipeline.campaigns": (
-        "pipeline.errors pipeline.metric pipeline.reports pipeline.runs pipeline.section"
+        "pipeline.errors pipeline.metric pipeline.reports pipeline.runs pipeline.section "
+        "pipeline.store"
     ),
     "pipeline.runs": (
         "mgpp mgpp.masking mgpp.sharding pipeline.context pipeline.data pipeline.errors "
@@ -66,10 +67,10 @@ ALLOWED = {
         "pipeline.training pipeline.worker_group"
     ),
     "pipeline.evaluation": (
-        "pipeline.context pipeline.models pipeline.section pipeline.tasks "
+        "pipeline.context pipeline.metric pipeline.models pipeline.section pipeline.tasks "
         "pipeline.training pipeline.worker_group"
     ),
-    "pipeline.export": "pipeline.errors pipeline.models pipeline.section",
+    "pipeline.export": "mgpp pipeline.errors pipeline.models pipeline.section",
     "pipeline.training": (
         "mgpp mgpp.backends pipeline.context pipeline.errors pipeline.models "
         "pipeline.pruning pipeline.section pipeline.store pipeline.tasks pipeline.tracking "
@@ -85,11 +86,12 @@ ALLOWED = {
     "pipeline.context": "pipeline.store pipeline.tracking pipeline.worker_group",
     "pipeline.tasks": "pipeline.errors pipeline.metric pipeline.section",
     "pipeline.store": "pipeline.errors pipeline.worker_group",
+    "pipeline.tracking": "pipeline.metric",
     "pipeline.reports": "mgpp pipeline.metric",
-    "pipeline.section": "mgpp",
-    "mgpp.integrations": "mgpp",
+    "pipeline.section": "mgpp pipeline.errors",
+    "mgpp.integrations": "mgpp mgpp.config",
     "mgpp": (
-        "mgpp.attaching mgpp.config mgpp.duration mgpp.masking mgpp.methods mgpp.prior "
+        "mgpp.attaching mgpp.config mgpp.coverage mgpp.duration mgpp.masking mgpp.methods mgpp.prior "
         "mgpp.prunable mgpp.pruner mgpp.schedule mgpp.sharding mgpp.version"
     ),
     "mgpp.attaching": "mgpp.backends mgpp.config mgpp.prunable mgpp.pruner",
@@ -97,8 +99,9 @@ ALLOWED = {
     "mgpp.config": (
         "mgpp.duration mgpp.masking mgpp.methods mgpp.prunable mgpp.schedule mgpp.settings"
     ),
+    "mgpp.coverage": "mgpp.prunable",
     "mgpp.pruner": "mgpp.masking mgpp.methods mgpp.schedule mgpp.sharding",
-    "mgpp.masking": "mgpp.methods mgpp.pattern mgpp.schedule mgpp.sharding",
+    "mgpp.masking": "mgpp.methods mgpp.pattern mgpp.schedule mgpp.settings mgpp.sharding",
     "mgpp.methods": "mgpp.pattern mgpp.prior mgpp.schedule mgpp.settings mgpp.sharding",
     "mgpp.prior": "mgpp.prior_kernel",
 }

@@ -152,6 +152,8 @@ DECODERS: Mapping[str, dict[str, Any]] = {
     "falcon": {"alibi": False},
     "bloom": {},
     "gptj": {"rotary_dim": 2},
+    "mixtral": {**_LLAMA, "head_dim": 4, "num_local_experts": 4},
+    "gpt_oss": {**_LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2},
 }
 
 

@@ -39,6 +39,10 @@ def submit(
         list[str] | None,
         typer.Option(help="Pattern of files not to ship, as in .gitignore; repeatable."),
     ] = None,
+    shared: Annotated[
+        list[str] | None,
+        typer.Option(help="Folder that all nodes have, under the same path; repeatable."),
+    ] = None,
     detach: Annotated[
         bool, typer.Option("--detach", help="Return at once instead of following the job.")
     ] = False,
@@ -57,6 +61,7 @@ def submit(
             command="campaign" if campaign else "run",
             working_dir=working_dir,
             excludes=exclude or [],
+            shared=shared or [],
         )
         client = jobs.connect(address)
         job, was_there = jobs.submit(client, submission)

@@ -18,6 +18,7 @@ from launch.cli.output import (
     reported_errors,
     screen,
     size_text,
+    warn,
 )
 
 app = typer.Typer(
@@ -77,6 +78,7 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
         if not as_json:
             screen().print(_table(summary, result.artifacts, make_task(settings.task)))
             typer.echo(_next_steps(summary, make_task(settings.task), config, settings))
+            warn(summary["warnings"])
         emit(summary)
 
 
@@ -85,6 +87,7 @@ def validate(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = 
     """Check a configuration, its model, its data and whether its workers fit; start nothing."""
     with reported_errors(as_json) as emit:
         from launch.cluster.connect import local_capacity
+        from pipeline.runs.coverage import planned_coverage
         from pipeline.runs.flow import plan_stages
         from pipeline.runs.validate import validate as check
         from pipeline.store.storage import storage_problems
@@ -94,11 +97,14 @@ def validate(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = 
         settings = check(config, changes, None if joins else local_capacity())
         raise_for(storage_problems(settings.storage))
         keys = {stage.name: stage.key for stage in plan_stages(settings)}
+        warning = planned_coverage(settings).warning
+        warnings = [warning] if warning else []
         if not as_json:
             typer.echo(f"{config} is valid")
             for name, key in keys.items():
                 typer.echo(f"  {name:<9} {key}")
-        emit({"status": "valid", "keys": keys})
+            warn(warnings)
+        emit({"status": "valid", "keys": keys, "warnings": warnings})
 
 
 @app.command()
@@ -129,10 +135,12 @@ def plan(
         found = plan_run(settings)
         room = None if gpu_memory_gib is None else gpu_memory_gib * 2**30
         fits = None if room is None else found.device_total <= room
+        warnings = [found.coverage.warning] if found.coverage.warning else []
         if not as_json:
             screen().print(_plan_table(settings, found, room))
+            warn(warnings)
         totals = {"device_total": found.device_total, "host_total": found.host_total}
-        emit({"status": "planned", **asdict(found), **totals, "fits": fits})
+        emit({"status": "planned", **asdict(found), **totals, "fits": fits, "warnings": warnings})
 
 
 @app.command(
@@ -191,6 +199,10 @@ def _table(summary: dict[str, Any], artifacts: dict[str, Any], task: Any) -> Tab
     figures = artifacts["export"].metrics
     counts = f"{figures['num_zeros']:,} of {figures['num_prunable']:,}"
     table.add_row("sparsity", "0.00%", f"{summary['sparsity']:.2%} ({counts})")
+    counts = f"{figures['model_zeros']:,} of {figures['num_parameters']:,}"
+    table.add_row("sparsity of all weights", "", f"{summary['model_sparsity']:.2%} ({counts})")
+    for name, numel in summary["left_out"].items():
+        table.add_row(f"not prunable: {name}", "", f"{numel:,}")
     table.add_row(
         "size on disk", *(_megabytes(sizes.get(k)) for k in ("dense model", "pruned model"))
     )
@@ -252,16 +264,23 @@ def _plan_table(settings: Any, found: Any, room: float | None) -> Table:
     table.add_row("bytes sent per step", size_text(found.sent_per_step))
     table.add_row("bytes sent per pruning (max)", size_text(found.sent_per_pruning))
     table.add_row("checkpoint (all workers)", size_text(found.checkpoint))
+    table.add_section()
+    table.add_row("share of the layers' matrices that is prunable", f"{found.coverage.share:.1%}")
+    for name, numel in found.coverage.left_out.items():
+        table.add_row(f"not prunable: {name}", f"{numel:,}")
     return table
 
 
 def _joins_a_cluster(config: str, overrides: list[str]) -> bool:
     """Return whether the run joins a cluster, from a file that may yet turn out wrong."""
+    from launch.cluster.connect import joined_address
     from pipeline.runs.config import read_config
 
     cluster = read_config(config, overrides)[0].get("cluster")
     address = cluster.get("address") if isinstance(cluster, dict) else None
-    return bool(address or os.environ.get("RAY_ADDRESS"))
+    return (
+        joined_address("cluster.address", address if isinstance(address, str) else None) is not None
+    )
 
 
 def _megabytes(size: int | None) -> str:

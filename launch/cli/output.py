@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +25,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standar
 def narrator() -> Console:
     """Return the console for progress: standard error, lines printed as they are, none wrapped."""
     return Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """Print warnings on standard error."""
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
 
 
 def screen() -> Console:

@@ -22,8 +22,35 @@ def local_capacity() -> Capacity:
 
 
 def address_of(cluster: ClusterConfig) -> str | None:
-    """Return the address of the cluster that a run joins; None where it starts one."""
-    return cluster.address or os.environ.get("RAY_ADDRESS")
+    """Return the address of the cluster that a run joins; None where it starts one.
+
+    Raises:
+        ConfigError: if it is a dashboard's.
+    """
+    return joined_address("cluster.address", cluster.address)
+
+
+def joined_address(key: str, given: str | None) -> str | None:
+    """Return the address of a cluster: as given by a setting or option, or RAY_ADDRESS.
+
+    Raises:
+        ConfigError: if it is a dashboard's, which takes jobs alone.
+    """
+    if not given:
+        key, given = "RAY_ADDRESS", os.environ.get("RAY_ADDRESS")
+    if given and given.startswith(("http://", "https://")):
+        raise ConfigError(
+            [
+                Problem(
+                    key,
+                    "is a dashboard's address",
+                    got=given,
+                    allowed=("auto", "HOST:6379", "ray://HOST:10001"),
+                    hint="a dashboard takes jobs: `mgpp submit` with RAY_API_SERVER_ADDRESS or --address",
+                )
+            ]
+        )
+    return given or None
 
 
 @contextmanager
@@ -82,10 +109,10 @@ def wait_for_nodes(count: int, timeout: float, address: str | None = None) -> in
         address: of the cluster; RAY_ADDRESS unless given.
 
     Raises:
-        ConfigError: if no address is given.
+        ConfigError: if no address is given, or a dashboard's.
         StageError: if they are not there in time.
     """
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = joined_address("--address", address)
     if not address:
         raise ConfigError([Problem("--address", "missing, and RAY_ADDRESS is not set")])
     deadline, found = time.monotonic() + timeout, "no cluster"

@@ -3,17 +3,23 @@
 import asyncio
 import hashlib
 import json
+import os
 import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch.cluster.connect import passed_on
+from launch.cluster.shipping import Shipment
 from pipeline.errors import ConfigError, Problem, StageError
-from pipeline.runs.config import parse_config, read_config
+from pipeline.runs.config import RunConfig, parse_config, read_config
+from pipeline.runs.named_files import NamedFile, files_of, named_files
 from pipeline.runs.upstream import RUN
+
+if TYPE_CHECKING:
+    from pipeline.campaigns.config import CampaignConfig
 
 PREFIX = "mgpp-"
 # What a job never needs, whatever .gitignore says; Ray leaves out what .gitignore names.
@@ -60,6 +66,7 @@ def make_submission(
     command: str = "run",
     working_dir: str = ".",
     excludes: Sequence[str] = (),
+    shared: Sequence[str] = (),
 ) -> Submission:
     """Check what can be checked from here, and return the job.
 
@@ -69,6 +76,7 @@ def make_submission(
         command: of mgpp.
         working_dir: the folder that is shipped; the job runs in a copy of it.
         excludes: what of it is not needed, as in .gitignore.
+        shared: folders that all nodes have, under the same path.
 
     Raises:
         ConfigError: with every problem found.
@@ -79,13 +87,21 @@ def make_submission(
     values, problems = read_config(config, overrides)
     if problems:
         raise ConfigError(problems)
+    named = _config_files(file, root)
     if command == "run":
-        storage, name = _check_run(values)
+        run = _parse_run(values)
+        storage, name = run.storage, run.name
+        named += _named_by(values, run)
     else:
         from pipeline.campaigns.grid import read_campaign
 
-        campaign = read_campaign(config, overrides)
+        campaign = read_campaign(str(file), overrides)
         storage, name = campaign.storage, campaign.name
+        named += _named_by_runs(campaign, root)
+    shipment = Shipment(root, [*EXCLUDES, *excludes], shared)
+    problems = [problem for needed in dict.fromkeys(named) if (problem := shipment.problem(needed))]
+    if problems:
+        raise ConfigError(problems)
     if "://" not in storage and not Path(storage).is_absolute():
         raise ConfigError(
             [
@@ -104,7 +120,7 @@ def make_submission(
         entrypoint=shlex.join(["mgpp", command, place, *overrides]),
         runtime_env={
             "working_dir": str(root),
-            "excludes": [*EXCLUDES, *excludes],
+            "excludes": shipment.excludes,
             "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **passed_on()},
         },
     )
@@ -114,8 +130,8 @@ def connect(address: str | None) -> Any:
     """Return a client of the cluster's job server.
 
     Args:
-        address: of its dashboard, such as http://127.0.0.1:8265; None takes RAY_API_SERVER_ADDRESS or
-            the cluster of this machine.
+        address: of its dashboard, such as http://127.0.0.1:8265; None takes RAY_API_SERVER_ADDRESS,
+            RAY_ADDRESS or the cluster of this machine.
 
     Raises:
         ConfigError: if there is none, or it does not let this client in.
@@ -123,6 +139,10 @@ def connect(address: str | None) -> Any:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    if address is not None:
+        os.environ["RAY_API_SERVER_ADDRESS"] = (
+            address  # to Ray, a variable counts more than what is given
+        )
     try:
         return JobSubmissionClient(address)
     except (AuthenticationError, PermissionError) as error:
@@ -136,7 +156,8 @@ def connect(address: str | None) -> Any:
                     "--address",
                     f"no Ray job server at {address or 'the default address'}: "
                     f"{' '.join(str(error).split())}",
-                    hint="give its dashboard's, such as http://127.0.0.1:8265",
+                    hint="give its dashboard's, such as http://127.0.0.1:8265, or set "
+                    "RAY_API_SERVER_ADDRESS",
                 )
             ]
         ) from None
@@ -234,14 +255,29 @@ def our_jobs(client: Any) -> list[Any]:
     return sorted(jobs, key=lambda job: job.start_time or 0)
 
 
-def _check_run(values: dict[str, Any]) -> tuple[str, str]:
-    """Return storage and name of a run's configuration, checked as far as this machine can."""
+def _config_files(path: Path, root: Path) -> list[NamedFile]:
+    """Return a configuration file and those it extends, as what a job needs."""
+    paths = [os.path.relpath(file, root) for file in files_of(path)]
+    return [NamedFile(key=path, path=path) for path in paths]
+
+
+def _upstream(values: dict[str, Any]) -> str | None:
+    """Return the file of the run that makes the model, if another run does."""
     model = values.get("model")
     path = model.get("path") if isinstance(model, dict) else None
-    if isinstance(path, str) and path.startswith(RUN):
-        config = parse_config({**values, "model": {**model, "path": "made-by-another-run"}})  # type: ignore[dict-item]
-    else:
+    if not isinstance(path, str) or not path.startswith(RUN):
+        return None
+    return path.removeprefix(RUN).split()[0]
+
+
+def _parse_run(values: dict[str, Any]) -> RunConfig:
+    """Return a run's configuration, checked as far as this machine can."""
+    if _upstream(values) is None:
         config = parse_config(values)
+    else:
+        config = parse_config(
+            {**values, "model": {**values["model"], "path": "made-by-another-run"}}
+        )
     if config.cluster.address not in (None, "auto"):
         raise ConfigError(
             [
@@ -252,7 +288,33 @@ def _check_run(values: dict[str, Any]) -> tuple[str, str]:
                 )
             ]
         )
-    return config.storage, config.name
+    return config
+
+
+def _named_by(values: dict[str, Any], run: RunConfig) -> list[NamedFile]:
+    """Return what a run's configuration names."""
+    upstream = _upstream(values)
+    made = [] if upstream is None else [NamedFile(key="model.path", path=upstream)]
+    return [*made, *named_files(run)]
+
+
+def _named_by_runs(campaign: "CampaignConfig", root: Path) -> list[NamedFile]:
+    """Return the files of a campaign's runs, and what these name."""
+    from pipeline.campaigns.grid import campaign_runs
+
+    named = []
+    for run in campaign_runs(campaign):
+        try:
+            values, problems = read_config(run.recipe, run.overrides)
+            if problems:
+                raise ConfigError(problems)
+            named += [
+                *_config_files(Path(run.recipe), root),
+                *_named_by(values, _parse_run(values)),
+            ]
+        except ConfigError as error:
+            raise ConfigError(problem.within(run.title) for problem in error.problems) from error
+    return named
 
 
 def _refused(address: str | None, error: Exception) -> Problem:

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import jinja2
 import yaml
@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError, Problem, SettingError
-from pipeline.runs.config import parse_config, problem_of, read_config
+from pipeline.runs.config import parse_config, problem_of, read_config, yaml_text
+from pipeline.runs.plain_yaml import check_yaml
 from pipeline.runs.validate import Capacity, cluster_problems
 from pipeline.section import NotNegative, Positive, Section
 
@@ -79,7 +80,7 @@ class ClusterDescription(Section):
     """slurm."""
     setup: str | None = None
     """slurm: shell lines that make mgpp and Ray available, such as `source venv/bin/activate`."""
-    port: Positive = 6379
+    port: Annotated[int, Field(ge=1, le=65535)] = 6379
     """Of the head's GCS."""
 
     @model_validator(mode="after")
@@ -151,7 +152,11 @@ def describe_cluster(values: dict[str, object], changes: Sequence[str]) -> Clust
                 )
             )
             continue
-        more[key] = yaml.safe_load(value)
+        try:
+            check_yaml(value)
+            more[key] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError) as error:
+            problems.append(Problem(f"--set {change}", yaml_text(error)))
     if problems:
         raise ConfigError(problems)
     try:

@@ -1,5 +1,6 @@
 """A campaign on Ray: candidates chosen, its runs run, what came of them, and how they stand."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -216,10 +217,11 @@ def _outcome(
     artifacts = {name: artifact for name, artifact in found.items() if artifact is not None}
     evaluated, last = artifacts.get("evaluate"), artifacts.get(planned.stages[-1].name)
     label = "pruned" if run.place.is_pruned else "dense"
+    scores = evaluated.metrics[label] if evaluated and not failure else {}
     return Outcome(
         run=run,
         metric=_headline(planned),
-        metrics=dict(evaluated.metrics[label]) if evaluated and not failure else {},
+        metrics={name: math.nan if value is None else value for name, value in scores.items()},
         seconds={name: artifact.seconds for name, artifact in artifacts.items()},
         num_workers=planned.config.cluster.num_workers,
         url=last.url if last else "",

@@ -38,6 +38,13 @@ class RunResult:
         return {
             "status": "done",
             "sparsity": self.artifacts["export"].metrics["sparsity"],
+            "model_sparsity": self.artifacts["export"].metrics["model_sparsity"],
+            "left_out": self.artifacts["export"].metrics["left_out"],
+            "warnings": [
+                warning
+                for name in ("prune", "export")
+                for warning in self.artifacts[name].metrics.get("warnings", [])
+            ],
             "metrics": self.artifacts["evaluate"].metrics,
             "artifacts": {name: artifact.url for name, artifact in self.artifacts.items()},
             "model": f"{self.artifacts['export'].url}/model",

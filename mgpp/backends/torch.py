@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from mgpp.masking.allocation import Placement
 from mgpp.methods.base import Method
-from mgpp.pruner import Pruner
+from mgpp.pruner import Pruner, claim
 from mgpp.schedule import PruningSchedule
 from mgpp.sharding.collectives import Collectives
 from mgpp.sharding.shards import Shard
@@ -40,6 +40,9 @@ def attach(
 
     Returns:
         The pruner, for its state and its figures.
+
+    Raises:
+        ValueError: if the parameters are pruned under this optimizer already.
     """
     shards = [
         Shard(
@@ -71,7 +74,13 @@ def attach(
         group=next(groups, None),
     )
 
+    claim(optimizer, prunable.values(), pruner)
+
     def before(*_: Any) -> None:
+        without = [p for p in prunable.values() if p.grad is None]
+        if len(without) < len(prunable):  # otherwise backward was not run, which methods tell
+            for parameter in without:  # it took no part in the loss of this step
+                parameter.grad = torch.zeros_like(parameter)
         pruner.before_update(pruner.shards)
 
     def after(*_: Any) -> None:

@@ -12,10 +12,13 @@ from fractions import Fraction
 from math import ceil, prod
 from typing import Literal, get_args
 
+from mgpp.masking.matrices import Matrices
 from mgpp.masking.threshold import Group
 from mgpp.methods.base import Method
 from mgpp.pattern import NofM, Pattern, Tiling, parse_pattern, tiling_of
 from mgpp.schedule import PruningSchedule
+from mgpp.settings import check_number
+from mgpp.sharding.shards import num_matrices
 
 Scope = Literal["global", "layer", "uniform", "lamp"]
 SCOPES: tuple[str, ...] = get_args(Scope)
@@ -56,8 +59,10 @@ class Placement:
         if not isinstance(self.budgets, Mapping):
             raise TypeError(f"budgets: got {self.budgets!r}; give a mapping, pattern: sparsity")
         for name, sparsity in self.budgets.items():
+            check_number(f"budgets: {name!r}", sparsity)
             if not 0 <= sparsity < 1:
                 raise ValueError(f"budgets: {name!r} must lie in [0, 1), got {sparsity!r}")
+        check_number("min_kept", self.min_kept)
         if not 0 <= self.min_kept < 1:
             raise ValueError(f"min_kept: must lie in [0, 1), got {self.min_kept!r}")
         self.parsed_pattern()
@@ -81,15 +86,19 @@ class Allocation:
 
     Args:
         placement: the settings.
-        full_shapes: shape of each whole prunable weight, by name, in the order of `Shard.index`.
+        full_shapes: shape of each whole prunable weight, by name, in the order of `Shard.index`; one of
+            three dimensions is a stack of matrices, each of which counts by itself.
         schedule: how far the whole is pruned, and when.
         transposed: names of the weights stored inputs first (`Conv1D`).
 
     Attributes:
+        matrices: of the weights.
+        names: the name of each matrix's weight.
+        numels: elements of each matrix.
         tilings: how the pattern lies in each weight; empty without one.
         unit: elements that are pruned together.
-        sizes: units of each weight.
-        caps: the most units of each weight that may be pruned.
+        sizes: units of each matrix.
+        caps: the most units of each matrix that may be pruned.
 
     Raises:
         ValueError: for patterns that match nothing or the same weight, weights that the pattern does not
@@ -105,8 +114,12 @@ class Allocation:
     ) -> None:
         self.placement = placement
         self.schedule = schedule
-        self.names = tuple(full_shapes)
-        self.numels = [prod(shape) for shape in full_shapes.values()]
+        self.matrices = Matrices(full_shapes)
+        names, shapes = tuple(full_shapes), tuple(full_shapes.values())
+        self.names = tuple(names[index] for index in self.matrices.weights)
+        self.numels = [
+            prod(shapes[index]) // num_matrices(shapes[index]) for index in self.matrices.weights
+        ]
         self._pattern = pattern = placement.parsed_pattern()
         self.tilings: list[Tiling] = []
         if pattern is not None:
@@ -210,7 +223,8 @@ class Allocation:
         for pattern, sparsity in self.placement.budgets.items():
             indices = tuple(i for i, name in enumerate(self.names) if fnmatchcase(name, pattern))
             if not indices:
-                names = ", ".join(self.names[:8]) + (", ..." if len(self.names) > 8 else "")
+                known = list(dict.fromkeys(self.names))
+                names = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
                 raise ValueError(
                     f"budgets: pattern {pattern!r} matches no prunable weight; there are: {names}"
                 )

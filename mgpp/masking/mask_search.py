@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from mgpp.masking.allocation import Allocation
 from mgpp.masking.blocks import BlockGrid, block_shards, element_keeps, expanded_chunks
 from mgpp.masking.lamp import lamp_groups
+from mgpp.masking.matrices import rechunked
 from mgpp.masking.n_of_m import eligible_shards
 from mgpp.masking.threshold import Cut, Group, find_cuts, kept_chunks
 from mgpp.methods.base import Method
@@ -20,7 +22,7 @@ from mgpp.sharding.spans import Straddling
 from mgpp.sharding.stats import wrap_int64
 
 _Keeps = Callable[[int], Iterator[Tensor]]
-_Cuts = dict[int, Cut]  # by Shard.index
+_Cuts = dict[int, Cut]  # by the number of a matrix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +32,8 @@ class FoundMask:
     Attributes:
         num_pruned: weights that are pruned, over all ranks.
         threshold: the largest score that is pruned; of blocks, their mean; of several cuts, the largest.
-        cuts: the largest pruned magnitude of each weight, by `Shard.index`; None where weights are
-            pruned by something else, a score or as blocks.
+        cuts: the largest pruned magnitude of each matrix, by its number; None where weights are pruned
+            by something else, a score or as blocks.
         digest: of all cuts, the same on all ranks if they found the same.
         keeps: given the position of a shard, yields for each of its chunks an int32 tensor: 1 where
             weights stay, 0 where they are pruned.
@@ -59,6 +61,7 @@ class MaskSearch:
         self.shards = tuple(shards)
         self.allocation = allocation
         self.collectives = collectives
+        self.matrices = allocation.matrices
         self.pattern = allocation.placement.parsed_pattern()
         spans = [tiling.span for tiling in allocation.tilings]
         self._straddling = Straddling(shards, spans, collectives) if spans else None
@@ -73,7 +76,8 @@ class MaskSearch:
         """
         groups = self.allocation.groups(num_pruned, step)
         if self.allocation.placement.scope == "lamp":
-            groups = lamp_groups(self.shards, groups, self.allocation.caps, self.collectives)
+            shards, _ = self.matrices.split(self.shards, self.allocation.numels)
+            groups = lamp_groups(shards, groups, self.allocation.caps, self.collectives)
         search = self._search_blocks if isinstance(self.pattern, Blocks) else self._search_weights
         cuts, keeps = search(method, groups)
         distinct = list({id(cut): cut for cut in cuts.values()}.values())
@@ -96,12 +100,7 @@ class MaskSearch:
             assert self._straddling is not None
             tilings = self.allocation.tilings
             scored = eligible_shards(scored, self.pattern, tilings, self._straddling)
-        cuts = self._cuts(scored, groups)
-
-        def keeps(position: int) -> Iterator[Tensor]:
-            return kept_chunks(scored, position, cuts[scored[position].index])
-
-        return cuts, keeps
+        return self._cut(scored, groups)
 
     def _search_blocks(self, method: Method, groups: Sequence[Group]) -> tuple[_Cuts, _Keeps]:
         assert self._straddling is not None
@@ -109,11 +108,8 @@ class MaskSearch:
             tilings=self.allocation.tilings, straddling=self._straddling, size=self.allocation.unit
         )
         blocks = block_shards(self.shards, grid, method.addable_score, method.ordered)
-        cuts = self._cuts(blocks, groups)
-        decided = [
-            torch.cat(list(kept_chunks(blocks, i, cuts[block.index])))
-            for i, block in enumerate(blocks)
-        ]
+        cuts, kept = self._cut(blocks, groups)
+        decided = [torch.cat(list(kept(i))) for i in range(len(blocks))]
         by_shard = element_keeps(self.shards, grid, decided)
 
         def keeps(position: int) -> Iterator[Tensor]:
@@ -129,9 +125,18 @@ class MaskSearch:
             scored.append(shard if scores is None else replace(shard, flat=scores, start=0))
         return scored
 
-    def _cuts(self, scored: Sequence[Shard], groups: Sequence[Group]) -> _Cuts:
+    def _cut(self, scored: Sequence[Shard], groups: Sequence[Group]) -> tuple[_Cuts, _Keeps]:
+        """Cut what was scored, matrix by matrix; what stays is given by shard of the weights again."""
+        sizes = self.allocation.sizes
+        shards, places = self.matrices.split(scored, sizes)
         caps = self.allocation.caps if self.allocation.placement.min_kept else None
-        return bounded_cuts(scored, groups, self.allocation.sizes, caps, self.collectives)
+        cuts = bounded_cuts(shards, groups, sizes, caps, self.collectives)
+
+        def keeps(position: int) -> Iterator[Tensor]:
+            parts = [kept_chunks(shards, i, cuts[shards[i].index]) for i in places[position]]
+            return parts[0] if len(parts) == 1 else rechunked(chain.from_iterable(parts))
+
+        return cuts, keeps
 
 
 def bounded_cuts(

@@ -29,7 +29,7 @@ class Method:
         num_examples: n, training examples.
         lr: the optimizer's learning rate at the step under way; 0 where it has none.
         peak_lr: its learning rate when pruning was attached.
-        num_matrices: how many prunable weights (matrices) the model has.
+        num_matrices: how many prunable matrices the model has, each of a stack counted.
         kept: gives the current mask of a shard, 1-D bool, True = kept.
         name: the registry's name of the method.
         title: what people call it.

@@ -56,7 +56,7 @@ class SoftMovement(Movement):
         state = self.state(shard)
         lr = self.score_lr * (self.lr / self.peak_lr if self.peak_lr else 1.0)
         # A mean over the matrices of the mean over each, as in the published code.
-        penalty = self.penalty_at(step, schedule) / (self.num_matrices * shard.full_numel)
+        penalty = self.penalty_at(step, schedule) / (self.num_matrices * shard.matrix_numel)
         for weight, grad, score, pruned, exp_avg, exp_avg_sq in zip(
             shard.chunks(),
             shard.grad.split(CHUNK),

@@ -37,6 +37,15 @@ def unpack_bits(packed: Tensor, numel: int) -> Tensor:
     return looked_up.view(torch.bool)[:numel]
 
 
+def slice_bits(packed: Tensor, start: int, numel: int) -> Tensor:
+    """Return `numel` packed bits from `start` on, packed; a view where both are whole bytes."""
+    shift = start % 8
+    held = packed[start // 8 : num_bytes(start + numel)]
+    if not shift and not numel % 8:
+        return held
+    return pack_bits(unpack_bits(held, held.numel() * 8)[shift : shift + numel])
+
+
 def zero_where_not_(values: Tensor, keep: Tensor) -> None:
     """Set to +0.0, in place, the float32 values where the int32 `keep` is 0; it is 1 elsewhere.
 

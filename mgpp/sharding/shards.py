@@ -76,6 +76,16 @@ class Shard:
         """Elements of the whole weight."""
         return int(torch.Size(self.full_shape).numel())
 
+    @property
+    def matrix_numel(self) -> int:
+        """Elements of the weight, or of one matrix if it is a stack of them."""
+        return self.full_numel // num_matrices(self.full_shape)
+
+
+def num_matrices(shape: tuple[int, ...]) -> int:
+    """Return how many matrices a weight is: a stack of them has three dimensions."""
+    return shape[0] if len(shape) == 3 else 1
+
 
 def check_coverage(
     shards: Sequence[Shard], full_numels: Sequence[int], collectives: Collectives

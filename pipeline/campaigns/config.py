@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from pipeline.campaigns.overrides import Changes
 from pipeline.errors import Problem, SettingError
-from pipeline.section import NotNegative, Positive, Section, Share
+from pipeline.section import Positive, Section, Seed, Share
 
 DENSE = "dense"
 
@@ -45,7 +45,7 @@ class Selection(Section):
 
     changes: Changes = Field(min_length=1)
     """Changes that make a part of the training rows the validation rows."""
-    seeds: list[NotNegative] = Field(default=[0], min_length=1)
+    seeds: list[Seed] = Field(default=[0], min_length=1)
     """Seeds over which a candidate's metric is averaged."""
     sparsities: list[Share] | None = Field(default=None, min_length=1)
     """At which it is chosen, by the mean over them, for all; null chooses for each sparsity apart."""
@@ -62,7 +62,7 @@ class ListedRun(Section):
     """A key of `methods`."""
     sparsity: Share
     """Final sparsity."""
-    seed: NotNegative = 0
+    seed: Seed = 0
     """Of the run."""
     changes: Changes = {}
     """Further changes."""
@@ -79,7 +79,7 @@ class Exclusion(Section):
     """A key of `methods`."""
     sparsity: Share | None = None
     """Final sparsity."""
-    seed: NotNegative | None = None
+    seed: Seed | None = None
     """Of the run."""
 
 
@@ -102,7 +102,7 @@ class CampaignConfig(Section):
     """The methods by the name they have in the table."""
     sparsities: list[Share] = []
     """Final sparsities of the grid; none leaves the runs that are listed."""
-    seeds: list[NotNegative] = Field(default=[0], min_length=1)
+    seeds: list[Seed] = Field(default=[0], min_length=1)
     """Seeds of the grid."""
     exclude: list[Exclusion] = []
     """What of the grid is left out."""

@@ -14,6 +14,7 @@ from pipeline.campaigns.config import DENSE, CampaignConfig, Exclusion
 from pipeline.campaigns.overrides import Changes, overrides_of
 from pipeline.errors import ConfigError, Problem
 from pipeline.runs.config import read_as
+from pipeline.store.locations import is_file
 
 VERSION = 2
 
@@ -102,8 +103,8 @@ def _with_recipes(config: CampaignConfig, folder: Path) -> tuple[CampaignConfig,
     def found(key: str, recipe: str | None) -> str | None:
         if recipe is None:
             return None
-        if not (folder / recipe).is_file():
-            problems.append(Problem(key, f"{folder / recipe} is not a file"))
+        if not is_file(folder / recipe):
+            problems.append(Problem(key, "not a file", got=str(folder / recipe)))
         return str(folder / recipe)
 
     tasks = {

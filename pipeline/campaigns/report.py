@@ -158,7 +158,8 @@ def _without_outliers(figure: go.Figure, mine: Sequence[Group]) -> go.Figure:
     far = outliers(mine)
     if not far:
         return figure
-    near = [v * metric.scale for g in mine if g not in far for v in g.values]
+    values = [v for g in mine if g not in far for v in g.values]
+    near = [v * metric.scale for v in values if isfinite(v)]
     margin = 0.1 * (max(near) - min(near))
     figure.update_yaxes(range=[min(near) - margin, max(near) + margin])
     named = ", ".join(f"{g.place.title} {metric.text(g.mean)}" for g in far)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -12,7 +13,7 @@ from pipeline.campaigns.curves import Curves, LossCurve, curve_places, curve_poi
 from pipeline.campaigns.grid import CampaignRun, Place
 from pipeline.campaigns.overrides import Changes
 from pipeline.campaigns.selection import Choice, was_chosen
-from pipeline.metric import Metric
+from pipeline.metric import Metric, defined
 
 RUNS, SUMMARY, SELECTION, CURVES = "runs", "summary", "selection", "curves"
 MARKDOWN_FILE = "summary.md"
@@ -56,7 +57,7 @@ class Group:
     Attributes:
         place: task, model, method and sparsity.
         metric: the headline metric.
-        values: it, of each seed that is done.
+        values: it, of each seed that is done; NaN where it is not a number.
         worker_seconds: wall seconds times workers of each of these.
         num_failed: how many seeds failed.
         settings: the changes of the candidate that was chosen.
@@ -71,13 +72,14 @@ class Group:
 
     @property
     def mean(self) -> float | None:
-        """Mean over the seeds; None where none is done."""
+        """Mean over the seeds; None where none is done, NaN where the metric of one is not a number."""
         return mean(self.values) if self.values else None
 
     @property
     def spread(self) -> float | None:
-        """Sample standard deviation over the seeds; None with fewer than two."""
-        return stdev(self.values) if len(self.values) > 1 else None
+        """Sample standard deviation over the seeds; None with fewer than two, or without a mean."""
+        known = len(self.values) > 1 and all(map(isfinite, self.values))
+        return stdev(self.values) if known else None
 
     @property
     def text(self) -> str:
@@ -147,7 +149,12 @@ def write_summary(
     (folder / MARKDOWN_FILE).write_text(markdown(summary, curves), encoding="utf-8")
     return {
         "rows": [
-            {**_summary_row(g), "values": list(g.values), "settings": g.settings} for g in summary
+            {
+                **_summary_row(g),
+                "values": [defined(value) for value in g.values],
+                "settings": g.settings,
+            }
+            for g in summary
         ],
         "selection": selection,
         "num_failed": sum(1 for outcome in outcomes if outcome.failure),
@@ -215,7 +222,7 @@ def _run_row(outcome: Outcome) -> dict[str, Any]:
         "url": outcome.url,
         "num_workers": outcome.num_workers,
         **{f"seconds.{stage}": seconds for stage, seconds in outcome.seconds.items()},
-        **{f"metric.{name}": float(value) for name, value in outcome.metrics.items()},
+        **{f"metric.{name}": defined(value) for name, value in outcome.metrics.items()},
     }
 
 
@@ -223,7 +230,7 @@ def _summary_row(group: Group) -> dict[str, Any]:
     return {
         **group.place._asdict(),
         "metric": group.metric.name,
-        "mean": group.mean,
+        "mean": defined(group.mean),
         "spread": group.spread,
         "num_seeds": len(group.values),
         "num_failed": group.num_failed,
@@ -241,7 +248,7 @@ def _selection_row(
         "candidate": run.candidate + 1,
         "settings": config.methods[run.place.method].candidates[run.candidate],
         "metric": metric.name,
-        "value": choice.scores[run],
+        "value": defined(choice.scores[run]),
         "chosen": was_chosen(config, run, choice.chosen),
     }
 

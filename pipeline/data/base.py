@@ -1,10 +1,14 @@
 """What all sources of rows share."""
 
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field
 
-from pipeline.section import NotNegative, Positive, Section
+from pipeline.section import Positive, Section, Seed
+
+_LONGEST = 300  # characters of an error
 
 
 def _not_taken(name: str) -> str:
@@ -26,7 +30,7 @@ class DataConfig(Section):
     """Columns to rename, wherever they occur: old name -> new name."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the training rows held out where the source has no validation split."""
-    split_seed: NotNegative = 0
+    split_seed: Seed = 0
     """Seed of that split."""
     max_train_rows: Positive | None = None
     """Use only the first rows of the (shuffled) training split."""
@@ -34,6 +38,31 @@ class DataConfig(Section):
     """Use only the first rows of the validation split, and of each further one."""
     num_proc: Positive | None = None
     """Processes that tokenize."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsWritten:
+    """Columns of which a file without types says nothing: their values stay as they are written.
+
+    Attributes:
+        text: of text; `007` is no number in them.
+        labels: of classes, text too unless all are whole numbers as Python writes them.
+    """
+
+    text: Collection[str] = ()
+    labels: Collection[str] = ()
+
+    def before(self, rename: Mapping[str, str]) -> "AsWritten":
+        """Return the columns by what they may be called before they are renamed."""
+
+        def names(columns: Collection[str]) -> list[str]:
+            old = [name for name, new in rename.items() if new in columns]
+            return [*old, *(column for column in columns if column not in rename)]
+
+        return AsWritten(text=names(self.text), labels=names(self.labels))
+
+
+NOTHING_AS_WRITTEN = AsWritten()
 
 
 def with_columns(split: Any) -> Any:
@@ -45,4 +74,6 @@ def root(error: BaseException) -> str:
     """Return what lies at the bottom of a chain of errors, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    text = " ".join(str(error).split())
+    text = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+    return ": ".join(filter(None, [type(error).__name__, text]))

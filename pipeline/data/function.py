@@ -1,17 +1,19 @@
 """Rows of a function of the user's."""
 
+import hashlib
 from collections.abc import Callable
 from importlib import import_module
-from inspect import getsourcefile, signature
-from pathlib import Path
+from inspect import signature
 from typing import Annotated, Any, Literal
 
-from datasets import DatasetDict
+import pyarrow as pa
+from datasets import Dataset, DatasetDict
 from pydantic import Field
 
-from pipeline.data.base import DataConfig, SetName
+from pipeline.data.base import NOTHING_AS_WRITTEN, AsWritten, DataConfig, SetName, root
 from pipeline.errors import ConfigError, Problem
-from pipeline.store.artifacts import file_sha256
+
+_ROWS_AT_A_TIME = 10_000
 
 
 class FunctionConfig(DataConfig):
@@ -26,22 +28,36 @@ class FunctionConfig(DataConfig):
     """Further splits to score on: name -> split returned. Their metrics are called `name/metric`."""
 
 
-def load_function(config: FunctionConfig, streaming: bool) -> DatasetDict:
+def load_function(
+    config: FunctionConfig, streaming: bool, as_written: AsWritten = NOTHING_AS_WRITTEN
+) -> DatasetDict:
     """Return the rows that the function returns, by split; it has no other way than to make all.
 
     Raises:
         ConfigError: if it cannot be imported or called so, or returns something else.
     """
-    returned = _function(config)(**config.arguments)  # may be of any kind: it is the user's
+    returned = _returned(config)
     if not isinstance(returned, DatasetDict) or "train" not in returned:
         raise ConfigError(
             [
                 Problem(
                     "data.function",
                     f"{config.function} must return a DatasetDict with a 'train' split",
+                    got=_form(returned),
                 )
             ]
         )
+    for name, split in returned.items():
+        if not isinstance(split, Dataset):
+            raise ConfigError(
+                [
+                    Problem(
+                        "data.function",
+                        f"{config.function} must return splits of datasets.Dataset",
+                        got=f"{name}: {type(split).__name__}",
+                    )
+                ]
+            )
     splits = DatasetDict({k: returned[k] for k in ("train", "validation") if k in returned})
     for name, split in config.extra_validation.items():
         if split not in returned:
@@ -58,33 +74,66 @@ def load_function(config: FunctionConfig, streaming: bool) -> DatasetDict:
 
 
 def identify_function(config: FunctionConfig) -> dict[str, Any]:
-    """Return what names the rows' content: the settings, and a checksum of the function's file."""
+    """Return what names the rows' content: the settings, and a checksum of the rows it returns."""
     values: dict[str, Any] = config.given()
-    source = getsourcefile(_function(config))
-    values["source_sha256"] = file_sha256(Path(source)) if source else None
+    values["rows_sha256"] = _rows_sha256(load_function(config, streaming=False))
     return values
+
+
+def _returned(config: FunctionConfig) -> Any:
+    """Call the function; what it returns may be of any kind, for it is the user's."""
+    function = _function(config)
+    try:
+        return function(**config.arguments)
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ConfigError(
+            [Problem("data.function", f"{config.function} raised {root(error)}")]
+        ) from error
+
+
+def _form(returned: Any) -> str:
+    kind = type(returned).__name__
+    return f"{kind} of {sorted(map(str, returned))}" if isinstance(returned, dict) else kind
+
+
+def _rows_sha256(splits: DatasetDict) -> str:
+    digest = hashlib.sha256()
+    for name, split in sorted(splits.items()):
+        digest.update(f"{name}\0{split.features}\0{len(split)}\0".encode())
+        for table in split.with_format("arrow").iter(_ROWS_AT_A_TIME):
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, table.schema.remove_metadata()) as writer:
+                writer.write_table(table.combine_chunks().replace_schema_metadata())
+            digest.update(sink.getvalue())
+    return digest.hexdigest()
 
 
 def _function(config: FunctionConfig) -> Callable[..., Any]:
     module, _, name = config.function.partition(":")
     try:
         function: Callable[..., Any] = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (Exception, SystemExit) as error:  # a module of the user's runs as it is imported
         raise ConfigError(
-            [Problem("data.function", f"{config.function} cannot be imported: {error}")]
+            [Problem("data.function", f"{config.function} cannot be imported: {root(error)}")]
         ) from error
     if not callable(function):
         raise ConfigError(
             [Problem("data.function", f"{config.function} is no function but {function!r}")]
         )
     try:
-        signature(function).bind(**config.arguments)
+        form = signature(function)
+    except ValueError:
+        return function  # of one written in C nothing is known
+    try:
+        form.bind(**config.arguments)
     except TypeError as error:
         raise ConfigError(
             [
                 Problem(
                     "data.arguments",
-                    f"{config.function}{signature(function)} does not take them: {error}",
+                    f"{config.function}{form} does not take them: {error}",
                 )
             ]
         ) from error

@@ -6,7 +6,14 @@ from typing import Any, Literal
 import datasets
 from datasets import DatasetDict
 
-from pipeline.data.base import DataConfig, SetName, root, with_columns
+from pipeline.data.base import (
+    NOTHING_AS_WRITTEN,
+    AsWritten,
+    DataConfig,
+    SetName,
+    root,
+    with_columns,
+)
 from pipeline.errors import ConfigError, Problem
 from pipeline.store.locations import content_sha256
 
@@ -29,8 +36,10 @@ class HubConfig(DataConfig):
     """Further splits to score on: name -> split. Their metrics are called `name/metric`."""
 
 
-def load_hub(config: HubConfig, streaming: bool) -> DatasetDict:
-    """Return the rows of each split.
+def load_hub(
+    config: HubConfig, streaming: bool, as_written: AsWritten = NOTHING_AS_WRITTEN
+) -> DatasetDict:
+    """Return the rows of each split; their types are the dataset's, whatever is asked.
 
     Raises:
         ConfigError: if the hub, the dataset or a split cannot be reached.

@@ -5,10 +5,10 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import datasets
-from datasets import DatasetDict
+from datasets import DatasetDict, Value
 from pydantic import Field, model_validator
 
-from pipeline.data.base import DataConfig, root
+from pipeline.data.base import NOTHING_AS_WRITTEN, AsWritten, DataConfig, root
 from pipeline.data.registry import AnySourceConfig, load_source, source_identity
 from pipeline.errors import ConfigError, Problem, SettingError
 
@@ -40,12 +40,15 @@ class JoinedConfig(DataConfig):
         return self
 
 
-def load_joined(config: JoinedConfig, streaming: bool) -> DatasetDict:
+def load_joined(
+    config: JoinedConfig, streaming: bool, as_written: AsWritten = NOTHING_AS_WRITTEN
+) -> DatasetDict:
     """Return the parts' rows one after the other, split by split, with the columns all parts have."""
     loaded, problems = [], []
     for i, part in enumerate(config.parts):
         try:
-            splits = load_source(part, streaming=streaming)
+            inner = as_written.before(config.rename)
+            splits = load_source(part, streaming=streaming, as_written=inner)
             loaded.append(splits if streaming else limited(splits, part))
         except ConfigError as error:
             problems += [_in_part(i, problem) for problem in error.problems]
@@ -55,7 +58,9 @@ def load_joined(config: JoinedConfig, streaming: bool) -> DatasetDict:
     columns = _common(split.column_names for splits in loaded for split in splits.values())
     joined = datasets.IterableDatasetDict() if streaming else DatasetDict()
     for name in names:
-        parts = [splits[name].select_columns(columns) for splits in loaded if name in splits]
+        parts = [
+            _one_text(splits[name].select_columns(columns)) for splits in loaded if name in splits
+        ]
         try:
             joined[name] = datasets.concatenate_datasets(parts)
         except ValueError as error:  # columns of one name that hold different kinds of values
@@ -99,6 +104,14 @@ def limited(splits: DatasetDict, config: Any) -> DatasetDict:
             shuffled = split.shuffle(seed=config.split_seed)
             cut[name] = shuffled.select(range(config.max_train_rows))
     return cut
+
+
+def _one_text(split: Any) -> Any:
+    """Return a split with one type of text, of the two that readers make of the same files."""
+    for name, feature in split.features.items():
+        if feature == Value("large_string"):
+            split = split.cast_column(name, Value("string"))
+    return split
 
 
 def _in_part(i: int, problem: Problem) -> Problem:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from datasets import DatasetDict
 from pydantic import Field
 
+from pipeline.data.base import NOTHING_AS_WRITTEN, AsWritten
 from pipeline.data.files import FilesConfig, identify_files, load_files
 from pipeline.data.function import FunctionConfig, identify_function, load_function
 from pipeline.data.hub import HubConfig, identify_hub, load_hub
@@ -21,11 +22,12 @@ class Source:
     """What can be done with a source, given its section.
 
     Attributes:
-        load: reads the raw rows by split; its second argument asks for lazy reading.
+        load: reads the raw rows by split; its second argument asks for lazy reading, its third
+            names the columns that stay as they are written.
         identity: what names the rows' content, for the key of the data stage.
     """
 
-    load: Callable[[Any, bool], DatasetDict]
+    load: Callable[[Any, bool, AsWritten], DatasetDict]
     identity: Callable[[Any], dict[str, Any]]
 
 
@@ -37,17 +39,20 @@ SOURCES = {
 AnySourceConfig = Annotated[FilesConfig | HubConfig | FunctionConfig, Field(discriminator="source")]
 
 
-def load_source(config: Any, *, streaming: bool = False) -> DatasetDict:
+def load_source(
+    config: Any, *, streaming: bool = False, as_written: AsWritten = NOTHING_AS_WRITTEN
+) -> DatasetDict:
     """Return a source's raw rows, columns renamed: `train`, what there is of `validation`, further sets.
 
     Args:
         config: of files, the hub or a function.
         streaming: read lazily, for a look at the columns.
+        as_written: columns by what they are called after renaming.
 
     Raises:
         ConfigError: if a file, a dataset or a split is not there or cannot be read.
     """
-    splits = SOURCES[config.source].load(config, streaming)
+    splits = SOURCES[config.source].load(config, streaming, as_written.before(config.rename))
     return renamed(splits, config.rename)
 
 
@@ -61,7 +66,7 @@ def renamed(splits: DatasetDict, rename: dict[str, str]) -> DatasetDict:
 
 
 def source_identity(config: Any) -> dict[str, Any]:
-    """Return what names the rows' content: checksums of files, a hub commit, a function's source."""
+    """Return what names the rows' content: checksums of files or of a function's rows, a hub commit."""
     return SOURCES[config.source].identity(config)
 
 

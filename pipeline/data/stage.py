@@ -7,8 +7,11 @@ from typing import Annotated, Any
 from datasets import DatasetDict
 from pydantic import Field
 
+from pipeline.data.base import NOTHING_AS_WRITTEN, AsWritten
+from pipeline.data.checks import empty_problems, text_problems
 from pipeline.data.joined import JoinedConfig, identify_joined, limited, load_joined
 from pipeline.data.registry import AnySourceConfig, load_source, renamed, source_identity
+from pipeline.data.unknown_tokens import unknown_problems
 from pipeline.errors import ConfigError, Problem
 from pipeline.tasks import Task
 from pipeline.tasks.base import num_tokens
@@ -22,10 +25,10 @@ def prepare_data(config: Any, task: Task, tokenizer: Any, folder: Path) -> dict[
     Returns:
         Rows and tokens by split, and what the model must know of the data (`model_kwargs`).
     """
-    raw = load_splits(config)
-    problems = missing_columns(config, task, raw)
-    if problems:
-        raise ConfigError(problems)
+    raw = load_splits(config, task)
+    unknown = unknown_problems(raw["train"], list(task.text_columns().values()), tokenizer)
+    if unknown:
+        raise ConfigError(unknown)
     tokenized = task.tokenize(raw, tokenizer, config.num_proc)
     tokenized.splits.save_to_disk(str(folder / "dataset"))
     tokenizer.save_pretrained(str(folder / "tokenizer"))
@@ -36,37 +39,41 @@ def prepare_data(config: Any, task: Task, tokenizer: Any, folder: Path) -> dict[
     }
 
 
-def num_training_examples(config: Any, task: Task, tokenizer: Any) -> int:
-    """Return how many training examples the data stage will make; reads all rows.
-
-    Raises:
-        ConfigError: as `load_splits`.
-    """
-    return task.num_examples(load_splits(config)["train"], tokenizer, config.num_proc)
-
-
 def is_local(config: Any) -> bool:
     """Return whether reading all rows takes no download."""
     parts = config.parts if config.source == "joined" else [config]
-    return all(part.source != "hub" for part in parts)
+    return all(part.source != "hub" or Path(part.path).is_dir() for part in parts)
 
 
-def load_splits(config: Any, *, streaming: bool = False) -> DatasetDict:
+def load_splits(config: Any, task: Task | None = None, *, streaming: bool = False) -> DatasetDict:
     """Return the raw rows as `train`, `validation` and further validation sets by their names.
 
     Args:
         config: one of the data configurations.
+        task: what the rows are for; they are checked to be what it needs.
         streaming: read lazily, for a look at the columns; nothing is split or cut then.
 
     Raises:
-        ConfigError: if a file, a dataset or a split is not there or cannot be read.
+        ConfigError: if a file, a dataset or a split is not there or cannot be read, or rows are not
+            what the task needs.
     """
+    as_written = NOTHING_AS_WRITTEN
+    if task is not None:
+        text = list(task.text_columns().values())
+        as_written = AsWritten(text=text, labels=task.label_columns())
     if config.source == "joined":
-        splits = renamed(load_joined(config, streaming), config.rename)
+        before = as_written.before(config.rename)
+        splits = renamed(load_joined(config, streaming, before), config.rename)
     else:
-        splits = load_source(config, streaming=streaming)
+        splits = load_source(config, streaming=streaming, as_written=as_written)
     if streaming:
         return splits
+    problems = empty_problems(splits)
+    if task is not None and not problems:
+        problems = missing_columns(config, task, splits)
+        problems = problems or text_problems(splits, task.text_columns(), task.optional_columns())
+    if problems:
+        raise ConfigError(problems)
     if "validation" not in splits:
         num_rows = len(splits["train"])
         if not 1 <= math.ceil(num_rows * config.validation_share) < num_rows:
@@ -83,7 +90,10 @@ def load_splits(config: Any, *, streaming: bool = False) -> DatasetDict:
         parts = splits["train"].train_test_split(config.validation_share, seed=config.split_seed)
         further = {name: split for name, split in splits.items() if name != "train"}
         splits = DatasetDict(train=parts["train"], validation=parts["test"], **further)
-    return limited(splits, config)
+    splits = limited(splits, config)
+    if task is not None:
+        task.check(splits)
+    return splits
 
 
 def missing_columns(config: Any, task: Task, splits: DatasetDict) -> list[Problem]:
@@ -103,7 +113,7 @@ def missing_columns(config: Any, task: Task, splits: DatasetDict) -> list[Proble
 
 
 def data_identity(config: Any) -> dict[str, Any]:
-    """Return what names the data's content: checksums of files, a hub commit, a function's source.
+    """Return what names the data's content: checksums of files or of a function's rows, a hub commit.
 
     Raises:
         ConfigError: if a file or a function is not there.

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from pipeline.context import Context
+from pipeline.metric import defined
 from pipeline.models.loading import ModelConfig, load_tokenizer
 from pipeline.section import Positive, Section
 from pipeline.tasks import Task
-from pipeline.tasks.base import Metrics
 from pipeline.training.deepspeed import ZeroConfig, init_deepspeed
 from pipeline.training.engine import make_inference_model
 from pipeline.worker_group import WorkerGroup
@@ -37,7 +37,7 @@ def evaluate(
     config: EvaluateConfig,
     zero: ZeroConfig,
     trust_remote_code: bool,
-) -> dict[str, Metrics]:
+) -> dict[str, dict[str, float | None]]:
     """Score each model on the validation rows, and on those of further validation sets.
 
     Every row is scored once, by one worker, whatever the number of workers.
@@ -51,7 +51,8 @@ def evaluate(
         trust_remote_code: run code that comes with the models.
 
     Returns:
-        The metrics by model, on the main worker ({} elsewhere); those of a further set are called
+        The metrics by model, on the main worker ({} elsewhere); None is one that is not a number, as a
+        correlation with predictions that are all the same. Those of a further set are called
         `set/metric`.
     """
     workers = context.workers
@@ -63,11 +64,11 @@ def evaluate(
     shares = {name: _share(rows, zero, workers) for name, rows in sets.items()}
     num_batches = sum(-(-len(share) // config.batch_size) for share in shares.values())
     steps = count()
-    metrics: dict[str, Metrics] = {}
+    metrics: dict[str, dict[str, float | None]] = {}
     for name, path in models.items():
         config_of_model = ModelConfig(path=str(path), trust_remote_code=trust_remote_code)
         model = make_inference_model(config_of_model, task, zero, config.batch_size, workers)
-        found: Metrics = {}
+        found: dict[str, float | None] = {}
         for set_name, rows in sets.items():
             mine = shares[set_name]
             parts: list[dict[str, Tensor]] = []
@@ -80,9 +81,13 @@ def evaluate(
             if gathered is not None:
                 scored = task.score(_in_order(gathered), rows, tokenizer)
                 prefix = "" if set_name == "validation" else f"{set_name}/"
-                found |= {f"{prefix}{metric}": value for metric, value in scored.items()}
+                found |= {f"{prefix}{metric}": defined(value) for metric, value in scored.items()}
         if workers.is_main:
             metrics[name] = found
+            undefined = [metric for metric, value in found.items() if value is None]
+            if undefined:
+                text = f"{', '.join(undefined)} of the {name} model cannot be computed; null is recorded"
+                context.progress({"event": "note", "text": f"warning: {text}"})
     return metrics
 
 

@@ -1,24 +1,37 @@
 """The export stage: a plain Hugging Face checkpoint that loads everywhere, checked by loading it back."""
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from pydantic import field_validator
 
+from mgpp import coverage_of
 from pipeline.errors import StageError
 from pipeline.export.model_card import write_card
-from pipeline.models.loading import ModelConfig, load_tokenizer
+from pipeline.models.loading import ModelConfig, load_model, load_tokenizer
 from pipeline.models.weights import fingerprints, positive_zeros
 from pipeline.section import Section
+
+_SIZE = re.compile(r"^\d+(\.\d+)?[KMGT]B$", re.ASCII)
 
 
 class ExportConfig(Section):
     """How the pruned model is written."""
 
     max_shard_size: str = "5GB"
-    """Largest safetensors file; larger models are cut into several."""
+    """Largest safetensors file ("500MB", "5GB"); larger models are cut into several."""
+
+    @field_validator("max_shard_size")
+    @classmethod
+    def _is_a_size(cls, given: str) -> str:
+        if not _SIZE.match(given) or not float(given[:-2]):
+            raise ValueError("not a size; allowed are KB, MB, GB and TB (500MB)")
+        return given
 
 
 def export_model(
@@ -31,6 +44,7 @@ def export_model(
     config: ExportConfig,
     trust_remote_code: bool,
     output: Path,
+    exclude: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write `output/model`: safetensors, config with `pruning_config`, tokenizer and model card.
 
@@ -48,15 +62,22 @@ def export_model(
         config: how it is written.
         trust_remote_code: run code that comes with the model.
         output: the stage's folder.
+        exclude: patterns of weights that were left out of pruning on purpose.
 
     Returns:
-        Exact sparsity of the exported files and their sizes in bytes.
+        Exact sparsity of the exported files and their sizes in bytes, and what of the model is prunable.
 
     Raises:
         StageError: if what loads back is not what was trained.
     """
-    auto = getattr(transformers, auto_model)
-    model = auto.from_pretrained(trained, dtype="auto", trust_remote_code=trust_remote_code)
+    model = load_model(
+        ModelConfig(path=str(trained), trust_remote_code=trust_remote_code),
+        auto_model,
+        model_kwargs={},
+        dtype="auto",
+        seed=0,
+        new_head=False,
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(positive_zeros(parameter))
@@ -67,7 +88,10 @@ def export_model(
     model.save_pretrained(folder, max_shard_size=config.max_shard_size)
     del model
     load_tokenizer(ModelConfig(path=str(trained))).save_pretrained(folder)
-    found = check_export(folder, weights, auto, trust_remote_code=trust_remote_code)
+    auto = getattr(transformers, auto_model)
+    found = check_export(
+        folder, weights, auto, trust_remote_code=trust_remote_code, exclude=exclude
+    )
     write_card(folder, {**card, "upstream": upstream})
     return {
         **found,
@@ -77,12 +101,18 @@ def export_model(
 
 
 def check_export(
-    folder: Path, weights: dict[str, Any], auto: Any, *, trust_remote_code: bool
+    folder: Path,
+    weights: dict[str, Any],
+    auto: Any,
+    *,
+    trust_remote_code: bool,
+    exclude: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Load a checkpoint back and compare every parameter with its fingerprint.
 
     Returns:
-        Zeros and elements over all prunable weights, as found in what was loaded.
+        Zeros and elements over all prunable weights and over the whole model, as found in what was
+        loaded.
 
     Raises:
         StageError: naming the first parameter that differs, or weights that were newly initialized.
@@ -107,13 +137,20 @@ def check_export(
     parameters = dict(model.named_parameters())
     if any(torch.signbit(p[p == 0]).any() for p in parameters.values()):
         raise StageError(f"{folder} holds negative zeros")
-    num_zeros = sum(int((parameters[name] == 0).sum()) for name in prunable)
+    zeros = {name: int((parameter == 0).sum()) for name, parameter in parameters.items()}
+    num_zeros = sum(zeros[name] for name in prunable)
+    num_parameters = sum(p.numel() for p in parameters.values())
+    covered = coverage_of(model, prunable, exclude)
     num_prunable = sum(parameters[name].numel() for name in prunable)
     return {
         "num_zeros": num_zeros,
         "num_prunable": num_prunable,
         "sparsity": num_zeros / num_prunable if num_prunable else 0.0,
-        "num_parameters": sum(p.numel() for p in parameters.values()),
+        "num_parameters": num_parameters,
+        "model_zeros": sum(zeros.values()),
+        "model_sparsity": sum(zeros.values()) / num_parameters,
+        "left_out": covered.left_out,
+        "warnings": [covered.warning] if covered.warning else [],
     }
 
 

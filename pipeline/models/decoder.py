@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.models.matrices import Matrix, matrices_of
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderLayer:
@@ -15,11 +17,11 @@ class DecoderLayer:
 
     Attributes:
         module: the layer.
-        projections: the linear projections whose weights are pruned, by the weights' full names.
+        matrices: what is pruned of it, by name.
     """
 
     module: nn.Module
-    projections: dict[str, nn.Module]
+    matrices: dict[str, Matrix]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,42 +44,22 @@ def find_layers(model: nn.Module, names: Sequence[str]) -> list[DecoderLayer]:
         names: of the prunable weights.
 
     Raises:
-        ValueError: if a weight is not that of a linear projection in one list of layers.
+        ValueError: if a weight is not that of a linear projection, or of experts, in one list of layers.
     """
     modules = dict(model.named_modules())
-    for name in names:
-        module = modules[name.rpartition(".")[0]]
-        if not name.endswith(".weight") or not _is_projection(module):
-            raise ValueError(
-                f"{name} is not the weight of a linear projection but of {type(module).__name__}"
-            )
+    matrices = {name: matrices_of(name, modules[name.rpartition(".")[0]]) for name in names}
     for path, layers in modules.items():
         # The outermost list comes first.
         if isinstance(layers, nn.ModuleList) and all(n.startswith(f"{path}.") for n in names):
-            found = [DecoderLayer(module=layer, projections={}) for layer in layers]
+            found = [DecoderLayer(module=layer, matrices={}) for layer in layers]
             for name in names:
                 index = int(name.removeprefix(f"{path}.").partition(".")[0])
-                found[index].projections[name] = modules[name.rpartition(".")[0]]
+                found[index].matrices.update({matrix.name: matrix for matrix in matrices[name]})
             return found
     raise ValueError(
         f"{type(model).__name__} has no list of decoder layers that holds all prunable weights, from "
         f"{names[0]} to {names[-1]}"
     )
-
-
-def stored_weight(projection: nn.Module) -> Tensor:
-    """Return a projection's weight as it is stored, a view without gradient."""
-    return projection.get_parameter("weight").detach()
-
-
-def weight_rows(projection: nn.Module) -> Tensor:
-    """Return a projection's weight as [out, in], a view; the `Conv1D` of GPT-2 stores [in, out]."""
-    return oriented(stored_weight(projection), projection)
-
-
-def oriented(tensor: Tensor, projection: nn.Module) -> Tensor:
-    """Turn what lies as a projection's weight is stored to [out, in], or back."""
-    return tensor if isinstance(projection, nn.Linear) else tensor.T
 
 
 @torch.no_grad()
@@ -174,10 +156,6 @@ def _passed_over(
     finally:
         for layer in layers:
             del layer.module.forward
-
-
-def _is_projection(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def _to(value: Any, device: torch.device) -> Any:

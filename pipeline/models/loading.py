@@ -1,17 +1,50 @@
 """Models and tokenizers: from a folder, an installed package, a GGUF file or the hub."""
 
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, Literal
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 from transformers.integrations import HfDeepSpeedConfig
 
 from pipeline.errors import ConfigError, Problem
+from pipeline.models.checkpoint_check import (
+    CheckpointMatch,
+    first_not_finite,
+    integer_problems,
+)
+from pipeline.models.labels import follow_labels
+from pipeline.models.overrides import apply_overrides
+from pipeline.models.passed_over import gather_experts_whole
+from pipeline.models.weight_files import DamagedFileError, check_texts, integer_tensors
 from pipeline.section import Section, Share
 from pipeline.store.locations import content_sha256, resolve_path
+from pipeline.worker_group import WorkerGroup
 
+# What transformers raises for a model that cannot be built.
+BUILD_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError, AttributeError)
+# What transformers and the libraries it reads files with raise for files that are not right.
+_LOAD_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    ImportError,
+    EOFError,
+    SafetensorError,
+    UnpicklingError,
+    StrictDataclassError,
+)
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.gguf")
 
 
@@ -61,10 +94,8 @@ def load_model_config(config: ModelConfig, model_kwargs: dict[str, Any] | None =
         ConfigError: if it cannot be read, or an override names what it does not have.
     """
     location = _location(config)
-    try:
+    with _named(config):
         loaded = transformers.AutoConfig.from_pretrained(location, **_common(config))
-    except (OSError, ValueError, KeyError) as error:
-        raise _does_not_load(config, error) from error
     if not config.random_init and Path(location).is_dir() and not _has_weights(Path(location)):
         raise ConfigError(
             [
@@ -75,35 +106,106 @@ def load_model_config(config: ModelConfig, model_kwargs: dict[str, Any] | None =
                 )
             ]
         )
-    unknown = [name for name in config.overrides if not hasattr(loaded, name)]
-    if unknown:
+    method = getattr(loaded, "quantization_config", None)
+    if method is not None and not config.gguf_file:
+        method = method if isinstance(method, dict) else vars(method)
         raise ConfigError(
             [
-                Problem(f"model.overrides.{name}", f"{loaded.model_type} has no such setting")
-                for name in unknown
+                Problem(
+                    "model.path",
+                    f"{config.path!r} is quantized ({method.get('quant_method', 'unknown')}): its "
+                    "weights can be neither trained nor pruned",
+                    hint="use the model it was made of",
+                )
             ]
         )
-    changes = dict(config.overrides)
-    if config.dropout is not None:
-        names = [name for name in _DROPOUT_NAMES if hasattr(loaded, name)]
-        if not names:
-            raise ConfigError(
-                [Problem("model.dropout", f"{loaded.model_type} has no dropout setting")]
-            )
-        changes |= dict.fromkeys(names, config.dropout)
-    for name, value in {**changes, **(model_kwargs or {})}.items():
+    _override(loaded, config)
+    for name, value in (model_kwargs or {}).items():
         setattr(loaded, name, value)
     return loaded
+
+
+def _override(loaded: Any, config: ModelConfig) -> None:
+    """Apply the overrides and the dropout to a model's own configuration.
+
+    Raises:
+        ConfigError: if it does not have such a setting, or another of its settings contradicts one.
+    """
+    problems = apply_overrides(loaded, config.overrides)
+    if problems:
+        raise ConfigError(problems)
+    if config.dropout is None:
+        return
+    text = loaded.get_text_config()
+    names = [name for name in _DROPOUT_NAMES if hasattr(text, name)]
+    if not names:
+        raise ConfigError([Problem("model.dropout", f"{loaded.model_type} has no dropout setting")])
+    for name in names:
+        setattr(text, name, config.dropout)
 
 
 def build_empty(config: ModelConfig, auto_model: str) -> nn.Module:
     """Build the model on the meta device: its parameters have names and shapes, no memory."""
     model_config = load_model_config(config)
+    extra = _attention(config)
     with torch.device("meta"):
         model: nn.Module = getattr(transformers, auto_model).from_config(
-            model_config, trust_remote_code=config.trust_remote_code
+            model_config, trust_remote_code=config.trust_remote_code, **extra
         )
     return model
+
+
+def match_checkpoint(
+    config: ModelConfig, auto_model: str, model_kwargs: dict[str, Any], *, new_head: bool
+) -> CheckpointMatch:
+    """Hold a checkpoint's names, shapes and dtypes against the model's; reads no values.
+
+    Args:
+        config: which model; not of a GGUF file.
+        auto_model: the transformers auto class.
+        model_kwargs: what the data asks of the model (num_labels, ...).
+        new_head: whether a head may be new.
+
+    Raises:
+        ConfigError: if a file is damaged, or the weights are not those of the model.
+    """
+    model_config = load_model_config(config, model_kwargs)
+    with _named(config), _quiet():
+        model, info = getattr(transformers, auto_model).from_pretrained(
+            _location(config),
+            config=deepcopy(model_config),
+            device_map="meta",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **_common(config),
+        )
+        integers = integer_tensors(folder) if (folder := _folder(config)) else []
+    match = CheckpointMatch.of(model, info)
+    _refuse(config, match, integer_problems(integers, match, model), new_head=new_head)
+    return match
+
+
+def check_weights(config: ModelConfig, auto_model: str, *, new_head: bool) -> None:
+    """Check the weights of a model that lies on this machine, as `match_checkpoint` does.
+
+    Raises:
+        ConfigError: if they are not those of the model.
+    """
+    if _folder(config) is not None and not (config.random_init or config.gguf_file):
+        match_checkpoint(config, auto_model, {}, new_head=new_head)
+
+
+def _refuse(
+    config: ModelConfig, match: CheckpointMatch, further: list[str], *, new_head: bool
+) -> None:
+    """Raise what is wrong with the weights of a checkpoint, if anything is."""
+    fewer_layers = any("layer" in name for name in config.overrides)
+    found = [*match.problems(new_head=new_head, fewer_layers=fewer_layers), *further]
+    hint = "model.overrides change what it is" if config.overrides else ""
+    if found:
+        raise ConfigError(
+            Problem("model.path", f"{config.path!r} {why}", hint=hint) for why in found
+        )
 
 
 def load_model(
@@ -111,80 +213,112 @@ def load_model(
     auto_model: str,
     *,
     model_kwargs: dict[str, Any],
-    dtype: torch.dtype,
+    dtype: torch.dtype | Literal["auto"],
     seed: int,
     zero3: dict[str, Any] | None = None,
+    new_head: bool = True,
+    workers: WorkerGroup | None = None,
+    notify: Callable[[str], None] = lambda text: None,
 ) -> Any:
-    """Load the pretrained weights; what the checkpoint lacks (a new head) is drawn from `seed`.
+    """Load the pretrained weights; what the checkpoint lacks, which is a head, is drawn from `seed`.
+
+    A head for labels of the same names in another order gets its rows in the data's order.
 
     Args:
         config: which model.
         auto_model: the transformers auto class.
         model_kwargs: what the data asks of the model (num_labels, ...).
-        dtype: of the weights in memory.
+        dtype: of the weights in memory; "auto" for that of the files.
         seed: of what is drawn.
         zero3: DeepSpeed's configuration under ZeRO 3: the weights are sharded as they are read, so
             that no worker ever holds the whole model. (GGUF files are dequantized whole first.)
+        new_head: whether a head may be drawn; False for a model that was trained already.
+        workers: all of them, who call this function and refuse alike; None for this process alone.
+        notify: called with a note on which weights were drawn.
 
     Raises:
-        ConfigError: if the weights do not load.
+        ConfigError: if the weights do not load, are not those of the model, or are not finite.
     """
-    model_config = load_model_config(config, model_kwargs)
+    workers = workers or WorkerGroup.alone()
+    with _refused_by_all(workers):
+        model_config = load_model_config(config, model_kwargs)
+        match = None
+        if not (config.random_init or config.gguf_file):
+            match = match_checkpoint(config, auto_model, model_kwargs, new_head=new_head)
+            if (
+                zero3 and match.mismatched
+            ):  # one worker would find the shapes wrong, others wait for it
+                raise ConfigError(
+                    [
+                        Problem(
+                            "model.path",
+                            f"the head of {config.path!r} is for another number of labels than the "
+                            f"data's {model_kwargs.get('num_labels')}",
+                            hint="ZeRO 3 cannot leave it out: use zero.stage: 2",
+                        )
+                    ]
+                )
     auto = getattr(transformers, auto_model)
     torch.manual_seed(seed)
-    extra: dict[str, Any] = {"attn_implementation": config.attention} if config.attention else {}
+    if config.random_init:
+        model = auto.from_config(
+            model_config,
+            dtype=dtype,
+            trust_remote_code=config.trust_remote_code,
+            **_attention(config),
+        )
+        _set_padding(model, config, auto_model)
+        if zero3:
+            gather_experts_whole(model)
+        return model
     # transformers looks for a live object of this class while it loads.
     sharding = HfDeepSpeedConfig(zero3) if zero3 and not config.gguf_file else None
-    if config.random_init:
-        return auto.from_config(
-            model_config, dtype=dtype, trust_remote_code=config.trust_remote_code, **extra
-        )
-    if _has_other_labels(config, auto, model_kwargs):
-        if sharding:  # one worker would find the shapes wrong, and the others wait for it
+    with _refused_by_all(workers):
+        with _named(config):
+            model, info = auto.from_pretrained(
+                _location(config),
+                config=model_config,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=match is not None and bool(match.mismatched),
+                **_common(config),
+                **_attention(config),
+            )
+        if match is None:
+            match = CheckpointMatch.of(model, info)
+            _refuse(config, match, [], new_head=new_head)
+        name = first_not_finite(model)
+        if name is not None:
             raise ConfigError(
                 [
                     Problem(
                         "model.path",
-                        f"the head of {config.path!r} is for another number of labels than the data's "
-                        f"{model_kwargs['num_labels']}",
-                        hint="ZeRO 3 cannot leave it out: use zero.stage: 2",
+                        f"{config.path!r} holds {name} with values that are not finite",
                     )
                 ]
             )
-        extra["ignore_mismatched_sizes"] = True  # a new head is drawn
-    try:
-        model, found = auto.from_pretrained(
-            _location(config),
-            config=model_config,
-            dtype=dtype,
-            output_loading_info=True,
-            **_common(config),
-            **extra,
-        )
-    except (OSError, ValueError) as error:
-        raise _does_not_load(config, error) from error
-    inner = [n for n, *_ in found["mismatched_keys"] if n.startswith(f"{model.base_model_prefix}.")]
-    if inner:
-        raise ConfigError(
-            [
-                Problem(
-                    "model.overrides",
-                    f"{min(inner)} has another shape in {config.path!r} than they ask for",
-                )
-            ]
-        )
-    _forget_the_load(model, sharded=sharding is not None, dequantized=bool(config.gguf_file))
+    _clear_notes(model, sharded=sharding is not None, dequantized=bool(config.gguf_file))
+    _set_padding(model, config, auto_model)
+    if zero3:
+        gather_experts_whole(model)
+    if match.new:
+        notify(f"newly initialized in {config.path}: {', '.join(match.new)}")
+    elif "id2label" in model_kwargs:
+        follow_labels(model, load_model_config(config), model_kwargs["id2label"])
     return model
 
 
-def _does_not_load(config: ModelConfig, error: Exception) -> ConfigError:
-    """Return what is said of a model that transformers cannot read."""
-    reason = str(error).splitlines()[0]
-    return ConfigError([Problem("model.path", f"{config.path!r} does not load: {reason}")])
+def _set_padding(model: Any, config: ModelConfig, auto_model: str) -> None:
+    """Name the padding token to a model that classifies by the last token before the padding."""
+    text = model.config.get_text_config()
+    if auto_model != "AutoModelForSequenceClassification" or text.pad_token_id is not None:
+        return
+    for settings in (text, model.config):
+        settings.pad_token_id = load_tokenizer(config).pad_token_id
 
 
-def _forget_the_load(model: Any, *, sharded: bool, dequantized: bool) -> None:
-    """Take from a model what transformers noted while it loaded, and would go by as it saves."""
+def _clear_notes(model: Any, *, sharded: bool, dequantized: bool) -> None:
+    """Remove what transformers notes of a load that would spoil the save."""
     if sharded:
         # Here transformers notes all conversions as made, those of old names too ("LayerNorm.gamma"),
         # and would undo them as it saves; without the note it undoes what is right for the model.
@@ -198,28 +332,31 @@ def _forget_the_load(model: Any, *, sharded: bool, dequantized: bool) -> None:
             del model.config.quantization_config
 
 
-def _has_other_labels(config: ModelConfig, auto: Any, model_kwargs: dict[str, Any]) -> bool:
-    """Tell whether the checkpoint has a head, of a task trained on before, for other labels."""
-    before = load_model_config(config)
-    target = auto._model_mapping.get(type(before), None)
-    same_head = target is not None and target.__name__ in (before.architectures or [])
-    return same_head and before.num_labels != model_kwargs.get("num_labels", before.num_labels)
-
-
 def load_tokenizer(config: ModelConfig) -> Any:
-    """Load the model's tokenizer; one without a padding token pads with its end-of-text token."""
+    """Load the model's tokenizer; one without a padding token pads with its end-of-text token.
+
+    Raises:
+        ConfigError: if a file is damaged, or there is none with words.
+    """
     location = _location(config)
     try:
+        if Path(location).is_dir():
+            check_texts(Path(location))
         tokenizer = transformers.AutoTokenizer.from_pretrained(location, **_common(config))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the library of tokenizers raises nothing narrower
+        raise ConfigError(
+            [Problem("model.path", f"no tokenizer in {config.path!r}: {_first_line(error)}")]
+        ) from error
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
         raise ConfigError(
             [
                 Problem(
                     "model.path",
-                    f"no tokenizer in {config.path!r}: {str(error).splitlines()[0]}",
+                    f"no tokenizer in {config.path!r}: its files hold no token but special ones",
+                    hint="copy the tokenizer's files there",
                 )
             ]
-        ) from error
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -243,6 +380,72 @@ def _location(config: ModelConfig) -> str:
         return resolve_path(config.path)
     except ValueError as error:
         raise ConfigError([Problem("model.path", str(error))]) from error
+
+
+def _folder(config: ModelConfig) -> Path | None:
+    """Return where the model's files lie on this machine; None if only transformers knows."""
+    location = Path(_location(config))
+    return location if location.is_dir() else None
+
+
+@contextmanager
+def _named(config: ModelConfig) -> Iterator[None]:
+    """Report a load that fails as the model's problem, with the file that is damaged, if one is."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except _LOAD_ERRORS as error:
+        raise ConfigError(
+            [Problem("model.path", f"{config.path!r} does not load: {_reason(config, error)}")]
+        ) from error
+
+
+def _reason(config: ModelConfig, error: Exception) -> str:
+    folder = _folder(config)
+    if folder is not None and not isinstance(error, DamagedFileError):
+        try:
+            check_texts(folder)
+            integer_tensors(folder)
+        except DamagedFileError as damage:
+            return str(damage)
+    return _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0] if not isinstance(error, KeyError) else f"{lines[0]} is missing"
+
+
+@contextmanager
+def _refused_by_all(workers: WorkerGroup) -> Iterator[None]:
+    """Raise on every worker what is wrong on any, so that none waits for one that has left."""
+    problems: list[Problem] = []
+    failure = None
+    try:
+        yield
+    except ConfigError as error:
+        failure, problems = error, error.problems
+    found = workers.broadcast(workers.gather(problems))
+    first = next((of_worker for of_worker in found if of_worker), None)
+    if first is not None:
+        raise ConfigError(first) from failure
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from reporting a load that is only a look at the files."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _attention(config: ModelConfig) -> dict[str, Any]:
+    return {"attn_implementation": config.attention} if config.attention else {}
 
 
 def _common(config: ModelConfig) -> dict[str, Any]:

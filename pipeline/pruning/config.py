@@ -51,7 +51,8 @@ class PruneSection(_Settings):
             try:
                 parse_pattern(value)
             except (TypeError, ValueError) as error:
-                raise ValueError(str(error).removeprefix("pattern: ")) from error
+                why = str(error).removeprefix("pattern: ")
+                raise SettingError(Problem("", why)) from error
         return value
 
     @model_validator(mode="after")

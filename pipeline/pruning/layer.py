@@ -1,6 +1,6 @@
 """Pruning one layer of a decoder in one shot: statistics over all workers, a matrix to each."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +12,8 @@ from mgpp import OneShotMethod
 from mgpp.sharding.bitmask import pack_bits
 from mgpp.sharding.stats import positions_hash
 from pipeline.errors import StageError
-from pipeline.models.decoder import (
-    DecoderLayer,
-    LayerCall,
-    oriented,
-    run_layer,
-    stored_weight,
-    weight_rows,
-)
+from pipeline.models.decoder import DecoderLayer, LayerCall, run_layer
+from pipeline.models.matrices import Matrix, expert_inputs
 from pipeline.worker_group import WorkerGroup
 
 
@@ -31,11 +25,15 @@ class MatrixFigures:
         num_pruned: weights set to zero.
         threshold: the largest score that was pruned.
         mask_hash: of the matrix's mask in its place among all; hashes add up modulo 2^64.
+        num_tokens: on which it was pruned, over all workers.
+        num_inputs: of the matrix.
     """
 
     num_pruned: int
     threshold: float
     mask_hash: int
+    num_tokens: int
+    num_inputs: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,51 +65,56 @@ class LayerPruner:
         Raises:
             StageError: on every worker, if the inputs of a matrix do not allow its pruning.
         """
-        sums = layer_statistics(self.method, layer, call, hidden, self.workers.device)
+        sums, counts = layer_statistics(self.method, layer, call, hidden, self.workers.device)
+        counted = self.workers.sum(*counts.values())
+        num_tokens = {name: int(n) for name, n in zip(counts, counted, strict=True)}
         for name, total in sums.items():
             dist.all_reduce(total)
-            _check_statistic(name, total)
+            _check_statistic(name, total, num_tokens[name])
         owners = matrix_owners(layer, self.workers.world_size)
         mine: dict[str, MatrixFigures] = {}
         problem = None
-        for name, projection in layer.projections.items():
+        for name, matrix in layer.matrices.items():
             total = sums.pop(name)  # memory of the device, which the next one needs
             if owners[name] == self.workers.rank and problem is None:
                 try:
-                    mine[name] = self._prune_matrix(name, projection, total)
+                    mine[name] = self._prune_matrix(matrix, total, num_tokens[name])
                 except ValueError as error:
                     problem = f"{name}: {error}"
         problems = [p for p in self.workers.broadcast(self.workers.gather(problem)) if p]
         if problems:
             raise StageError(problems[0])
-        for name, projection in layer.projections.items():
-            dist.broadcast(stored_weight(projection).view(torch.uint8), src=owners[name])
-        return self._shared(list(layer.projections), mine)
+        for name, matrix in layer.matrices.items():
+            dist.broadcast(matrix.stored().view(torch.uint8), src=owners[name])
+        return self._shared(layer, num_tokens, mine)
 
-    def _prune_matrix(self, name: str, projection: nn.Module, statistic: Tensor) -> MatrixFigures:
+    def _prune_matrix(self, matrix: Matrix, statistic: Tensor, num_tokens: int) -> MatrixFigures:
         """Prune one matrix in place.
 
         Raises:
             ValueError: if it cannot be.
         """
-        weight = weight_rows(projection)
-        found = self.method.prune(weight.float(), statistic, self.counts[name])
+        weight = matrix.rows()
+        found = self.method.prune(weight.float(), statistic, self.counts[matrix.name])
         weight.copy_(found.weight)
         if not weight.isfinite().all():
             raise ValueError(
                 f"weights are not finite in {weight.dtype}; use zero.precision: bf16 or fp32"
             )
-        keep = oriented(found.keep, projection).reshape(-1)
+        keep = matrix.oriented(found.keep).reshape(-1)
         return MatrixFigures(
             num_pruned=keep.numel() - int(keep.sum()),
             threshold=found.threshold,
-            mask_hash=positions_hash(pack_bits(keep), keep.numel(), self.starts[name]),
+            mask_hash=positions_hash(pack_bits(keep), keep.numel(), self.starts[matrix.name]),
+            num_tokens=num_tokens,
+            num_inputs=weight.shape[1],
         )
 
     def _shared(
-        self, names: Sequence[str], mine: dict[str, MatrixFigures]
+        self, layer: DecoderLayer, num_tokens: dict[str, int], mine: dict[str, MatrixFigures]
     ) -> dict[str, MatrixFigures]:
         """Return the figures of all matrices on every worker."""
+        names = list(layer.matrices)
         integers = torch.zeros(len(names), 2, dtype=torch.int64)
         thresholds = torch.zeros(len(names), dtype=torch.float64)
         for i, name in enumerate(names):
@@ -122,7 +125,13 @@ class LayerPruner:
         dist.all_reduce(integers)
         dist.all_reduce(thresholds)
         return {
-            name: MatrixFigures(num_pruned=counted, mask_hash=hashed, threshold=threshold)
+            name: MatrixFigures(
+                num_pruned=counted,
+                mask_hash=hashed,
+                threshold=threshold,
+                num_tokens=num_tokens[name],
+                num_inputs=layer.matrices[name].rows().shape[1],
+            )
             for name, (counted, hashed), threshold in zip(
                 names, integers.tolist(), thresholds.tolist(), strict=True
             )
@@ -135,37 +144,54 @@ def layer_statistics(
     call: LayerCall,
     hidden: Sequence[Tensor],
     device: torch.device,
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Run rows through a layer and return the method's statistic of each matrix's inputs, float64.
 
+    Those of an expert are the tokens that are routed to it; how many tokens there were is returned too.
     Each row's part is computed in float32 and by itself, so that it does not depend on how many workers
     the rows are split among; only the order of the sums does.
     """
-    sums, hooks = {}, []
-    for name, projection in layer.projections.items():
-        width = weight_rows(projection).shape[1]
-        shape = method.statistic_shape(width)
+    sums: dict[str, Tensor] = {}
+    num_tokens = dict.fromkeys(layer.matrices, 0)
+    by_module: dict[nn.Module, list[Matrix]] = {}
+    for name, matrix in layer.matrices.items():
+        shape = method.statistic_shape(matrix.rows().shape[1])
         sums[name] = torch.zeros(shape, dtype=torch.float64, device=device)
+        by_module.setdefault(matrix.module, []).append(matrix)
 
-        def add(_: nn.Module, args: tuple[Any, ...], total: Tensor = sums[name]) -> None:
-            inputs: Tensor = args[0]
-            total.add_(method.statistic(inputs.reshape(-1, inputs.shape[-1]).float()))
+    def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for matrix, inputs in _inputs(by_module[module], [*args, *kwargs.values()]):
+            sums[matrix.name].add_(method.statistic(inputs.float()))
+            num_tokens[matrix.name] += len(inputs)
 
-        hooks.append(projection.register_forward_pre_hook(add))
+    hooks = [module.register_forward_pre_hook(add, with_kwargs=True) for module in by_module]
     try:
         for states in hidden if hooks else ():
             run_layer(layer.module, call, states.to(device))
     finally:
         for hook in hooks:
             hook.remove()
-    return sums
+    return sums, num_tokens
+
+
+def _inputs(matrices: Sequence[Matrix], args: Sequence[Any]) -> Iterator[tuple[Matrix, Tensor]]:
+    """Yield the matrices of a module that is called, with what they multiply: [tokens, in]."""
+    hidden: Tensor = args[0].reshape(-1, args[0].shape[-1])
+    if matrices[0].expert is None:
+        yield matrices[0], hidden
+        return
+    by_place = {(matrix.expert, matrix.attribute): matrix for matrix in matrices}
+    for expert, inputs in expert_inputs(matrices[0].module, hidden, args[1]):
+        for attribute, states in inputs.items():
+            if (expert, attribute) in by_place and len(states):
+                yield by_place[expert, attribute], states
 
 
 def matrix_owners(layer: DecoderLayer, world_size: int) -> dict[str, int]:
     """Deal a layer's matrices out, the costliest first, each to the worker with the least to do."""
     costs = {}
-    for name, projection in layer.projections.items():
-        num_rows, num_columns = weight_rows(projection).shape
+    for name, matrix in layer.matrices.items():
+        num_rows, num_columns = matrix.rows().shape
         costs[name] = num_columns**2 * (num_columns + num_rows)
     loads, owners = [0] * world_size, {}
     for name in sorted(costs, key=lambda name: -costs[name]):
@@ -174,7 +200,12 @@ def matrix_owners(layer: DecoderLayer, world_size: int) -> dict[str, int]:
     return owners
 
 
-def _check_statistic(name: str, total: Tensor) -> None:
+def _check_statistic(name: str, total: Tensor, num_tokens: int) -> None:
+    if not num_tokens:
+        raise StageError(
+            f"no token of the calibration rows is routed to {name}; give more rows "
+            "(prune.calibration_rows) or leave these experts alone (prune.exclude)"
+        )
     finite = bool(total.isfinite().all())
     if finite and bool(total.any()):
         return

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,6 @@ from pipeline.models.decoder import (
     find_layers,
     layer_inputs,
     run_layer,
-    stored_weight,
-    weight_rows,
 )
 from pipeline.models.loading import ModelConfig, load_model, load_tokenizer
 from pipeline.models.weights import positive_zeros, write_model
@@ -45,18 +44,14 @@ _TENSORS_FILE, _FIGURES_FILE = "layer.safetensors", "layer.json"
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """One run at work: what its functions share."""
+    """One run at work: what its functions share; `names` are the prunable weights, in order."""
 
     workers: WorkerGroup
     model: Any
     layers: list[DecoderLayer]
+    names: list[str]
     pruner: LayerPruner
     checkpoints: CheckpointStore
-
-    @property
-    def names(self) -> list[str]:
-        """The prunable weights, in order."""
-        return list(self.pruner.counts)
 
     @property
     def num_prunable(self) -> int:
@@ -95,7 +90,13 @@ def prune_one_shot(
     workers = context.workers
     rows = calibration_rows(context.data, prune.calibration_rows, seed)
     model = load_model(
-        model_config, task.auto_model, model_kwargs=context.model_kwargs, dtype=dtype, seed=seed
+        model_config,
+        task.auto_model,
+        model_kwargs=context.model_kwargs,
+        dtype=dtype,
+        seed=seed,
+        new_head=False,
+        workers=workers,
     ).eval()
     try:
         run = _begin(context, model, task, prune)
@@ -107,8 +108,7 @@ def prune_one_shot(
     figures = _prune_layers(run, hidden[: len(mine)], calls, recorder, context.progress)
     result = _figures(run, figures)
     if recorder:
-        shares = {n: figures[n].num_pruned / model.get_parameter(n).numel() for n in run.names}
-        recorder.write("layers", len(run.layers) - 1, {"sparsity": shares})
+        recorder.write("layers", len(run.layers) - 1, {"sparsity": _shares(run, figures)})
         recorder.close()
         _write(run, context)
     return result
@@ -157,9 +157,9 @@ def prunable_layers(
         )
     layers = find_layers(model, names)
     for layer in layers:
-        for name, projection in layer.projections.items():
+        for name, matrix in layer.matrices.items():
             try:
-                method.check_shape(weight_rows(projection).shape[1])
+                method.check_shape(matrix.rows().shape[1])
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
     return layers
@@ -171,17 +171,20 @@ def _begin(context: Context, model: nn.Module, task: Task, prune: PruneSection) 
     assert method is not None
     assert settings.sparsity is not None
     names = settings.select(model)
-    sizes = [model.get_parameter(name).numel() for name in names]
-    counts = portions(method.count(sum(sizes), settings.sparsity), sizes)
+    layers = prunable_layers(model, task, names, method)
+    sizes = {name: m.stored().numel() for layer in layers for name, m in layer.matrices.items()}
+    counts = portions(method.count(sum(sizes.values()), settings.sparsity), list(sizes.values()))
+    starts = accumulate(sizes.values(), initial=0)
     return _Run(
         workers=context.workers,
         model=model,
-        layers=prunable_layers(model, task, names, method),
+        layers=layers,
+        names=names,
         pruner=LayerPruner(
             method=method,
             workers=context.workers,
-            counts=dict(zip(names, counts, strict=True)),
-            starts={name: sum(sizes[:i]) for i, name in enumerate(names)},
+            counts=dict(zip(sizes, counts, strict=True)),
+            starts=dict(zip(sizes, starts, strict=False)),
         ),
         checkpoints=context.checkpoints,
     )
@@ -236,6 +239,28 @@ def _values(
     }
 
 
+def _shares(run: _Run, figures: dict[str, MatrixFigures]) -> dict[str, float]:
+    """Return the share pruned of each weight, by name."""
+    pruned = dict.fromkeys(run.names, 0)
+    for layer in run.layers:
+        for name, matrix in layer.matrices.items():
+            pruned[matrix.weight] += figures[name].num_pruned
+    return {n: count / run.model.get_parameter(n).numel() for n, count in pruned.items()}
+
+
+def _warnings(figures: dict[str, MatrixFigures]) -> list[str]:
+    """Tell of matrices that were pruned on fewer tokens than they have inputs."""
+    few = {name: one for name, one in figures.items() if one.num_tokens < one.num_inputs}
+    if not few:
+        return []
+    least = min(few, key=lambda name: few[name].num_tokens)
+    return [
+        f"{len(few)} of {len(figures)} matrices were pruned on fewer tokens than they have inputs, the "
+        f"fewest {least} on {few[least].num_tokens} for {few[least].num_inputs}; give more rows "
+        "(prune.calibration_rows)"
+    ]
+
+
 def _figures(run: _Run, figures: dict[str, MatrixFigures]) -> dict[str, Any]:
     """Return the run's figures, in which a run that trains nothing has no steps."""
     values = _values(run, figures, figures)
@@ -253,6 +278,7 @@ def _figures(run: _Run, figures: dict[str, MatrixFigures]) -> dict[str, Any]:
         "num_steps": 0,
         "prune_start": 0,
         "prune_end": 0,
+        "warnings": _warnings(figures),
     }
 
 
@@ -282,10 +308,17 @@ def _write_layer(
     workers: WorkerGroup, layer: DecoderLayer, figures: dict[str, MatrixFigures], folder: Path
 ) -> None:
     if workers.is_main:
-        tensors = {name: stored_weight(p) for name, p in layer.projections.items()}
-        save_file(tensors, folder / _TENSORS_FILE)
+        save_file(_weights(layer), folder / _TENSORS_FILE)
         values = {name: asdict(one) for name, one in figures.items()}
         (folder / _FIGURES_FILE).write_text(json.dumps(values))
+
+
+def _weights(layer: DecoderLayer) -> dict[str, Tensor]:
+    """Return the whole weights that hold a layer's matrices, by name."""
+    return {
+        matrix.weight: matrix.module.get_parameter(matrix.attribute).detach()
+        for matrix in layer.matrices.values()
+    }
 
 
 def _load_layer(store: CheckpointStore, layer: DecoderLayer) -> dict[str, MatrixFigures] | None:
@@ -294,7 +327,7 @@ def _load_layer(store: CheckpointStore, layer: DecoderLayer) -> dict[str, Matrix
         if saved is None:
             return None
         tensors = load_file(saved.file(_TENSORS_FILE))
-        for name, projection in layer.projections.items():
-            stored_weight(projection).copy_(tensors[name])
+        for name, weight in _weights(layer).items():
+            weight.copy_(tensors[name])
         values = json.loads(saved.file(_FIGURES_FILE).read_text())
         return {name: MatrixFigures(**one) for name, one in values.items()}

@@ -39,6 +39,12 @@ class ReportData:
     num_pruned: int
     num_prunable: int
     num_parameters: int
+    model_zeros: int
+    """Zeros of the whole model."""
+    left_out: dict[str, int]
+    """Elements of large matrices that are not prunable, by name."""
+    warnings: list[str]
+    """What the reader should know of the outcome."""
     sizes: dict[str, int]
     """Bytes on disk by label."""
     seconds: dict[str, float]
@@ -132,6 +138,8 @@ def _cards(data: ReportData) -> list[Card]:
         "parameters": data.num_parameters,
     }
     rows = [(label, f"{count:,}") for label, count in counts.items()]
+    rows.append(("sparsity of all weights", f"{data.model_zeros / data.num_parameters:.2%}"))
+    rows += [(f"not prunable: {name}", f"{numel:,}") for name, numel in data.left_out.items()]
     sparsity = Card(
         label="sparsity", value=f"{data.sparsity:.2%}", note="of the prunable weights", rows=rows
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -16,13 +17,16 @@ from pipeline.evaluation.evaluate import EvaluateConfig
 from pipeline.export.checkpoint import ExportConfig
 from pipeline.models.loading import ModelConfig
 from pipeline.pruning.config import PruneSection
+from pipeline.runs.plain_yaml import DEEPEST, check_yaml
 from pipeline.section import Duration, NotNegative, Positive, Section, sections_in
+from pipeline.store.locations import is_file
 from pipeline.tasks import AnyTaskConfig
 from pipeline.training.config import TrainConfig
 from pipeline.training.deepspeed import ZeroConfig
 from pipeline.training.distill import DistillConfig
 
 _Kind = TypeVar("_Kind", bound=Section)
+_LONGEST_CHAIN = 32
 # Keys that say which kind of section theirs is.
 _TAGS = ("data.source", "task.type", "prune.method.name")
 # Keys of earlier versions, and what they are called now.
@@ -32,6 +36,21 @@ RENAMED = {
     "prune.method.pattern": "prune.pattern",
     "train.lr_warmup": "train.lr_warmup_length",
 }
+
+
+# pydantic's kinds of errors, where its own message speaks of Python and not of the file.
+_MESSAGES = {
+    "model_type": "must be a mapping of settings",
+    "model_attributes_type": "must be a mapping of settings",
+    "dict_type": "must be a mapping",
+    "mapping_type": "must be a mapping",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "too_short": "must have {min_length} or more entries",
+    "too_long": "must have at most {max_length} entries",
+}
+_NUMBERS = ("int_type", "float_type")
+_OF_A_KEY = ".[key]"  # where pydantic places what is wrong with a mapping's key
 
 
 class DenseConfig(Section):
@@ -134,15 +153,17 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any
     A file may give only what differs from another one: `extends: path`, relative to itself.
     """
     problems = [problem for override in overrides for problem in _override_problems(override)]
-    if problems and Path(path).is_file():
+    if problems and is_file(path):
         return {}, problems
     try:
         loaded = _load(Path(path))
         merged = _merge(loaded, OmegaConf.from_dotlist(list(overrides)))
-        values = OmegaConf.to_container(merged, resolve=True)
+        values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except ConfigError as error:
         return {}, error.problems
-    except OmegaConfBaseException as error:
+    except RecursionError:
+        return {}, [Problem(path, "its values refer to each other in a circle, or nest too deeply")]
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
         return {}, [_not_yaml(path, error)]
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}, []
@@ -177,15 +198,18 @@ def _load(path: Path, below: tuple[Path, ...] = ()) -> DictConfig:
         ConfigError: if a file is not there or not YAML, or the files extend each other in a circle.
     """
     named = f"{below[-1]}: extends: {path}" if below else str(path)
-    if not path.is_file():
+    if not is_file(path):
         raise ConfigError([Problem(named, "no such file")])
     chain = (*below, path)
+    if len(chain) > _LONGEST_CHAIN:
+        raise ConfigError([Problem(named, f"more than {_LONGEST_CHAIN} files extend each other")])
     if path.resolve() in {file.resolve() for file in below}:
         circle = " -> ".join(str(file) for file in chain)
         raise ConfigError([Problem(named, f"extends itself ({circle})")])
     try:
+        check_yaml(path.read_text(encoding="utf-8"), whole_file=True)
         loaded = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+    except (YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
         raise ConfigError([_not_yaml(path, error)]) from error
     if not isinstance(loaded, DictConfig):
         raise ConfigError(
@@ -204,29 +228,56 @@ def _load(path: Path, below: tuple[Path, ...] = ()) -> DictConfig:
 def _merge(under: DictConfig, over: DictConfig) -> DictConfig:
     """Return values with others over them."""
     for tag in _TAGS:
-        chosen = OmegaConf.select(over, tag)
-        if chosen is not None and chosen != OmegaConf.select(under, tag):
+        chosen, before = (_at(values, tag) for values in (over, under))
+        if chosen is not None and before is not None and chosen != before:
             # Another kind of section: the settings of the one below are none of its own.
             OmegaConf.update(under, tag.rpartition(".")[0], {}, merge=False)
-    merged = OmegaConf.merge(under, over)
+    pair = (OmegaConf.to_container(values, resolve=False) for values in (under, over))
+    merged = OmegaConf.create(_merged(*pair))
     assert isinstance(merged, DictConfig)
     return merged
 
 
+def _merged(under: Any, over: Any) -> Any:
+    """Return plain values with others over them; what is no mapping is replaced whole."""
+    if not (isinstance(under, dict) and isinstance(over, dict)):
+        return over
+    return under | {key: _merged(under.get(key), value) for key, value in over.items()}
+
+
+def _at(values: DictConfig, key: str) -> Any:
+    """Return a value, or None where there is none: what stands there may be of any kind."""
+    try:
+        return OmegaConf.select(values, key)
+    except OmegaConfBaseException:
+        return None
+
+
 def _not_yaml(path: Path | str, error: Exception) -> Problem:
-    return Problem(str(path), f"not valid YAML: {' '.join(str(error).split())}")
+    if isinstance(error, OmegaConfBaseException):
+        key = error.full_key or ""
+        return Problem(key or str(path), yaml_text(error), where=str(path) if key else "")
+    return Problem(str(path), yaml_text(error))
+
+
+def yaml_text(error: Exception) -> str:
+    """Return in one line what is wrong with YAML."""
+    if isinstance(error, OmegaConfBaseException):
+        return str(error).splitlines()[0]  # the others are OmegaConf's own view of the place
+    text = " ".join(str(error).split())
+    return text if type(error) is ValueError else f"not valid YAML: {text}"
 
 
 def _override_problems(override: str) -> list[Problem]:
-    key, equals, _ = override.partition("=")
-    if not equals or not all(key.split(".")):
+    key, equals, value = override.partition("=")
+    parts = key.split(".")
+    if not equals or not all(parts) or len(parts) > DEEPEST or set("[]") & set(key):
         return [Problem(repr(override), "an override is key=value, such as train.lr=1e-4")]
     try:
+        check_yaml(value)
         OmegaConf.from_dotlist([override])
-    except (YAMLError, OmegaConfBaseException) as error:
-        return [
-            Problem(repr(override), f"the value is not valid YAML: {' '.join(str(error).split())}")
-        ]
+    except (YAMLError, OmegaConfBaseException, ValueError, TypeError, KeyError) as error:
+        return [Problem(repr(override), yaml_text(error))]
     return []
 
 
@@ -252,15 +303,17 @@ def parse_sections(values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem
             else:
                 sections[name] = spec.default
             continue
-        annotated = (spec.annotation, *spec.metadata)
-        adapter: TypeAdapter[Any] = TypeAdapter(
-            _annotate(*annotated, discriminator=spec.discriminator)
-        )
         try:
-            sections[name] = adapter.validate_python(values[name])
+            sections[name] = _reader(name).validate_python(values[name])
         except ValidationError as error:
             problems += [_describe(RunConfig, item, name) for item in error.errors()]
     return sections, problems
+
+
+@cache
+def _reader(section: str) -> TypeAdapter[Any]:
+    spec = RunConfig.model_fields[section]
+    return TypeAdapter(_annotate(spec.annotation, *spec.metadata, discriminator=spec.discriminator))
 
 
 def parse_config(values: dict[str, Any]) -> RunConfig:
@@ -342,8 +395,26 @@ def problem_of(item: Any, *, whole: str = "") -> Problem:
         inner = error.problem
         return replace(inner, key=".".join(filter(None, [key, inner.key])))
     message = item["msg"].removeprefix("Value error, ")
+    if item["type"] in _MESSAGES:
+        message = _MESSAGES[item["type"]].format(**item.get("ctx", {}))
     got = ... if isinstance(item["input"], dict) else item["input"]
-    return Problem(key or whole, f"{message[0].lower()}{message[1:]}", got=got)
+    is_key = key.endswith(_OF_A_KEY)
+    hint = ""
+    if item["type"] in _NUMBERS and isinstance(got, str):
+        hint = "a number in quotes is text" if _is_number(got) else ""
+    return Problem(
+        (key.removesuffix(f".{got}{_OF_A_KEY}") if is_key else key) or whole,
+        f"{'a key of it: ' if is_key else ''}{message[0].lower()}{message[1:]}",
+        got=got,
+        hint=hint,
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return text.isascii() and float(text) is not None
+    except ValueError:
+        return False
 
 
 def _member(model: Any, part: str) -> Any:

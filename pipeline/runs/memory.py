@@ -94,7 +94,7 @@ def activation_bytes(
         width: bytes of a number.
         recomputed: whether layers are recomputed in the backward pass.
     """
-    settings: Any = model.config
+    settings: Any = cast(Any, model).config.get_text_config()
     hidden = int(settings.hidden_size)
     source = rows * length * hidden
     layers = [(int(settings.num_hidden_layers), 17 * source, source)]  # layers, numbers kept, input
@@ -132,7 +132,7 @@ def distillation_bytes(
     # The teacher's logits, those of both that count, and both models' log-probabilities in float32.
     kept = logits * (3 * width + 2 * 4)
     if distill.hidden_weight:
-        settings: Any = model.config
+        settings: Any = cast(Any, model).config.get_text_config()
         states = rows * length * int(settings.num_hidden_layers) * int(settings.hidden_size)
         if settings.is_encoder_decoder:
             states += (
@@ -143,7 +143,7 @@ def distillation_bytes(
 
 
 def _num_logits(model: nn.Module, rows: int, length: int, target_length: int) -> int:
-    settings: Any = model.config
+    settings: Any = cast(Any, model).config.get_text_config()
     if cast(Any, model).get_output_embeddings() is None:
         return rows * int(settings.num_labels)
     predicted = target_length if settings.is_encoder_decoder else length

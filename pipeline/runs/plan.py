@@ -10,12 +10,11 @@ from typing import Any, cast
 
 from torch import nn
 
-from mgpp import METHODS, Allocation, OneShotMethod, transposed_weights
+from mgpp import METHODS, Allocation, Coverage, OneShotMethod, coverage_of, transposed_weights
 from mgpp.masking import lamp
 from mgpp.masking.threshold import sent_bytes
 from mgpp.sharding.displacement import NUM_BINS
 from pipeline.errors import ConfigError, Problem
-from pipeline.models.decoder import weight_rows
 from pipeline.models.loading import build_empty
 from pipeline.pruning.one_shot import prunable_layers
 from pipeline.runs.config import RunConfig
@@ -48,6 +47,7 @@ class Plan:
         sent_per_pruning: sent by a worker for one pruning, at most; what lies on several workers of a
             pattern's groups and blocks comes on top, and with min_kept as often as weights reach it.
         checkpoint: one checkpoint, all workers together.
+        coverage: how much of the model is prunable.
     """
 
     num_parameters: int
@@ -57,6 +57,7 @@ class Plan:
     sent_per_step: int
     sent_per_pruning: int
     checkpoint: int
+    coverage: Coverage
 
     @property
     def device_total(self) -> int:
@@ -82,7 +83,7 @@ def plan_run(config: RunConfig) -> Plan:
         return plan_one_shot(config, empty, config.prune.one_shot)
     freeze(empty, config.train.freeze)
     world_size = config.cluster.num_workers
-    micro = config.train.micro_batch_size or max(config.train.batch_size // world_size, 1)
+    micro = config.train.rows_of_a_pass(world_size)
     names = config.prune.settings.select(empty)
     weights = dict(empty.named_parameters())
     shapes = {name: tuple(weights[name].shape) for name in names}
@@ -123,12 +124,13 @@ def plan_run(config: RunConfig) -> Plan:
         sent_per_step=_sent_per_step(config, total, trained, of_teacher, micro),
         sent_per_pruning=sent if config.zero.stage else 8 * world_size,
         checkpoint=checkpoint_bytes(trained, prunable, num_kept),
+        coverage=coverage_of(empty, names, config.prune.settings.exclude),
     )
 
 
 def _sent_per_pruning(allocation: Allocation, world_size: int) -> int:
     """Return the most that a worker of a sharded model hands to reductions in one pruning, in bytes."""
-    num_weights = len(allocation.names)
+    num_weights = len(allocation.names)  # matrices: each of a stack is counted by itself
     if allocation.placement.scope == "lamp":
         cuts = sent_bytes(world_size, num_weights, num_weights)
         return cuts + lamp.sent_bytes(world_size, num_weights) + 8 * NUM_BINS
@@ -154,10 +156,10 @@ def plan_one_shot(config: RunConfig, empty: nn.Module, method: OneShotMethod) ->
         raise ConfigError([Problem("prune.method", f"{method.name}: {error}")]) from error
     width, hidden = (
         DTYPES[config.zero.precision].itemsize,
-        int(cast(Any, empty).config.hidden_size),
+        int(cast(Any, empty).config.get_text_config().hidden_size),
     )
     world_size, length = config.cluster.num_workers, config.task.max_length
-    matrices = [[weight_rows(p) for p in layer.projections.values()] for layer in layers]
+    matrices = [[matrix.rows() for matrix in layer.matrices.values()] for layer in layers]
     statistics = [
         [math.prod(method.statistic_shape(weight.shape[1])) for weight in layer]
         for layer in matrices
@@ -191,6 +193,7 @@ def plan_one_shot(config: RunConfig, empty: nn.Module, method: OneShotMethod) ->
             * (2 * _STATISTIC * sum(sum(layer) for layer in statistics) + width * prunable)
         ),
         checkpoint=prunable * width,
+        coverage=coverage_of(empty, names, config.prune.settings.exclude),
     )
 
 

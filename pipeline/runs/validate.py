@@ -5,14 +5,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from datasets import DatasetDict
 from torch import nn
 
 from mgpp import transposed_weights
-from pipeline.data.stage import is_local, load_splits, missing_columns, num_training_examples
+from pipeline.data.stage import is_local, load_splits, missing_columns
+from pipeline.data.unknown_tokens import unknown_problems
 from pipeline.errors import ConfigError, Problem
-from pipeline.models.loading import build_empty, load_model_config, load_tokenizer
+from pipeline.models.loading import (
+    BUILD_ERRORS,
+    build_empty,
+    check_weights,
+    load_model_config,
+    load_tokenizer,
+)
+from pipeline.models.passed_over import passed_over_problems
 from pipeline.pruning.one_shot import calibration_problems, prunable_layers
 from pipeline.runs.config import RunConfig, parse_sections, read_config
+from pipeline.runs.fit import fit_problems
 from pipeline.runs.upstream import resolve_upstream
 from pipeline.tasks import Task, make_task
 from pipeline.training.deepspeed import problems_of
@@ -63,11 +73,12 @@ def validate(path: str, overrides: Sequence[str], capacity: Capacity | None) -> 
     if unresolved:
         sections.pop("model", None)
         problems += unresolved
-    of_model, of_data = _model_problems(sections), _data_problems(sections)
+    of_model = _model_problems(sections)
+    splits, of_data = read_data(sections)
     of_training = _training_problems(sections)
     problems += [*of_model, *of_data, *of_training]
     if not (of_model or of_data or of_training):
-        problems += _length_problems(sections)
+        problems += _text_problems(sections, splits) or _length_problems(sections, splits)
     if "cluster" in sections and capacity is not None:
         problems += cluster_problems(sections["cluster"], capacity)
     if problems:
@@ -95,7 +106,7 @@ def _model_problems(sections: dict[str, Any]) -> list[Problem]:
     distill = sections.get("distill")
     problems = []
     try:
-        load_tokenizer(model)
+        tokenizer = load_tokenizer(model)
         load_model_config(model)
     except ConfigError as error:
         return error.problems
@@ -103,18 +114,20 @@ def _model_problems(sections: dict[str, Any]) -> list[Problem]:
         return []
     try:
         empty = build_empty(model, make_task(task).auto_model)
-    except (ValueError, OSError) as error:
+    except BUILD_ERRORS as error:
+        key = "model.attention" if model.attention else "model.path"
         reason = str(error).splitlines()[0]
-        return [
-            Problem(
-                "model.path", f"{model.path!r} cannot be built for a {task.type} task: {reason}"
-            )
-        ]
+        return [Problem(key, f"{model.path!r} cannot be built for a {task.type} task: {reason}")]
+    try:
+        check_weights(model, make_task(task).auto_model, new_head=True)
+    except ConfigError as error:
+        return error.problems
+    problems += fit_problems(empty, tokenizer, task)
     if "train" in sections:
-        try:
-            freeze(empty, sections["train"].freeze)
-        except ValueError as error:
-            problems.append(Problem("train.freeze", str(error)))
+        problems += _frozen_problems(empty, sections["train"].freeze)
+    if {"zero", "cluster"} <= set(sections) and _trains(sections):
+        stage, num_workers = sections["zero"].stage, sections["cluster"].num_workers
+        problems += passed_over_problems(empty, stage, num_workers)
     if prune is not None:
         problems += _selection_problems(prune, make_task(task), empty)
     if distill is not None and prune is not None and prune.one_shot is not None:
@@ -128,6 +141,16 @@ def _model_problems(sections: dict[str, Any]) -> list[Problem]:
     elif distill is not None:
         problems += teacher_problems(distill, model, make_task(task).auto_model)
     return problems
+
+
+def _frozen_problems(empty: nn.Module, patterns: list[str]) -> list[Problem]:
+    try:
+        freeze(empty, patterns)
+    except ValueError as error:
+        return [Problem("train.freeze", str(error))]
+    if any(parameter.requires_grad for parameter in empty.parameters()):
+        return []
+    return [Problem("train.freeze", "leaves nothing to train", got=patterns)]
 
 
 def _selection_problems(prune: Any, task: Task, empty: nn.Module) -> list[Problem]:
@@ -153,16 +176,23 @@ def _selection_problems(prune: Any, task: Task, empty: nn.Module) -> list[Proble
     return []
 
 
-def _data_problems(sections: dict[str, Any]) -> list[Problem]:
+def read_data(sections: dict[str, Any]) -> tuple[DatasetDict | None, list[Problem]]:
+    """Return the rows, if reading them takes no download, and what is wrong with them.
+
+    Args:
+        sections: of the configuration; without a task, rows are only read.
+    """
     if "data" not in sections:
-        return []
+        return None, []
+    data = sections["data"]
+    task = make_task(sections["task"]) if "task" in sections else None
     try:
-        splits = load_splits(sections["data"], streaming=True)
+        if is_local(data):
+            return load_splits(data, task), []
+        columns = load_splits(data, streaming=True)
     except ConfigError as error:
-        return error.problems
-    if "task" not in sections:
-        return []
-    return missing_columns(sections["data"], make_task(sections["task"]), splits)
+        return None, error.problems
+    return None, [] if task is None else missing_columns(data, task, columns)
 
 
 def _training_problems(sections: dict[str, Any]) -> list[Problem]:
@@ -174,8 +204,8 @@ def _training_problems(sections: dict[str, Any]) -> list[Problem]:
     if dense is not None and not dense.enabled:
         problems += _missing_dense(prune, sections.get("distill"))
     one_shot = prune.one_shot if prune is not None else None
-    if one_shot is not None and dense is not None and not dense.enabled:
-        return problems  # nothing is trained
+    if not _trains(sections):
+        return problems
     for key, length in (("train", train.length), ("dense", dense.length if dense else None)):
         if length is not None and length.unit == "%":
             problems.append(
@@ -190,9 +220,17 @@ def _training_problems(sections: dict[str, Any]) -> list[Problem]:
             train.batch_plan(num_rows=train.batch_size, world_size=cluster.num_workers)
         except ValueError as error:
             problems.append(Problem("train.batch_size", f"{error} (cluster.num_workers)"))
+    if train.lr_warmup_length.unit in ("%", train.length.unit):  # whatever the number of rows
+        problems += _warmup_problems(train, 1 if train.length.unit == "steps" else _MANY_STEPS)
     if prune is not None and one_shot is None:
         problems += _method_problems(train, prune)
     return problems
+
+
+def _trains(sections: dict[str, Any]) -> bool:
+    """Tell whether a run trains: a one-shot method does not, the dense fine-tune before it does."""
+    prune, dense = sections.get("prune"), sections.get("dense")
+    return prune is None or prune.one_shot is None or dense is None or dense.enabled
 
 
 def _method_problems(train: Any, prune: Any) -> list[Problem]:
@@ -211,6 +249,21 @@ def _method_problems(train: Any, prune: Any) -> list[Problem]:
         except ValueError as error:
             problems.append(Problem("prune", str(error)))
     return problems
+
+
+def _warmup_problems(train: Any, per_epoch: int) -> list[Problem]:
+    """Return what is wrong with the warm-up of the rate, given the steps of an epoch."""
+    num_steps = train.num_steps(per_epoch)
+    warmup = train.lr_warmup_length.steps(steps_per_epoch=per_epoch, num_steps=num_steps)
+    if warmup <= num_steps:
+        return []
+    return [
+        Problem(
+            "train.lr_warmup_length",
+            f"is longer than the run, train.length: {train.length.text}",
+            got=train.lr_warmup_length.text,
+        )
+    ]
 
 
 def _missing_dense(prune: Any, distill: Any) -> list[Problem]:
@@ -236,17 +289,26 @@ def _missing_dense(prune: Any, distill: Any) -> list[Problem]:
     return problems
 
 
-def _length_problems(sections: dict[str, Any]) -> list[Problem]:
+def _text_problems(sections: dict[str, Any], splits: DatasetDict | None) -> list[Problem]:
+    """Check that the tokenizer knows the words of the text, where it was read."""
+    if not {"model", "task"} <= set(sections) or splits is None:
+        return []
+    columns = list(make_task(sections["task"]).text_columns().values())
+    return unknown_problems(splits["train"], columns, load_tokenizer(sections["model"]))
+
+
+def _length_problems(sections: dict[str, Any], splits: DatasetDict | None) -> list[Problem]:
     """Check lengths against the number of rows, where counting is cheap or nothing else can tell."""
     if not {"model", "task", "data", "train", "dense", "prune", "cluster"} <= set(sections):
         return []
     data, task, train, prune = (sections[name] for name in ("data", "task", "train", "prune"))
     task = make_task(task)
-    cheap = is_local(data) and task.row_is_example
+    cheap = splits is not None and task.row_is_example
     if not cheap and len(_units(train, prune)) == 1:
         return []
     try:
-        num_rows = num_training_examples(data, task, load_tokenizer(sections["model"]))
+        rows = (splits or load_splits(data, task))["train"]
+        num_rows = task.num_examples(rows, load_tokenizer(sections["model"]), data.num_proc)
     except ConfigError as error:
         return error.problems
     num_workers = sections["cluster"].num_workers
@@ -265,6 +327,8 @@ def _schedule_problems(
     except ValueError as error:
         return [Problem("train.batch_size", str(error))]
     per_epoch, problems = plan.steps_per_epoch, []
+    for fine_tune in (train, dense.train_config(train)) if dense.enabled else (train,):
+        problems = problems or _warmup_problems(fine_tune, per_epoch)
     lengths = {"train": train.length}
     if dense.enabled and dense.length is not None:
         lengths["dense"] = dense.length

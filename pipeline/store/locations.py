@@ -40,6 +40,14 @@ def resolve_path(path: str) -> str:
     return str(found)
 
 
+def is_file(path: Path | str) -> bool:
+    """Return whether there is a file at a path, which may be none that a file system takes."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # a name too long, a null byte
+        return False
+
+
 def content_sha256(path: Path) -> str:
     """Return a sha256 of a file, or of all files of a folder with their names."""
     if not path.is_dir():

@@ -19,6 +19,7 @@ Predictions = Mapping[str, np.ndarray]
 
 _ROWS_AT_A_TIME = 100_000
 UNLABELLED = -100  # the label of a token that is not predicted
+DRAW_SEED = "draw_seed"  # in a row of training data: seeds what is drawn for it in this step
 
 
 class TaskConfig(Section):
@@ -58,6 +59,8 @@ class Task(ABC):
     """Name of the metric shown first."""
     row_is_example: ClassVar[bool] = True
     """Whether counting rows counts examples; otherwise they must be tokenized for it."""
+    draws_inputs: ClassVar[bool] = False
+    """Whether the collator draws at random, for each row from the number at DRAW_SEED in it."""
     predicts_numbers: ClassVar[bool] = False
     """Whether the outputs are numbers; otherwise they are logits of choices."""
 
@@ -81,6 +84,25 @@ class Task(ABC):
     @abstractmethod
     def columns(self) -> dict[str, str]:
         """Return the data columns it needs: configuration key -> column name."""
+
+    def text_columns(self) -> dict[str, str]:
+        """Return those of the columns that must hold text."""
+        return self.columns()
+
+    def optional_columns(self) -> set[str]:
+        """Return the names of those columns of text that some rows may have nothing in."""
+        return set()
+
+    def label_columns(self) -> list[str]:
+        """Return the names of the columns that hold classes, as text or whole numbers."""
+        return []
+
+    def check(self, splits: DatasetDict) -> None:  # noqa: B027  # most have no more to ask
+        """Check raw rows beyond that; nothing unless a task has more to ask.
+
+        Raises:
+            ConfigError: if rows are not what the task needs.
+        """
 
     @abstractmethod
     def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
@@ -110,10 +132,18 @@ class Task(ABC):
         Returns:
             One or more [predictions, choices]; each counts the same.
         """
-        logits, labels = outputs.logits, batch["labels"]
-        if self.auto_model == "AutoModelForCausalLM":  # a position predicts the token after it
-            logits, labels = logits[:, :-1], labels[:, 1:]
-        return (logits[labels != UNLABELLED],)
+        logits, labels = outputs.logits, self.targets(batch)
+        return (logits[:, : labels.shape[1]][labels != UNLABELLED],)
+
+    def targets(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return what each position is to predict: int64 [rows, positions], -100 where nothing."""
+        labels = batch["labels"]
+        # A position predicts the token after it; the last one none.
+        return labels[:, 1:] if self.auto_model == "AutoModelForCausalLM" else labels
+
+    def num_targets(self, batch: Mapping[str, Tensor]) -> int:
+        """Return over how many predictions the model's loss of a batch is a mean."""
+        return int((self.targets(batch) != UNLABELLED).sum())
 
     @abstractmethod
     def predict(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

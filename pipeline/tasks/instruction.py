@@ -55,6 +55,13 @@ class Instruction(Task):
         prompts = {f"task.prompt.{i}": column for i, column in enumerate(self.config.prompt)}
         return {**prompts, "task.response": self.config.response}
 
+    def optional_columns(self) -> set[str]:
+        return set(self.config.prompt) if len(self.config.prompt) > 1 else set()
+
+    def check(self, splits: DatasetDict) -> None:
+        for name, split in splits.items():
+            self._refuse_missing(name, split)
+
     def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
         """Make `input_ids` and `labels`, which are -100 for the tokens of the prompt.
 

@@ -14,8 +14,16 @@ from transformers import DataCollatorForLanguageModeling, default_data_collator
 
 from pipeline import metric
 from pipeline.errors import ConfigError, Problem, SettingError
-from pipeline.section import NotNegative, Share
-from pipeline.tasks.base import Metrics, Predictions, Task, TaskConfig, TokenizedData, num_tokens
+from pipeline.section import Seed
+from pipeline.tasks.base import (
+    DRAW_SEED,
+    Metrics,
+    Predictions,
+    Task,
+    TaskConfig,
+    TokenizedData,
+    num_tokens,
+)
 from pipeline.tasks.packing import encode_documents, pack
 
 _MASKED = Features(input_ids=List(Value("int32")), labels=List(Value("int32")))
@@ -33,11 +41,11 @@ class MaskedLMConfig(TaskConfig):
     """Put the separator ([SEP]) between rows; false where a row is a line and not a document."""
     mask_share: Annotated[float, Field(gt=0, le=1)] = 0.15
     """Probability of a token to be chosen, that is, to be predicted."""
-    replace_share: Share | Literal[1] = 0.8
+    replace_share: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Share of the chosen tokens that the mask token is put for."""
-    random_share: Share | Literal[1] = 0.1
+    random_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of the chosen tokens that a random token is put for; the others stay as they are."""
-    validation_seed: NotNegative = 0
+    validation_seed: Seed = 0
     """Of the masks of the validation rows, which are drawn once; training draws new ones every time."""
     metric: Literal["perplexity", "accuracy"] = "perplexity"
     """The metric shown first; both are computed."""
@@ -59,9 +67,11 @@ class MaskedLMConfig(TaskConfig):
 class MaskedLM(Task):
     """Documents, one a row, are joined and cut into blocks between the special tokens of a text.
 
-    In training, masks are drawn as batches are made, from torch's generator, which the loop seeds for
-    every step; so a resumed run draws what it would have drawn.
+    In training, masks are drawn as batches are made, for each row from a seed of the run, the step and
+    the row's place in the step's batch: the same on any number of workers, and after a resume.
     """
+
+    draws_inputs = True
 
     auto_model = "AutoModelForMaskedLM"
     metrics = (
@@ -121,7 +131,9 @@ class MaskedLM(Task):
         draw = self._draw(tokenizer)
 
         def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-            return dict(default_data_collator(rows)) if "labels" in rows[0] else draw(rows)
+            if "labels" not in rows[0]:
+                rows = [draw(row["input_ids"], row[DRAW_SEED]) for row in rows]
+            return dict(default_data_collator(rows))
 
         return collate
 
@@ -162,24 +174,29 @@ class _Masking:
             random_replace_prob=min(random, 1 - replaced),  # 0.2 is more than 1 - 0.8
         )
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Return `input_ids` and `labels`, int64 [rows, length]; -100 where nothing was chosen."""
-        blocks = torch.tensor([row["input_ids"] for row in rows])
-        special = torch.isin(blocks, self._special)
-        while True:  # a loss over no token at all is not a number; so it is drawn anew
-            inputs, labels = self._collator.torch_mask_tokens(blocks.clone(), special)
-            if bool((labels >= 0).any()):
-                return {"input_ids": inputs, "labels": labels}
+    def __call__(self, block: list[int], seed: int, *, least: int = 0) -> dict[str, Tensor]:
+        """Return `input_ids` and `labels`, int64 [length]; -100 where nothing was chosen.
+
+        Args:
+            block: tokens of one row.
+            seed: of the draw; torch's own generator is left as it is.
+            least: it is drawn until so many tokens are chosen.
+        """
+        self._collator.generator = torch.Generator().manual_seed(seed)
+        ids = torch.tensor([block])
+        special = torch.isin(ids, self._special)
+        while True:
+            inputs, labels = self._collator.torch_mask_tokens(ids.clone(), special)
+            if (labels >= 0).sum() >= least:
+                return {"input_ids": inputs[0], "labels": labels[0]}
 
 
 def _mask_row(
     row: dict[str, list[int]], index: int, draw: _Masking, seed: int
 ) -> dict[str, list[int]]:
     """Mask a row, by its place alone, so that whoever scores it sees the same."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed * 1_000_003 + index)
-        masked = draw([row])
-    return {name: values[0].tolist() for name, values in masked.items()}
+    masked = draw(row["input_ids"], seed * 1_000_003 + index, least=1)
+    return {name: values.tolist() for name, values in masked.items()}
 
 
 def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:

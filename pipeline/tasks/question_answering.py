@@ -93,6 +93,13 @@ class QuestionAnswering(Task):
     def columns(self) -> dict[str, str]:
         return {f"task.{name}": getattr(self.config, name) for name in _COLUMNS}
 
+    def text_columns(self) -> dict[str, str]:
+        return {key: column for key, column in self.columns().items() if key != "task.answers"}
+
+    def check(self, splits: DatasetDict) -> None:
+        for name, split in splits.items():
+            _refuse_answers(name, split, self.config.context, self.config.answers)
+
     def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
         windows = DatasetDict(
             {
@@ -146,6 +153,9 @@ class QuestionAnswering(Task):
 
     def distillation_outputs(self, outputs: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         return outputs.start_logits, outputs.end_logits
+
+    def num_targets(self, batch: Mapping[str, Tensor]) -> int:
+        return len(batch["input_ids"])
 
     def predict(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `start_logits` and `end_logits`, float32 [rows, max_length]; -inf where padded."""
@@ -254,7 +264,11 @@ def _question_length(config: QuestionAnsweringConfig, tokenizer: Any) -> int:
 def _refuse_answers(name: str, split: Dataset, context: str, answers: str) -> None:
     """Refuse answers that are not as in SQuAD, or that do not stand where they are said to."""
     feature = split.features[answers]
-    if not (isinstance(feature, dict) and {"text", "answer_start"} <= set(feature)):
+    if not (
+        isinstance(feature, dict)
+        and _is_list_of("string", feature.get("text"))
+        and _is_list_of("int", feature.get("answer_start"))
+    ):
         raise ConfigError(
             [
                 Problem(
@@ -264,15 +278,23 @@ def _refuse_answers(name: str, split: Dataset, context: str, answers: str) -> No
                 )
             ]
         )
-    missing = misplaced = 0
+    missing = unpaired = misplaced = 0
     for row in split.select_columns([context, answers]):
         given = row[answers]
         if given is None or given["text"] is None or given["answer_start"] is None:
             missing += 1
+            continue
+        texts, starts = given["text"], given["answer_start"]
+        if len(texts) != len(starts) or None in texts or any(s is None or s < 0 for s in starts):
+            unpaired += 1
         elif name == "train":
-            pairs = zip(given["text"], given["answer_start"], strict=True)
+            pairs = zip(texts, starts, strict=True)
             misplaced += not all(_text(row[context]).startswith(*pair) for pair in pairs)
-    problems = {"no value": missing, "an answer that is not at its answer_start": misplaced}
+    problems = {
+        "no value": missing,
+        "answers without a text or an answer_start of their own": unpaired,
+        "an answer that is not at its answer_start": misplaced,
+    }
     found = [
         f"{count} rows of the {name} data have {what}" for what, count in problems.items() if count
     ]
@@ -280,6 +302,12 @@ def _refuse_answers(name: str, split: Dataset, context: str, answers: str) -> No
         raise ConfigError(
             [Problem("task.answers", f"{found_} in column {answers!r}") for found_ in found]
         )
+
+
+def _is_list_of(dtype: str, feature: Any) -> bool:
+    """Return whether values are lists of a type; empty ones are of none."""
+    inner = getattr(feature, "feature", None)
+    return isinstance(inner, Value) and (dtype in inner.dtype or inner.dtype == "null")
 
 
 def _encode(

@@ -1,11 +1,13 @@
 """Classification and regression of one or two texts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Json, Value
 from pydantic import Field
 from torch import Tensor
 from transformers import DataCollatorWithPadding
@@ -14,6 +16,8 @@ from pipeline import metric
 from pipeline.errors import ConfigError, Problem
 from pipeline.tasks.base import Metrics, Predictions, Task, TaskConfig, TokenizedData
 
+_ROWS_AT_A_TIME = 100_000
+_SHOWN = 5  # labels that a message lists
 Columns = Annotated[list[str], Field(min_length=1, max_length=2)]
 
 
@@ -52,6 +56,12 @@ class _SequenceTask(Task):
         texts = {f"task.text.{i}": column for i, column in enumerate(self.config.text)}
         return {**texts, "task.label": self.config.label}
 
+    def text_columns(self) -> dict[str, str]:
+        return {key: column for key, column in self.columns().items() if key != "task.label"}
+
+    def check(self, splits: DatasetDict) -> None:
+        self.labels(splits)
+
     def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
         labels, model_kwargs = self.labels(splits)
 
@@ -88,25 +98,35 @@ class _SequenceTask(Task):
     def distillation_outputs(self, outputs: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         return (outputs.logits,)
 
+    def num_targets(self, batch: Mapping[str, Tensor]) -> int:
+        return len(batch["labels"])
+
 
 class Classification(_SequenceTask):
     """Scored by accuracy, F1 (of class 1 if there are two, else macro) and Matthews correlation."""
 
     metrics = (metric.share("accuracy"), metric.share("f1"), metric.correlation("matthews"))
 
+    def label_columns(self) -> list[str]:
+        return [self.config.label]
+
     def labels(self, splits: DatasetDict) -> tuple[Callable[[Any], Any], dict[str, Any]]:
         column = self.config.label
         feature = splits["train"].features[column]
         _refuse_missing(splits, column)
+        _refuse_kinds(splits, column)
+        found = {name: set(split.unique(column)) for name, split in splits.items()}
+        _refuse_unlabelled(found, column)
+        values = sorted(found["train"])
         if isinstance(feature, ClassLabel):
             names, index = feature.names, {i: i for i in range(feature.num_classes)}
         else:
-            values = sorted(set(splits["train"].unique(column)))
             names, index = [str(value) for value in values], {v: i for i, v in enumerate(values)}
-        scored = (split for name, split in splits.items() if name != "train")
-        unseen = set().union(*(split.unique(column) for split in scored)) - set(index)
-        if unseen or len(names) < 2:
-            why = f"unseen in training: {sorted(unseen)}" if unseen else f"only {names}"
+        unseen = sorted(set().union(*found.values()) - set(index))
+        if unseen or len(values) < 2:
+            more = f" and {len(unseen) - _SHOWN} more" if len(unseen) > _SHOWN else ""
+            only = [names[index[value]] for value in values if value in index]
+            why = f"unseen in training: {unseen[:_SHOWN]}{more}" if unseen else f"only {only}"
             raise ConfigError(
                 [
                     Problem(
@@ -144,9 +164,66 @@ class Classification(_SequenceTask):
         }
 
 
+def _refuse_kinds(splits: DatasetDict, column: str) -> None:
+    """Refuse labels of a kind that names no classes, and of another kind than in training."""
+    kinds = {name: _kind(split.features[column]) for name, split in splits.items()}
+    for name, kind in kinds.items():
+        if kind is None:
+            feature = splits[name].features[column]
+            held = "values of several types" if isinstance(feature, Json) else feature
+            raise ConfigError(
+                [
+                    Problem(
+                        "task.label",
+                        f"column {column!r} of {name} holds {held}",
+                        hint="classification needs whole numbers or text",
+                    )
+                ]
+            )
+        if kind != kinds["train"]:
+            raise ConfigError(
+                [
+                    Problem(
+                        "task.label",
+                        f"column {column!r} holds {kinds['train']} in the train data and {kind} in "
+                        f"the {name} data",
+                    )
+                ]
+            )
+
+
+def _kind(feature: Any) -> str | None:
+    """Return what a column of classes holds, in words; None if that cannot be classes."""
+    if isinstance(feature, ClassLabel):
+        return "whole numbers"
+    dtype = feature.dtype if isinstance(feature, Value) else ""
+    kinds = {"string": "text", "large_string": "text", "bool": "booleans"}
+    return "whole numbers" if dtype.startswith(("int", "uint")) else kinds.get(dtype)
+
+
+def _refuse_unlabelled(found: dict[str, set[Any]], column: str) -> None:
+    """Refuse -1, which marks rows whose label is not known, unless the classes are -1 and 1."""
+    for name, values in found.items():
+        if -1 in values and set().union(*found.values()) != {-1, 1}:
+            raise ConfigError(
+                [
+                    Problem(
+                        "task.label",
+                        f"column {column!r} of the {name} data has -1, which marks rows without a label",
+                        hint="leave these rows out, or give the class another number",
+                    )
+                ]
+            )
+
+
+def _chunks(split: Dataset, column: str) -> Iterator[pa.ChunkedArray]:
+    for table in split.select_columns(column).with_format("arrow").iter(_ROWS_AT_A_TIME):
+        yield table[column]
+
+
 def _refuse_missing(splits: DatasetDict, column: str) -> None:
     for name, split in splits.items():
-        missing = sum(value is None for value in split[column])
+        missing = sum(chunk.null_count for chunk in _chunks(split, column))
         if missing:
             raise ConfigError(
                 [
@@ -169,16 +246,30 @@ class Regression(_SequenceTask):
     predicts_numbers = True
 
     def labels(self, splits: DatasetDict) -> tuple[Callable[[Any], Any], dict[str, Any]]:
-        _refuse_missing(splits, self.config.label)
+        column = self.config.label
+        _refuse_missing(splits, column)
         for name, split in splits.items():
-            feature = split.features[self.config.label]
+            feature = split.features[column]
             if not (isinstance(feature, Value) and feature.dtype.startswith(("int", "float"))):
                 raise ConfigError(
                     [
                         Problem(
                             "task.label",
-                            f"column {self.config.label!r} of {name} holds {feature}",
+                            f"column {column!r} of {name} holds {feature}",
                             hint="regression needs numbers",
+                        )
+                    ]
+                )
+            infinite = [c for c in _chunks(split, column) if not pc.all(pc.is_finite(c)).as_py()]
+            if infinite:
+                raise ConfigError(
+                    [
+                        Problem(
+                            "task.label",
+                            f"column {column!r} of {name} holds numbers that are not finite",
+                            got=pc.filter(infinite[0], pc.invert(pc.is_finite(infinite[0])))[
+                                0
+                            ].as_py(),
                         )
                     ]
                 )

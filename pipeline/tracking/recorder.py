@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipeline.metric import defined
+
 Progress = Callable[[dict[str, Any]], None]
 
 METRICS_FILE = "metrics.jsonl"
@@ -33,9 +35,13 @@ class Recorder:
             self.write(record.pop("event"), record.pop("step"), record)
 
     def write(self, event: str, step: int, values: dict[str, Any]) -> None:
-        """Write one record: `event` is "step", "prune" or "layers"."""
-        record = {"event": event, "step": step, **values}
-        self._file.write(json.dumps(record, default=float) + "\n")
+        """Write one record: `event` is "step", "prune" or "layers"; what is not a number is null."""
+        record = {
+            "event": event,
+            "step": step,
+            **{k: defined(v) if isinstance(v, float) else v for k, v in values.items()},
+        }
+        self._file.write(json.dumps(record, default=_number, allow_nan=False) + "\n")
         self._file.flush()
         for name, value in values.items():
             if isinstance(value, int | float) and math.isfinite(value):
@@ -47,6 +53,10 @@ class Recorder:
         """Flush everything to disk."""
         self._file.close()
         self._events.close()
+
+
+def _number(value: Any) -> float | None:
+    return defined(float(value))
 
 
 def read_records(path: Path) -> dict[str, list[dict[str, Any]]]:

@@ -3,9 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
+
+from pipeline.tasks.base import DRAW_SEED
 
 # Rows are sorted by length within so many batches: enough that a batch holds like lengths, few enough
 # that the rows of a batch are still mostly drawn by chance.
@@ -72,12 +77,27 @@ class BatchPlan:
 
     def micro_batches(self, rank: int, first_step: int) -> Iterator[list[int]]:
         """Yield one worker's micro-batches of the steps from `first_step` on, without end."""
+        for step, begin, end in self._cuts(rank, first_step):
+            yield self.rows_of_step(step)[begin:end]
+
+    def drawn_micro_batches(self, rank: int, first_step: int) -> Iterator[list[tuple[int, int]]]:
+        """Yield the same, each row with the seed of what is drawn for it in that step.
+
+        The seed depends on the plan's, the step and the row's place in the step's whole batch.
+        """
+        for step, begin, end in self._cuts(rank, first_step):
+            places = range(begin, end)
+            seeds = (np.random.SeedSequence((self.seed, step, place)) for place in places)
+            drawn = [int(seed.generate_state(1, np.uint64)[0]) for seed in seeds]
+            yield list(zip(self.rows_of_step(step)[begin:end], drawn, strict=True))
+
+    def _cuts(self, rank: int, first_step: int) -> Iterator[tuple[int, int, int]]:
+        """Yield step, begin and end of one worker's micro-batches among the rows of the step."""
         size = self.micro_batch_size
         for step in count(first_step):
-            rows = self.rows_of_step(step)
             for micro in range(self.accumulation):
                 begin = (micro * self.world_size + rank) * size
-                yield rows[begin : begin + size]
+                yield step, begin, begin + size
 
     def _order_of(self, epoch: int) -> Tensor:
         """Return the rows of an epoch in order; the last epoch asked for is kept."""
@@ -98,3 +118,22 @@ class BatchPlan:
         by_length = torch.argsort(stretch * (of_rows.max() + 1) + of_rows, stable=True)
         batches = order[by_length].view(self.steps_per_epoch, self.batch_size)
         return batches[torch.randperm(self.steps_per_epoch, generator=generator)].flatten()
+
+
+class DrawnRows(Dataset[dict[str, Any]]):
+    """Rows for collators that draw at random: each comes with its seed, at DRAW_SEED.
+
+    Args:
+        rows: a `datasets.Dataset`.
+    """
+
+    def __init__(self, rows: Any) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, drawn: tuple[int, int]) -> dict[str, Any]:
+        """Return a row by its number and its seed."""
+        row, seed = drawn
+        return {**self._rows[row], DRAW_SEED: seed}

@@ -46,12 +46,13 @@ class TrainConfig(OptimizerConfig):
     checkpoints_kept: Positive = 2
     """How many checkpoints are kept; older ones are deleted."""
 
-    def _rows_of_a_pass(self, num_workers: int) -> int:
+    def rows_of_a_pass(self, num_workers: int) -> int:
+        """Return how many rows each of so many workers takes in one forward pass."""
         return self.micro_batch_size or max(self.batch_size // num_workers, 1)
 
     def goes_with(self, num_workers: int) -> bool:
         """Return whether batches can be split among so many workers."""
-        return self.batch_size % (self._rows_of_a_pass(num_workers) * num_workers) == 0
+        return self.batch_size % (self.rows_of_a_pass(num_workers) * num_workers) == 0
 
     def batch_plan(
         self, *, num_rows: int, world_size: int, lengths: Tensor | None = None
@@ -60,7 +61,7 @@ class TrainConfig(OptimizerConfig):
         return BatchPlan(
             num_rows=num_rows,
             batch_size=self.batch_size,
-            micro_batch_size=self._rows_of_a_pass(world_size),
+            micro_batch_size=self.rows_of_a_pass(world_size),
             world_size=world_size,
             seed=self.seed,
             lengths=lengths if self.group_by_length else None,

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
@@ -9,6 +10,18 @@ import torch
 from pipeline.errors import Problem, StageError
 from pipeline.section import Positive, Section
 
+# Keys of DeepSpeed's that are ours to set, and by what; an optimizer of its own would not be pruned.
+_OWNED = {
+    "optimizer": "the pruned training (AdamW)",
+    "scheduler": "train.lr and train.lr_warmup_length",
+    "zero_allow_untested_optimizer": "the pruned training (AdamW)",
+    "zero_force_ds_cpu_optimizer": "the pruned training (AdamW)",
+    "train_batch_size": "train.batch_size",
+    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
+    "gradient_accumulation_steps": "train.batch_size",
+    "gradient_clipping": "train.gradient_clipping",
+    "stage": "zero.stage",
+}
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -127,7 +140,62 @@ def problems_of(zero: ZeroConfig) -> list[Problem]:
                 f"{zero.precision} at stage {zero.stage}",
             )
         )
+    return [*found, *_extra_problems(zero)]
+
+
+def _extra_problems(zero: ZeroConfig) -> list[Problem]:
+    """Return the further keys that DeepSpeed does not know, or that a setting of ours decides."""
+    if not zero.extra:
+        return []
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # takes seconds to import
+
+    found = []
+    inner = zero.extra.get("zero_optimization", {})
+    if not isinstance(inner, dict):
+        found.append(Problem("zero.extra.zero_optimization", "must be a mapping", got=inner))
+        inner = {}
+    specs = DeepSpeedZeroConfig.model_fields
+    known = {*specs, *filter(None, (spec.alias for spec in specs.values()))}
+    given = [("zero.extra", zero.extra, deepspeed_keys())]
+    given.append(("zero.extra.zero_optimization", inner, known))
+    for where, values, names in given:
+        for key in values:
+            owner = _OWNED.get(key)
+            if owner is not None:
+                found.append(Problem(f"{where}.{key}", f"{owner} sets it", hint="leave it out"))
+            elif key not in names:
+                close = tuple(get_close_matches(str(key), sorted(names)))
+                found.append(Problem(f"{where}.{key}", "DeepSpeed has no such key", allowed=close))
+    for precision in ("fp16", "bf16"):
+        section = zero.extra.get(precision)
+        if isinstance(section, dict) and section.get("enabled") and precision != zero.precision:
+            found.append(Problem(f"zero.extra.{precision}", f"zero.precision is {zero.precision}"))
     return found
+
+
+def deepspeed_keys() -> set[str]:
+    """Return the top-level keys that DeepSpeed reads of its configuration.
+
+    They are written down nowhere, so it is watched as it reads one.
+    """
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    read: set[str] = set()
+
+    class Watched(dict[str, Any]):
+        def __contains__(self, key: object) -> bool:
+            read.add(str(key))
+            return super().__contains__(key)
+
+        def get(self, key: str, default: Any = None) -> Any:
+            read.add(key)
+            return super().get(key, default)
+
+        def __copy__(self) -> "Watched":
+            return self
+
+    DeepSpeedConfig(Watched(train_micro_batch_size_per_gpu=1))
+    return read
 
 
 def check_capabilities(zero: ZeroConfig) -> None:

@@ -1,5 +1,6 @@
 """The model in DeepSpeed's hands: parameter groups, the optimizer and the engine."""
 
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Annotated, Any
 
@@ -8,9 +9,11 @@ from pydantic import Field
 
 from mgpp import grouped_parameters
 from pipeline.context import Context
+from pipeline.errors import ConfigError
 from pipeline.models.loading import ModelConfig, load_model
+from pipeline.models.passed_over import passed_over_problems
 from pipeline.pruning.config import PruneSection
-from pipeline.section import NotNegative, Section, Share
+from pipeline.section import Section, Seed, Share
 from pipeline.tasks import Task
 from pipeline.training.batches import BatchPlan
 from pipeline.training.deepspeed import DTYPES, ZeroConfig, check_capabilities, deepspeed_config
@@ -34,7 +37,7 @@ class OptimizerConfig(Section):
     """Patterns of parameters that are not trained ("*.embeddings.*")."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of keeping them."""
-    seed: NotNegative = 0
+    seed: Seed = 0
     """Of the new head, the order of rows and dropout."""
 
 
@@ -62,6 +65,7 @@ def make_engine(
         DeepSpeed's engine, in training mode.
 
     Raises:
+        ConfigError: if the model cannot be loaded or trained so.
         StageError: if a node cannot do what is asked.
     """
     import deepspeed
@@ -81,7 +85,12 @@ def make_engine(
         dtype=DTYPES[zero.precision],
         seed=config.seed,
         zero3=settings if zero.stage == 3 else None,
+        workers=context.workers,
+        notify=_notes(context),
     )
+    problems = passed_over_problems(model, zero.stage, context.workers.world_size)
+    if problems:
+        raise ConfigError(problems)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     freeze(model, config.freeze)
@@ -129,6 +138,8 @@ def make_inference_model(
         dtype=DTYPES[zero.precision],
         seed=0,
         zero3=settings,
+        new_head=False,
+        workers=workers,
     )
     if settings is None:
         return model.to(workers.device).eval()
@@ -137,6 +148,16 @@ def make_inference_model(
     engine, *_ = deepspeed.initialize(model=model, config=settings)
     engine.eval()
     return engine
+
+
+def _notes(context: Context) -> Callable[[str], None]:
+    """Return what shows a note, once for all workers."""
+
+    def notify(text: str) -> None:
+        if context.workers.is_main:
+            context.progress({"event": "note", "text": text})
+
+    return notify
 
 
 def freeze(model: torch.nn.Module, patterns: list[str]) -> None:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import load_from_disk
+from datasets import Dataset, load_from_disk
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mgpp import Pruner, PruningSchedule, transposed_weights
-from mgpp.backends.deepspeed import attach, training_state
+from mgpp.backends.deepspeed import attach, clear_gradients, training_state
 from pipeline.context import Context
 from pipeline.errors import ConfigError, Problem, StageError
 from pipeline.models.loading import ModelConfig, load_tokenizer
@@ -29,7 +29,8 @@ from pipeline.tasks import Task
 from pipeline.tasks.base import token_lengths
 from pipeline.tracking.recorder import Recorder
 from pipeline.training import checkpoint
-from pipeline.training.batches import BatchPlan
+from pipeline.training.batch_mean import Weights, num_attended, weigh, weighted_loss, with_a_target
+from pipeline.training.batches import BatchPlan, DrawnRows
 from pipeline.training.config import TrainConfig
 from pipeline.training.deepspeed import ZeroConfig, init_deepspeed
 from pipeline.training.engine import make_engine
@@ -37,6 +38,7 @@ from pipeline.training.teacher import Distillation, TeacherSpec
 from pipeline.worker_group import WorkerGroup
 
 _NUM_LAYER_RECORDS = 20
+_MAX_OVERFLOWS = 60  # looking for a loss scale takes DeepSpeed 32 halvings and a few more at most
 _NOT_FINITE_ADVICE = (
     "Look for values that are not finite in the data, lower train.lr, set train.gradient_clipping or "
     "train.lr_warmup_length, or use bf16 or fp32 instead of fp16; the last checkpoint is good"
@@ -53,6 +55,7 @@ class _Run:
     """
 
     config: TrainConfig
+    task: Task
     zero: ZeroConfig
     workers: WorkerGroup
     engine: Any
@@ -66,6 +69,7 @@ class _Run:
     window: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     window_start: float = field(default_factory=time.perf_counter)
     steps_in_window: int = 0
+    overflows: int = 0  # steps left out one after another
 
 
 def train(
@@ -105,6 +109,7 @@ def train(
         distillation = teacher.begin(engine.module, task, zero, plan.micro_batch_size, workers)
     run = _Run(
         config=config,
+        task=task,
         zero=zero,
         workers=workers,
         engine=engine,
@@ -118,13 +123,7 @@ def train(
         ),
         done=done,
     )
-    loader = DataLoader(
-        rows,
-        batch_sampler=plan.micro_batches(workers.rank, done.batches),
-        collate_fn=task.collator(load_tokenizer(ModelConfig(path=str(context.data / "tokenizer")))),
-        pin_memory=workers.device.type == "cuda",
-    )
-    _take_steps(run, iter(loader), context.checkpoints)
+    _take_steps(run, _micro_batches(run, context, rows), context.checkpoints)
     figures = _finish(run, context)
     if run.recorder:
         run.recorder.close()
@@ -132,6 +131,21 @@ def train(
     if distillation is not None:
         distillation.close()
     return figures
+
+
+def _micro_batches(run: _Run, context: Context, rows: Dataset) -> Iterator[dict[str, Tensor]]:
+    """Return this worker's micro-batches from the first that is to come, without end."""
+    tokenizer = load_tokenizer(ModelConfig(path=str(context.data / "tokenizer")))
+    draws, rank, first_step = run.task.draws_inputs, run.workers.rank, run.done.batches
+    loader: DataLoader[dict[str, Any]] = DataLoader(
+        DrawnRows(rows) if draws else rows,
+        batch_sampler=run.plan.drawn_micro_batches(rank, first_step)
+        if draws
+        else run.plan.micro_batches(rank, first_step),
+        collate_fn=run.task.collator(tokenizer),
+        pin_memory=run.workers.device.type == "cuda",
+    )
+    return iter(loader)
 
 
 def _take_up(
@@ -204,15 +218,21 @@ def train_step(run: _Run, batches: Iterator[dict[str, Tensor]]) -> bool:
     for group in run.engine.basic_optimizer.param_groups:
         group["lr"] = run.config.lr_at(step, run.num_steps, run.warmup_steps)
     # Dropout is drawn from (seed, batch, rank), so that a resumed run draws what it would have drawn.
-    torch.manual_seed((run.config.seed * 1_000_003 + run.done.batches) * 65_537 + run.workers.rank)
+    # Modulo 2^64, which torch takes; odd factors keep different seeds different.
+    drawn = (run.config.seed * 1_000_003 + run.done.batches) * 65_537 + run.workers.rank
+    torch.manual_seed(drawn % 2**64)
     skipped = run.engine.skipped_steps
-    for _ in range(run.plan.accumulation):
-        forward_backward(run, next(batches))
-        run.engine.step()
+    clear_gradients(run.engine)
+    micro_batches = [next(batches) for _ in range(run.plan.accumulation)]
+    all_weights = weigh(run.task, micro_batches, run.workers)
+    for batch, weights in zip(micro_batches, all_weights, strict=True):
+        forward_backward(run, batch, weights)
+        _step(run)
     run.done.batches += 1
     if run.engine.skipped_steps > skipped:
         _skip(run)
         return False
+    run.overflows = 0
     run.done.steps += 1
     run.steps_in_window += 1
     if run.done.steps % run.config.log_every == 0 or run.done.steps == run.num_steps:
@@ -225,6 +245,22 @@ def train_step(run: _Run, batches: Iterator[dict[str, Tensor]]) -> bool:
     return True
 
 
+def _step(run: _Run) -> None:
+    """Let DeepSpeed step, if it is not accumulating yet.
+
+    Raises:
+        StageError: if fp16 overflows at the smallest loss scale.
+    """
+    try:
+        run.engine.step()
+    except Exception as error:
+        if "loss scale already at minimum" not in str(error):
+            raise
+        raise StageError(
+            f"fp16 overflows in step {run.done.steps} at the smallest loss scale. {_NOT_FINITE_ADVICE}"
+        ) from error
+
+
 def _skip(run: _Run) -> None:
     """Note an update that DeepSpeed left out; it found the same on all workers.
 
@@ -234,7 +270,14 @@ def _skip(run: _Run) -> None:
     run.window.clear()  # its loss may not be finite
     run.window_start, run.steps_in_window = time.perf_counter(), 0
     if run.zero.precision == "fp16":
-        return  # DeepSpeed raises by itself when no loss scale is left
+        run.overflows += 1
+        if run.overflows > _MAX_OVERFLOWS:
+            raise StageError(
+                f"fp16 overflowed in {run.overflows} batches one after another, at a loss scale of "
+                f"{run.engine.optimizer.cur_scale:g} in the end: step {run.done.steps} cannot be taken. "
+                f"{_NOT_FINITE_ADVICE}"
+            )
+        return
     run.done.skipped += 1
     if run.recorder:
         run.recorder.write("skip", run.done.steps, {"batch": run.done.batches - 1})
@@ -261,19 +304,22 @@ def _check_weights(run: _Run) -> None:
         )
 
 
-def forward_backward(run: _Run, batch: dict[str, Tensor]) -> None:
+def forward_backward(run: _Run, batch: dict[str, Tensor], weights: Weights) -> None:
     """Run one micro-batch; its losses and tokens are added to the record under way."""
+    run.window["tokens"] += num_attended(batch)
+    batch = with_a_target(run.task, batch)
     on_device = {name: t.to(run.workers.device, non_blocking=True) for name, t in batch.items()}
-    losses: dict[str, Any] = (
-        run.distillation.losses(run.engine, on_device)
-        if run.distillation is not None
-        else {"loss": run.engine(**on_device).loss}
-    )
+    losses = _losses(run, on_device, weights)
     run.engine.backward(losses["loss"])
     for name, loss in losses.items():
         run.window[name] += loss.detach().float() / run.plan.accumulation
-    mask = batch.get("attention_mask")
-    run.window["tokens"] += float(batch["input_ids"].numel() if mask is None else mask.sum())
+
+
+def _losses(run: _Run, batch: dict[str, Tensor], weights: Weights) -> dict[str, Any]:
+    if run.distillation is not None:
+        return dict(run.distillation.losses(run.engine, batch, weights))
+    outputs = run.engine(**batch)
+    return {"loss": weighted_loss(outputs, batch, run.task, weights.targets)}
 
 
 def _record_step(run: _Run, step: int) -> None:
@@ -296,7 +342,7 @@ def _record_step(run: _Run, step: int) -> None:
     }
     if run.pruner:
         values["phase"] = run.pruner.schedule.phase(step)
-        values["sparsity"] = run.pruner.sparsity
+        values["sparsity"] = run.pruner.mask_sparsity
         last = run.pruner.last_pruning
         values["threshold"] = last.threshold if last else None
         values |= run.pruner.method.log_values(step, run.pruner.schedule)

@@ -9,9 +9,17 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError, Problem
-from pipeline.models.loading import ModelConfig, build_empty, load_model_config, load_tokenizer
+from pipeline.models.loading import (
+    BUILD_ERRORS,
+    ModelConfig,
+    build_empty,
+    check_weights,
+    load_model_config,
+    load_tokenizer,
+)
 from pipeline.tasks import Task
 from pipeline.tasks.base import UNLABELLED
+from pipeline.training.batch_mean import WHOLE, Weights, weighted_loss
 from pipeline.training.deepspeed import ZeroConfig
 from pipeline.training.distill import DistillConfig, hidden_loss, output_loss, soft_target_loss
 from pipeline.training.engine import make_inference_model
@@ -68,27 +76,31 @@ class Distillation:
     task: Task
     teacher: Any
 
-    def losses(self, student: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def losses(
+        self, student: Any, batch: Mapping[str, Tensor], weights: Weights = WHOLE
+    ) -> dict[str, Tensor]:
         """Run teacher and student on one micro-batch.
 
         Args:
             student: the model or its DeepSpeed engine.
             batch: the inputs of both.
+            weights: what the micro-batch's means count for.
 
         Returns:
             `loss`, to be minimized: (1 - weight) `task_loss` + weight `distill_loss`, and hidden_weight
-            `hidden_loss` where there is such a weight. Each is the mean over the micro-batch.
+            `hidden_loss` where there is such a weight. Each is the weighted mean over the micro-batch.
         """
         config = self.config
         extra = {"output_hidden_states": True} if config.hidden_weight else {}
         with torch.no_grad():  # first, so that its activations are gone when the student's come
             target = self.teacher(**batch, **extra)
         learned = student(**batch, **extra)
-        distilled = self._distill_loss(learned, target, batch)
-        loss = (1 - config.weight) * learned.loss + config.weight * distilled
-        losses = {"task_loss": learned.loss, "distill_loss": distilled}
+        task_loss = weighted_loss(learned, batch, self.task, weights.targets)
+        distilled = self._distill_loss(learned, target, batch) * weights.targets
+        loss = (1 - config.weight) * task_loss + config.weight * distilled
+        losses = {"task_loss": task_loss, "distill_loss": distilled}
         if config.hidden_weight:
-            losses["hidden_loss"] = _hidden_loss(learned, target, batch)
+            losses["hidden_loss"] = _hidden_loss(learned, target, batch, weights)
             loss = loss + config.hidden_weight * losses["hidden_loss"]
         return {"loss": loss, **losses}
 
@@ -127,9 +139,10 @@ def teacher_problems(
         with in_terms_of_teacher():
             tokenizer, settings = load_tokenizer(model), load_model_config(model)
             kind = type(build_empty(model, auto_model)).__name__
+            check_weights(model, auto_model, new_head=True)
     except ConfigError as error:
         return error.problems
-    except (ValueError, OSError) as error:
+    except BUILD_ERRORS as error:
         reason = str(error).splitlines()[0]
         return _of_teacher(model, [f"cannot be built for the task: {reason}"])
     found = mismatches(load_model_config(student), settings, distill, heads=False)
@@ -169,7 +182,10 @@ def mismatches(student: Any, teacher: Any, distill: DistillConfig, *, heads: boo
         same |= {"decoder_layers": "decoder layers", "num_decoder_layers": "decoder layers"}
     problems = []
     for name, what in same.items():
-        ours, theirs = (getattr(settings, name, None) for settings in (student, teacher))
+        ours, theirs = (
+            getattr(settings, name, getattr(settings.get_text_config(), name, None))
+            for settings in (student, teacher)
+        )
         if ours != theirs:
             problems.append(f"has {theirs} {what}, the model that learns {ours}")
     if heads and not problems:
@@ -203,24 +219,26 @@ def _has_labels(model: Any) -> bool:
     return model.get_output_embeddings() is None
 
 
-def _hidden_loss(learned: Any, target: Any, batch: Mapping[str, Tensor]) -> Tensor:
+def _hidden_loss(
+    learned: Any, target: Any, batch: Mapping[str, Tensor], weights: Weights
+) -> Tensor:
     """Return the distance of the layers' outputs, over encoder and decoder alike."""
     parts = [
-        hidden_loss(ours, theirs, mask)
-        for (ours, mask), (theirs, _) in zip(
-            _stacks(learned, batch), _stacks(target, batch), strict=True
+        hidden_loss(ours, theirs, mask) * weight
+        for (ours, mask, weight), (theirs, _, _) in zip(
+            _stacks(learned, batch, weights), _stacks(target, batch, weights), strict=True
         )
     ]
     return torch.stack(parts).mean()
 
 
 def _stacks(
-    outputs: Any, batch: Mapping[str, Tensor]
-) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-    """Yield the outputs of each stack of layers (not the embeddings), with the tokens that count."""
+    outputs: Any, batch: Mapping[str, Tensor], weights: Weights
+) -> Iterator[tuple[tuple[Tensor, ...], Tensor, Tensor]]:
+    """Yield the outputs of each stack of layers (not the embeddings), its tokens and their weight."""
     attended = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
     if outputs.get("encoder_hidden_states") is not None:
-        yield outputs.encoder_hidden_states[1:], attended
-        yield outputs.decoder_hidden_states[1:], batch["labels"] != UNLABELLED
+        yield outputs.encoder_hidden_states[1:], attended, weights.tokens
+        yield outputs.decoder_hidden_states[1:], batch["labels"] != UNLABELLED, weights.targets
     else:
-        yield outputs.hidden_states[1:], attended
+        yield outputs.hidden_states[1:], attended, weights.tokens

@@ -158,6 +158,21 @@ def test_the_spike_threshold_in_learning_rates():
         ({}, "sparsity: missing"),
         ({"sparsity": 0.9, "sparsty": 0.8}, "sparsty: unknown key; allowed are method, sparsity, "),
         ({"sparsity": 1.0}, "sparsity must be less than 1, got 1"),
+        ({"sparsity": 90}, "sparsity must be less than 1, got 90; it is a share: 90% is 0.9"),
+        ({"sparsity": "90%"}, "sparsity must be a number, got '90%'"),
+        ({"sparsity": False}, "sparsity must be a number, got False"),
+        ({"sparsity": float("nan")}, "sparsity must be a number, got nan"),
+        ({"sparsity": 0.5, "interval": True}, "interval must be a number, got True"),
+        ({"sparsity": 0.5, "interval": 2.5}, "interval must be a whole number, got 2.5"),
+        ({"sparsity": 0.5, "min_kept": "0.1"}, "min_kept must be a number, got '0.1'"),
+        (
+            {"sparsity": 0.5, "budgets": {"layers.*": True}},
+            r"'layers\.\*' must be a number, got True",
+        ),
+        (
+            {"sparsity": 0.5, "method": {"name": "mgpp", "spike_var": "1e-9"}},
+            "spike_var must be a number, got '1e-9'",
+        ),
         ({"sparsity": 0.5, "warmup": 3}, "warmup: renamed to start_after"),
         ({"sparsity": 0.5, "start_after": "2ep"}, "start_after: '2ep' is in epochs"),
         ({"sparsity": 0.5, "method": "wanda"}, "wanda prunes once and trains nothing"),
@@ -198,6 +213,14 @@ def test_settings_that_are_wrong(config, problem):
         mgpp.attach((model, torch.optim.SGD(model.parameters())), config, 20, 80)
 
 
+def test_steps_that_are_not_whole_are_refused():
+    """As of a number of batches divided by those that are accumulated."""
+    model = make_model()
+    pair = model, torch.optim.SGD(model.parameters())
+    with pytest.raises(ValueError, match=r"num_steps must be a whole number .* got 12\.5"):
+        mgpp.attach(pair, CONFIG, 100 / 8, 80)
+
+
 def test_targets_that_are_wrong():
     model, other = make_model(), make_model()
     with pytest.raises(TypeError, match="a pair"):
@@ -208,3 +231,39 @@ def test_targets_that_are_wrong():
         mgpp.attach((model, torch.optim.SGD(other.parameters())), CONFIG, 20, 80)
     with pytest.raises(TypeError, match="include: got a string"):
         mgpp.PruningConfig(sparsity=0.5, include="layers.*")
+
+
+class Unused(nn.Module):
+    """A matrix that takes no part in the loss, beside one that does."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(9, 9, bias=False) for _ in range(2)])
+
+    def forward(self, x):
+        return self.layers[0](x).square().mean()
+
+
+def test_a_weight_without_a_gradient_has_one_of_zeros():
+    """As with a gradient of zeros that is there; and without any backward it is refused."""
+    ended = []
+    for whole in (False, True):
+        torch.manual_seed(0)
+        model = Unused()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        pruner = mgpp.attach((model, optimizer), CONFIG, 20, 80)
+        for _ in range(20):
+            optimizer.zero_grad()
+            model(torch.ones(4, 9)).backward()
+            if whole:
+                model.layers[1].weight.grad = torch.zeros(9, 9)
+            optimizer.step()
+        assert pruner.finish() == int(162 * 0.7) / 162
+        ended.append(torch.cat([p.detach().view(-1) for p in model.parameters()]))
+    assert torch.equal(*ended)
+    assert (ended[0][81:] == 0).any()
+    optimizer.zero_grad()
+    fresh = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    mgpp.attach((model, fresh), CONFIG, 20, 80)
+    with pytest.raises(RuntimeError, match="no gradient at the optimizer step"):
+        fresh.step()

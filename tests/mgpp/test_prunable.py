@@ -1,6 +1,7 @@
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     BartForConditionalGeneration,
     BertForSequenceClassification,
     GPT2LMHeadModel,
@@ -8,8 +9,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from mgpp import select_prunable
+from mgpp import select_prunable, transposed_weights
 from tests import tiny
+from tests.mgpp import odd_holders
 
 SIZES = {"hidden_size": 8, "intermediate_size": 12}
 
@@ -89,3 +91,56 @@ def test_patterns(bert):
 def test_bad_patterns_are_refused(bert, kwargs, message):
     with pytest.raises(ValueError, match=message):
         select_prunable(bert, **kwargs)
+
+
+def test_default_takes_matrices_however_they_are_held():
+    per_layer = [
+        "attention.in_proj_weight",
+        "attention.out_proj.weight",
+        "crossed.q_proj_weight",
+        "crossed.k_proj_weight",
+        "crossed.v_proj_weight",
+        "crossed.out_proj.weight",
+        "experts.w_in",
+        "gate_proj.weight",
+    ]
+    expected = {f"layers.{i}.{name}" for i in range(2) for name in per_layer}
+    assert set(select_prunable(odd_holders.make_model())) == expected
+
+
+ATTENTION = [f"self_attn.{name}_proj" for name in "qkvo"]
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+SHARED = [f"{name}_proj" for name in ("gate", "up", "down")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "linear", "stacked", "inputs_first"),
+    [
+        ("mixtral", {}, ATTENTION, EXPERTS, False),
+        ("gpt_oss", {}, ATTENTION, EXPERTS, True),
+        (
+            "qwen2_moe",
+            {"shared_expert_intermediate_size": 12},
+            [*ATTENTION, *(f"mlp.shared_expert.{name}" for name in SHARED)],
+            EXPERTS,
+            False,
+        ),
+        (
+            "llama4_text",
+            {"interleave_moe_layer_step": 1},
+            [*ATTENTION, *(f"feed_forward.shared_expert.{name}" for name in SHARED)],
+            [name.replace("mlp", "feed_forward") for name in EXPERTS],
+            True,
+        ),
+    ],
+)
+def test_default_takes_experts_and_no_router(kind, settings, linear, stacked, inputs_first):
+    config = tiny.config(kind, **SIZES, **settings)
+    for name in ("num_local_experts", "num_experts"):
+        if hasattr(config, name):
+            setattr(config, name, 4)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    stacks = {f"model.layers.{i}.{name}" for i in range(2) for name in stacked}
+    assert set(select_prunable(model)) == projections("model.layers", 2, linear) | stacks
+    assert transposed_weights(model) == (stacks if inputs_first else set())

@@ -1,3 +1,6 @@
+import re
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -46,7 +49,8 @@ def test_exactly_k_weights_are_pruned_at_every_pruning():
             assert pruner.num_zeros() == k
             assert sum(int((p == 0).sum()) for p in prunable.values()) == k
     assert pruner.num_zeros() == int(3 * 169 * 0.7)  # held by the fixed mask
-    assert pruner.sparsity == pytest.approx(int(3 * 169 * 0.7) / (3 * 169))
+    assert pruner.mask_sparsity == pruner.sparsity() == int(3 * 169 * 0.7) / (3 * 169)
+    assert pruner.finish() == pruner.sparsity()
     zeros = torch.cat([p.detach().view(-1) for p in prunable.values()])
     assert not torch.signbit(zeros[zeros == 0]).any()
 
@@ -60,6 +64,87 @@ def test_weights_may_come_back_between_prunings_and_not_after_the_last():
         optimizer.step()
         if step in (4, 10, 11):
             assert pruner.num_zeros() == (14 if step > 8 else 0)
+
+
+def loop_of(num_steps):
+    """Train a matrix for some steps, each of which moves all its weights."""
+    weight = nn.Parameter(torch.linspace(0.1, 1, 20).view(4, 5))
+    optimizer = torch.optim.SGD([weight], lr=0.5)
+    pruner = attach(optimizer, {"w": weight}, method=GMP(), schedule=SCHEDULE)
+    for _ in range(num_steps):
+        weight.grad = -torch.ones_like(weight)
+        optimizer.step()
+    return pruner, weight
+
+
+@pytest.mark.parametrize("num_steps", [0, 2, 7, 8])
+def test_a_loop_that_ends_before_the_last_pruning_is_found_out(num_steps):
+    pruner, weight = loop_of(num_steps)
+    assert pruner.sparsity() == int((weight == 0).sum()) / weight.numel()
+    with pytest.raises(
+        RuntimeError, match=rf"ended after {num_steps} optimizer steps, before the last"
+    ):
+        pruner.finish()
+
+
+def test_sparsity_is_counted_and_that_of_the_mask_has_its_own_name():
+    pruner, weight = loop_of(8)  # the last pruning but one was at the end of step 6
+    assert pruner.mask_sparsity > 0.6
+    assert pruner.sparsity() == 0 == int((weight == 0).sum())
+
+
+def test_a_loop_that_ends_with_a_fixed_mask_but_early_is_warned_of():
+    pruner, _ = loop_of(10)
+    with pytest.warns(UserWarning, match="ended after 10 of 12 announced optimizer steps"):
+        assert pruner.finish() == 0.7
+    pruner, _ = loop_of(12)
+    assert pruner.finish() == 0.7
+
+
+def test_weights_put_back_after_the_last_step_are_found_out():
+    pruner, weight = loop_of(12)
+    with torch.no_grad():
+        weight.add_(1)
+    with pytest.raises(RuntimeError, match="14 weights were pruned, but 0 of 20 prunable weights"):
+        pruner.finish()
+
+
+def test_weights_are_attached_once_for_an_optimizer():
+    weights = [nn.Parameter(torch.ones(2, 2)) for _ in range(2)]
+    optimizer = torch.optim.SGD(weights)
+    for i, weight in enumerate(weights):
+        attach(optimizer, {f"w{i}": weight}, method=GMP(), schedule=SCHEDULE)
+        with pytest.raises(ValueError, match="pruned already under this optimizer"):
+            attach(optimizer, {"again": weight}, method=GMP(), schedule=SCHEDULE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"final_sparsity": 0.8}, "saved with final_sparsity 0.7 (here 0.8)"),
+        ({"num_steps": 24}, "saved with num_steps 12 (here 24)"),
+    ],
+)
+def test_a_state_of_another_schedule_is_refused(changes, problem):
+    saved, weight = loop_of(4)
+    other = attach(
+        torch.optim.SGD([weight]),
+        {"w": weight},
+        method=GMP(),
+        schedule=replace(SCHEDULE, **changes),
+    )
+    with pytest.raises(ValueError, match=re.escape(problem)):
+        other.load_state_dict(saved.state_dict())
+
+
+def test_what_is_no_state_of_a_pruner_is_refused():
+    saved, _ = loop_of(4)
+    state = saved.state_dict()
+    with pytest.raises(ValueError, match="no state of a pruner"):
+        saved.load_state_dict({})
+    method = {**state, "settings": {**state["settings"], "method": "mgpp", "scope": "layer"}}
+    with pytest.raises(ValueError, match=r"method 'mgpp' \(here 'gmp'\), scope 'layer'"):
+        saved.load_state_dict(method)
 
 
 @pytest.mark.parametrize("cut_into", [contiguous_shards, per_weight_shards])

@@ -1,6 +1,5 @@
 """Rows for the tiny BERT, made here: no test of the pipeline needs the network."""
 
-import csv
 from pathlib import Path
 
 import pytest
@@ -25,28 +24,3 @@ def train_data(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     splits.save_to_disk(str(folder / "dataset"))
     tokenizer.save_pretrained(folder / "tokenizer")
     return folder
-
-
-@pytest.fixture(scope="session")
-def words_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CSV with the columns `text` and `label`: 48 rows, as many of each label."""
-    path = tmp_path_factory.mktemp("words") / "words.csv"
-    pairs = [(f"a {word} day", label) for label, words in enumerate((BAD, GOOD)) for word in words]
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["text", "label"])
-        writer.writerows(pairs * 3)
-    return path
-
-
-@pytest.fixture(scope="session")
-def datasets_cache(tmp_path_factory: pytest.TempPathFactory):
-    """Send what `datasets` keeps of read files to a temporary folder."""
-    import datasets
-
-    folder = str(tmp_path_factory.mktemp("datasets-cache"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
-        datasets.disable_progress_bars()
-        yield Path(folder)
-        datasets.enable_progress_bars()

@@ -14,11 +14,13 @@ second one writes is copied to the low-precision weights by ZeRO itself.
     layout.py     where this rank's shards of parameters lie
     hooks.py      pruning at the inner optimizer's steps
     state.py      training state by parameter and range, for checkpoints of any layout
+    gradients.py  what is left of a step's gradients
     refusals.py   modes in which DeepSpeed is wrong or cannot be hooked
 
 Only these files know DeepSpeed's insides; they were written against 0.19.
 """
 
+from mgpp.backends.deepspeed.gradients import clear_gradients
 from mgpp.backends.deepspeed.hooks import attach
 from mgpp.backends.deepspeed.state import (
     TrainedShard,
@@ -31,6 +33,7 @@ from mgpp.backends.deepspeed.state import (
 __all__ = [
     "TrainedShard",
     "attach",
+    "clear_gradients",
     "engine_counters",
     "load_engine_counters",
     "load_training_state",

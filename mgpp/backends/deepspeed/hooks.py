@@ -15,7 +15,7 @@ from mgpp.backends.deepspeed.layout import (
 from mgpp.backends.deepspeed.refusals import refuse_unsupported
 from mgpp.masking.allocation import Placement
 from mgpp.methods.base import Method
-from mgpp.pruner import Pruner
+from mgpp.pruner import Pruner, claim
 from mgpp.schedule import PruningSchedule
 from mgpp.sharding.collectives import Collectives
 
@@ -68,6 +68,7 @@ def attach(
         replica_group=replica_group,
         group=group,
     )
+    claim(engine.basic_optimizer, prunable.values(), pruner)
     _hook(engine, group, layout, pruner)
     return pruner
 

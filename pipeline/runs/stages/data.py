@@ -21,7 +21,7 @@ class DataStage(Stage):
     """Tokenizes the rows of all splits."""
 
     name = "data"
-    version = 2
+    version = 3
     settings = {"data": every, "task": _for_rows, "model": only(*_TOKENIZER)}
 
     def inputs(self, config: RunConfig) -> tuple[str, ...]:

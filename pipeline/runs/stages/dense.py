@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.models.loading import ModelConfig, model_identity
+from pipeline.models.loading import ModelConfig, load_model_config, model_identity
 from pipeline.runs.config import RunConfig
 from pipeline.runs.stage import Stage, StageContext, every, only
 from pipeline.tasks import make_task
@@ -13,7 +13,7 @@ class DenseStage(Stage):
     """Trains the model without pruning."""
 
     name = "dense"
-    version = 1
+    version = 2
     settings = {"model": every, "train": every, "zero": only("precision", "grad_accum_dtype")}
     on_all_workers = True
     weights_label = "dense model"
@@ -31,8 +31,8 @@ class DenseStage(Stage):
         return config.model_copy(update={"train": config.dense.train_config(config.train)})
 
     def content(self, config: RunConfig) -> dict[str, Any]:
-        """Return what names the model's weights."""
-        return {"model": model_identity(config.model)}
+        """Return what names the model's weights, and how they are trained where it matters."""
+        return {"model": model_identity(config.model), "train": micro_batches_of_routers(config)}
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Write the trained model and its records."""
@@ -45,6 +45,17 @@ class DenseStage(Stage):
             zero=config.zero,
             prune=None,
         )
+
+
+def micro_batches_of_routers(config: RunConfig) -> dict[str, Any]:
+    """Return the rows of a micro-batch, where routers have a loss: it is one of each micro-batch.
+
+    All other losses are means over a step's whole batch, however that is cut.
+    """
+    model = load_model_config(config.model).get_text_config()
+    if not getattr(model, "output_router_logits", False):
+        return {}
+    return {"micro_batch_size": config.train.rows_of_a_pass(config.cluster.num_workers)}
 
 
 def dense_model(context: StageContext) -> ModelConfig:

@@ -17,7 +17,7 @@ class ExportStage(Stage):
     """Writes the pruned model for others to load."""
 
     name = "export"
-    version = 1
+    version = 2
     settings = {"export": every, "name": every}
     for_pruned = True
     weights_label = "pruned model"
@@ -38,6 +38,7 @@ class ExportStage(Stage):
             config=context.config.export,
             trust_remote_code=context.config.model.trust_remote_code,
             output=context.output,
+            exclude=context.config.prune.settings.exclude,
         )
 
 

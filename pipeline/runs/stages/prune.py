@@ -5,7 +5,11 @@ from typing import Any
 from pipeline.models.loading import model_identity
 from pipeline.runs.config import RunConfig
 from pipeline.runs.stage import Stage, StageContext, every, only
-from pipeline.runs.stages.dense import dense_model, starting_model
+from pipeline.runs.stages.dense import (
+    dense_model,
+    micro_batches_of_routers,
+    starting_model,
+)
 from pipeline.section import Section
 from pipeline.tasks import make_task
 from pipeline.training.loop import train
@@ -20,7 +24,7 @@ class PruneStage(Stage):
     """Trains and prunes the model."""
 
     name = "prune"
-    version = 1
+    version = 2
     settings = {
         "model": every,
         "prune": every,
@@ -42,7 +46,10 @@ class PruneStage(Stage):
 
     def content(self, config: RunConfig) -> dict[str, Any]:
         """Return what names the weights of the model and of its teacher; the dense one is an input."""
-        found: dict[str, Any] = {"model": model_identity(config.model)}
+        found: dict[str, Any] = {
+            "model": model_identity(config.model),
+            "train": micro_batches_of_routers(config),
+        }
         if config.distill is not None:
             teacher = config.distill.model(config.model)
             found["distill"] = {"teacher": model_identity(teacher) if teacher else "dense"}

@@ -14,7 +14,7 @@ class ReportStage(Stage):
     """Draws what the run did."""
 
     name = "report"
-    version = 1
+    version = 2
     settings = {"name": every}
     for_pruned = True
 
@@ -50,6 +50,9 @@ class ReportStage(Stage):
                 num_pruned=exported["num_zeros"],
                 num_prunable=exported["num_prunable"],
                 num_parameters=exported["num_parameters"],
+                model_zeros=exported["model_zeros"],
+                left_out=exported["left_out"],
+                warnings=[*figures.get("warnings", []), *exported["warnings"]],
                 sizes=model_sizes((DENSE, EXPORT), artifacts),
                 seconds={name: artifact.seconds for name, artifact in artifacts.items()},
                 steps=records.get("step", []),

@@ -12,6 +12,7 @@ from launch.cluster.jobs import make_submission
 from pipeline.errors import ConfigError
 from pipeline.store.artifacts import open_artifact
 from tests.launch.ray_head import ray_head
+from tests.launch.runs import HUNG
 from tests.processes import MGPP, free_port, run
 
 distributed = pytest.mark.distributed
@@ -53,7 +54,7 @@ def cli(shipped, *arguments, timeout=300, env=None):
 
 def submit(head, shipped, *overrides, **kwargs):
     path = str(shipped / "run.yaml")
-    where = ["--address", head.dashboard, "--working-dir", str(shipped)]
+    where = ["--address", head.dashboard, "--working-dir", str(shipped), "--shared", "/"]
     return cli(shipped, "submit", path, *QUICK, *overrides, *where, **kwargs)
 
 
@@ -96,7 +97,7 @@ def test_a_running_job_is_attached_to_stopped_and_gone_on_with(head, shipped):
     assert begun.returncode == 0, begun.stderr
     job = json.loads(begun.stdout)["job"]
     runs = shipped.parent / "cluster-runs"
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + HUNG
     while not list(runs.glob("prune-*/checkpoints/step-*/_DONE.json")):
         assert time.monotonic() < deadline, cli(
             shipped, "logs", job, "--address", head.dashboard
@@ -116,7 +117,7 @@ def test_a_running_job_is_attached_to_stopped_and_gone_on_with(head, shipped):
     shorter = submit(head, shipped, *longer, "--detach", "--json")
     resumed = json.loads(shorter.stdout)["job"]
     assert resumed == job.removesuffix("1") + "2"
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + HUNG
     while "resuming from the checkpoint of step" not in (
         log := cli(shipped, "logs", resumed, "--address", head.dashboard).stdout
     ):
@@ -173,14 +174,15 @@ def test_what_is_shipped_and_how_it_is_named(shipped, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_TOKEN", "a-secret")
     path = str(shipped / "run.yaml")
-    made = make_submission(path, ["train.lr=0.1"], working_dir=str(shipped), excludes=["data/"])
+    where = {"working_dir": str(shipped), "shared": ["/"]}
+    made = make_submission(path, ["train.lr=0.1"], excludes=["data/"], **where)
     assert made.entrypoint == "mgpp run run.yaml train.lr=0.1"
     assert made.runtime_env["working_dir"] == str(shipped)
     assert {".git/", ".venv/", "data/"} <= set(made.runtime_env["excludes"])
     assert made.runtime_env["env_vars"]["HF_HUB_OFFLINE"] == "1"
     assert "a-secret" not in str(made)
-    same = make_submission(path, ["train.lr=0.1"], working_dir=str(shipped))
-    other = make_submission(path, ["train.lr=0.2"], working_dir=str(shipped))
+    same = make_submission(path, ["train.lr=0.1"], **where)
+    other = make_submission(path, ["train.lr=0.2"], **where)
     assert made.name == same.name != other.name
     assert made.name.startswith("mgpp-tiny-")
 
@@ -195,7 +197,9 @@ def test_what_is_shipped_and_how_it_is_named(shipped, monkeypatch):
 )
 def test_mistakes_are_told_before_anything_is_shipped(shipped, overrides, complaint):
     with pytest.raises(ConfigError) as caught:
-        make_submission(str(shipped / "run.yaml"), overrides, working_dir=str(shipped))
+        make_submission(
+            str(shipped / "run.yaml"), overrides, working_dir=str(shipped), shared=["/"]
+        )
     assert any(str(problem).startswith(complaint) for problem in caught.value.problems)
 
 

@@ -2,7 +2,12 @@
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForSequenceClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from mgpp import select_prunable
 from mgpp.integrations.transformers import PruningCallback
@@ -82,3 +87,52 @@ def test_a_checkpoint_without_the_pruner_is_refused(tiny_bert, tmp_path):
     again = make_trainer(tiny_bert, tmp_path, [PruningCallback(CONFIG)])
     with pytest.raises(ValueError, match=r"mgpp_pruner\.pt is missing"):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+
+
+def test_a_checkpoint_of_another_target_is_refused(tiny_bert, tmp_path):
+    make_trainer(tiny_bert, tmp_path, [PruningCallback(CONFIG)]).train()
+    other = PruningCallback({**CONFIG, "sparsity": 0.9})
+    again = make_trainer(tiny_bert, tmp_path, [other])
+    with pytest.raises(ValueError, match=r"saved with final_sparsity 0\.8 \(here 0\.9\)"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+
+
+class Stopping(TrainerCallback):
+    """Stops as early stopping does."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == 12
+
+
+def test_a_training_that_stops_early_is_warned_of(tiny_bert, tmp_path):
+    callback = PruningCallback(CONFIG)
+    trainer = make_trainer(tiny_bert, tmp_path, [callback, Stopping()])
+    with pytest.warns(UserWarning, match="not pruned as asked for: the training ended after 12"):
+        trainer.train()
+    zeros = sum(int((p == 0).sum()) for p in trainer.model.parameters())
+    assert callback.pruner.num_zeros() <= zeros < 0.1 * callback.pruner.num_prunable
+
+
+BEST = {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
+
+
+def test_the_best_model_is_refused_where_it_may_be_one_before_the_last_pruning(tiny_bert, tmp_path):
+    for late in ({"eval_strategy": "steps", "eval_steps": 5, "eval_delay": 15}, None):
+        early = {"eval_strategy": "steps", "eval_steps": 10}
+        callback = PruningCallback(CONFIG)
+        trainer = make_trainer(tiny_bert, tmp_path, [callback], **BEST, **(late or early))
+        with pytest.raises(ValueError, match=r"may hand back a model of before.*eval_delay=16"):
+            trainer.train()
+    # The last pruning is step 15, counted from 0, so that after 16 steps the mask is final.
+    callback = PruningCallback(CONFIG)
+    late = {"eval_strategy": "steps", "eval_steps": 10, "eval_delay": 16}
+    trainer = make_trainer(tiny_bert, tmp_path, [callback], **BEST, **late)
+    trainer.train()
+    assert callback.pruner.finish() == callback.pruner.mask_sparsity
+
+
+def test_a_second_training_under_one_optimizer_is_refused(tiny_bert, tmp_path):
+    trainer = make_trainer(tiny_bert, tmp_path, [PruningCallback(CONFIG)])
+    trainer.train()
+    with pytest.raises(ValueError, match="pruned already under this optimizer"):
+        trainer.train()

@@ -217,8 +217,8 @@ def test_the_most_that_n_of_m_allows_is_not_rounded_down(pattern, share):
 
 
 def test_what_is_no_matrix_has_no_pattern():
-    shapes = {"layers.0.experts": (4, 8, 8)}
-    with pytest.raises(ValueError, match=r"experts has shape \(4, 8, 8\), and only matrices"):
+    shapes = {"layers.0.conv": (4, 8, 3, 3)}
+    with pytest.raises(ValueError, match=r"conv has shape \(4, 8, 3, 3\), and only matrices"):
         allocation(0.5, shapes=shapes, pattern="2:4")
     allocation(0.5, shapes=shapes)
 

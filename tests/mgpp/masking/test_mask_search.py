@@ -5,7 +5,17 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mgpp import GMP, Allocation, Collectives, Movement, Placement, Pruner, PruningSchedule, Shard
+from mgpp import (
+    GMP,
+    Allocation,
+    Collectives,
+    Movement,
+    Placement,
+    Pruner,
+    PruningSchedule,
+    Shard,
+    SoftMovement,
+)
 from mgpp.masking.threshold import Group, find_cuts, kept_chunks, sent_bytes
 from tests.mgpp.placements import block_means, kept, lowest, n_of_m_allowed, only_lowest
 from tests.mgpp.ranks import contiguous_shards, odd_shards, per_weight_shards, run_ranks
@@ -367,3 +377,64 @@ def test_a_state_is_taken_up_by_any_other_cut():
         return pruner.last_pruning
 
     assert set(map(str, run_ranks(2, second))) == set(map(str, prunings))
+
+
+PLACEMENTS_OF_STACKS = [
+    {},
+    {"scope": "uniform"},
+    {"scope": "lamp"},
+    {"min_kept": 0.3},
+    {"min_kept": 0.3, "scope": "uniform"},
+    {"pattern": "1:4"},
+    {"pattern": "1:4", "scope": "uniform"},
+    {"pattern": "4x2"},
+    {"pattern": "4x2", "scope": "uniform", "min_kept": 0.2},
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shapes=st.lists(
+        st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=3
+    ),
+    placement=st.sampled_from(PLACEMENTS_OF_STACKS),
+    transposed=st.booleans(),
+    world_size=st.integers(1, 4),
+    cut_into=st.sampled_from(LAYOUTS),
+    seed=st.integers(0, 99),
+)
+def test_a_stack_is_pruned_as_its_matrices_are(
+    shapes, placement, transposed, world_size, cut_into, seed
+):
+    stacks = make_weights([(e, 4 * r, 4 * c) for e, r, c in shapes], seed, tied=seed % 3 == 0)
+    stacks = [s * torch.arange(1.0, len(s) + 1).view(-1, 1, 1) for s in stacks]
+    matrices = [matrix.clone() for stack in stacks for matrix in stack]
+
+    def pruned(weights):
+        names = {f"layers.{i}.weight" for i in range(len(weights))} if transposed else ()
+        return prune(weights, world_size, cut_into, sparsity=0.6, transposed=names, **placement)
+
+    of_stacks, stack_masks = pruned(stacks)
+    of_matrices, matrix_masks = pruned(matrices)
+    assert of_stacks == of_matrices
+    found = [matrix for mask in stack_masks for matrix in mask]
+    assert all(torch.equal(a, b) for a, b in zip(found, matrix_masks, strict=True))
+
+
+def test_soft_movement_penalises_each_matrix_of_a_stack_alike():
+    def of(weights):
+        method = SoftMovement(num_examples=1)
+        names = {f"layers.{i}.weight": tuple(w.shape) for i, w in enumerate(weights)}
+        shards = contiguous_shards(weights, 0, 1)
+        flat = shards[0].flat
+        flat.grad = torch.zeros_like(flat)
+        group = {"lr": 0.1}
+        pruner = Pruner(shards, names, method=method, schedule=schedule_to(0.5), group=group)
+        pruner.finish_step()
+        pruner.before_update(shards)
+        return torch.cat([method.state(shard)["score_exp_avg"] for shard in shards])
+
+    stack = torch.randn(3, 4, 4)
+    other = torch.randn(2, 4)
+    assert torch.equal(of([stack, other]), of([*stack, other]))
+    assert of([stack, other]).abs().min() > 0

@@ -4,7 +4,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mgpp.sharding.bitmask import all_kept, count_bits, num_bytes, pack_bits, unpack_bits
+from mgpp.sharding.bitmask import (
+    all_kept,
+    count_bits,
+    num_bytes,
+    pack_bits,
+    slice_bits,
+    unpack_bits,
+)
 
 
 @given(st.lists(st.booleans(), max_size=100))
@@ -31,3 +38,12 @@ def test_wrong_sizes_and_dtypes_are_refused():
         pack_bits(torch.zeros(8))
     with pytest.raises(ValueError, match="uint8"):
         count_bits(torch.zeros(8, dtype=torch.int32))
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=100), st.data())
+def test_a_slice_is_that_of_the_bits(bits, data):
+    start = data.draw(st.integers(0, len(bits)))
+    numel = data.draw(st.integers(0, len(bits) - start))
+    keep = torch.tensor(bits, dtype=torch.bool)
+    found = slice_bits(pack_bits(keep), start, numel)
+    assert torch.equal(found, pack_bits(keep[start : start + numel]))

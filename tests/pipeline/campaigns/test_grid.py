@@ -119,7 +119,7 @@ def test_a_method_given_as_changes_alone_is_these_changes(read):
         ({"cells_at_once": 3}, "cells_at_once: renamed, got 3; write runs_at_once"),
         ({"runs_at_once": 0}, "runs_at_once: input should be greater than or equal to 1, got 0"),
         ({"sparsities": [1.5]}, "sparsities.0: input should be less than 1, got 1.5"),
-        ({"seeds": []}, "seeds: list should have at least 1 item after validation, not 0, got []"),
+        ({"seeds": []}, "seeds: must have 1 or more entries, got []"),
         ({"methods": {"A": {"changes": {}, "candidate": []}}}, "allowed are changes, candidates"),
         ({"recipe": "nowhere.yaml"}, "recipe: "),
         ({"tasks": {"a": {}}}, "tasks.a.recipe: missing"),

@@ -189,7 +189,7 @@ def test_the_lexicon_s_runs_are_those_of_the_readme():
     [
         ({"selection": None}, "selection: missing"),
         ({"methods": {**VALUES["methods"], "C": {}}}, "every method must have as many candidates"),
-        ({"selection": {"changes": {}}}, "selection.changes: dictionary should have at least 1"),
+        ({"selection": {"changes": {}}}, "selection.changes: must have 1 or more entries"),
         ({"selection": {"changes": {"a": 1}, "seed": 0}}, "selection.seed: unknown key; allowed"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from statistics import mean, stdev
 
 import pandas
@@ -124,6 +125,23 @@ def test_a_table_of_one_task_has_the_dense_model_in_every_column(read, tmp_path)
         "| MGPP | 92.00 ± 1.41 | 92.00 ± 1.41 |\n"
     )
     assert written["rows"][0]["values"] == [0.96, 0.94]
+
+
+def test_a_metric_that_is_not_a_number_is_absent(read, tmp_path):
+    """Of one seed of GMP, as a correlation with predictions that are all the same."""
+    config = read(**ONE, seeds=[0, 1])
+    found = [
+        outcome(run, math.nan if run.place.method == "GMP" and run.seed else 0.5)
+        for run in campaign_runs(config)
+    ]
+    written = write_campaign(tmp_path, config, found)
+    rows = {row["method"]: row for row in json.loads(json.dumps(written, allow_nan=False))["rows"]}
+    assert (rows["GMP"]["mean"], rows["GMP"]["spread"]) == (None, None)
+    assert rows["GMP"]["values"] == [0.5, None]
+    assert (rows["MGPP"]["mean"], rows["MGPP"]["spread"]) == (0.5, 0.0)
+    assert "| GMP | n/a | n/a |" in (tmp_path / "summary.md").read_text()
+    runs = pandas.read_parquet(tmp_path / "runs.parquet")
+    assert runs["metric.accuracy"].isna().sum() == 2
 
 
 def test_a_perplexity_is_written_as_it_is(read, tmp_path):

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import datasets
 import pytest
+from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from pipeline.data.files import FilesConfig
-from pipeline.data.function import FunctionConfig
+from pipeline.data.function import FunctionConfig, _rows_sha256
 from pipeline.data.hub import HubConfig
 from pipeline.data.joined import JoinedConfig
 from pipeline.data.stage import data_identity, is_local, load_splits, prepare_data
@@ -206,6 +207,76 @@ def test_an_option_the_reader_does_not_have(numbers):
     assert "nonsense" in problem
 
 
+# Text and labels as they are written.
+
+SENTIMENT = make_task(ClassificationConfig(type="classification", text=["text"], label="label"))
+
+
+def load_for_a_task(**settings):
+    return load_splits(FilesConfig(source="files", **settings), SENTIMENT)
+
+
+@pytest.mark.parametrize("suffix", list(WRITERS))
+def test_text_stays_as_it_is_written(tmp_path, suffix):
+    texts = ["007", "1e3", "true", "2024-01-02", "NA", "1,5", " a ", "0x10", "inf"]
+    rows = [{"text": text, "label": i % 2} for i, text in enumerate(texts)]
+    path = tmp_path / f"rows{suffix}"
+    WRITERS[suffix](path, rows)
+    assert load_for_a_task(train=str(path), validation=str(path))["train"].to_list() == rows
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_an_empty_field_is_no_text(tmp_path, suffix):
+    path = tmp_path / f"rows{suffix}"
+    WRITERS[suffix](path, [*ROWS, {"text": "", "label": 1}])
+    with pytest.raises(
+        ConfigError, match="row 6 of the train data holds no text in column 'text', got None"
+    ):
+        load_for_a_task(train=str(path))
+
+
+def test_text_of_a_json_field_stays_as_it_is_written(tmp_path):
+    rows = [{"text": text, "label": i} for i, text in enumerate(["007", "2024-01-02"])]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({"data": rows}), encoding="utf-8")
+    splits = load_for_a_task(train=str(path), validation=str(path), options={"field": "data"})
+    assert splits["train"].to_list() == rows
+
+
+def test_text_that_is_renamed_in_one_file_alone_stays_as_it_is_written(tmp_path):
+    write_csv(tmp_path / "train.csv", [{"text": "007", "label": 0}, {"text": "8", "label": 1}])
+    write_csv(tmp_path / "dev.csv", [{"words": "009", "label": 1}])
+    train, dev = str(tmp_path / "train.csv"), str(tmp_path / "dev.csv")
+    splits = load_for_a_task(train=train, validation=dev, rename={"words": "text"})
+    assert splits["train"]["text"][:] == ["007", "8"]
+    assert splits["validation"]["text"][:] == ["009"]
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (["0", "1", "10"], [0, 1, 10]),
+        (["007", "7", "8"], ["007", "7", "8"]),
+        (["1.0", "2.0", "1.0"], ["1.0", "2.0", "1.0"]),
+        (["true", "false", "NA"], ["true", "false", "NA"]),
+    ],
+)
+def test_labels_of_a_table_are_numbers_where_all_are_written_so(tmp_path, written, read):
+    path = str(tmp_path / "rows.csv")
+    write_csv(tmp_path / "rows.csv", [{"text": "a", "label": label} for label in written])
+    assert load_for_a_task(train=path, validation=path)["train"]["label"][:] == read
+
+
+def test_a_table_and_json_have_the_same_labels(tmp_path):
+    rows = [{"text": "a", "label": 0}, {"text": "b", "label": 1}]
+    write_csv(tmp_path / "train.csv", rows)
+    write_jsonl(tmp_path / "dev.jsonl", rows)
+    splits = load_for_a_task(
+        train=str(tmp_path / "train.csv"), validation=str(tmp_path / "dev.jsonl")
+    )
+    assert splits["train"].to_list() == splits["validation"].to_list() == rows
+
+
 # Names, splits and cuts.
 
 
@@ -380,6 +451,21 @@ def test_parts_follow_each_other_with_the_columns_all_have(corpora, tmp_path):
     assert load_splits(config, streaming=True)["train"].column_names == ["document"]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_parts_of_several_kinds_of_files_join(tmp_path, streaming):
+    rows = [{"text": "007", "label": i} for i in range(3)]
+    for suffix, write in WRITERS.items():
+        write(tmp_path / f"rows{suffix}", rows)
+    parts = [{"source": "files", "train": str(tmp_path / f"rows{suffix}")} for suffix in WRITERS]
+    splits = load_splits(joined(*parts), SENTIMENT, streaming=streaming)
+    if streaming:
+        assert sorted(splits["train"].column_names) == ["label", "text"]
+    else:
+        found = splits["train"].to_list() + splits["validation"].to_list()
+        assert Counter(row["label"] for row in found) == dict.fromkeys(range(3), len(WRITERS))
+        assert {row["text"] for row in found} == {"007"}
+
+
 def test_a_share_of_all_parts_is_held_out_where_none_has_a_validation_split(corpora):
     wiki, books = corpora
     splits = load_splits(joined(wiki, {**books, "max_train_rows": 2}, validation_share=0.25))
@@ -433,8 +519,9 @@ def test_identity_of_joined_sources_follows_each_part(corpora, tmp_path):
     json.dumps(original)
 
 
-def test_a_part_on_the_hub_is_not_local(corpora):
+def test_a_part_on_the_hub_is_not_local(corpora, tmp_path):
     assert is_local(joined(*corpora))
+    assert is_local(joined(*corpora, {"source": "hub", "path": str(tmp_path)}))
     assert not is_local(joined(*corpora, {"source": "hub", "path": "wikimedia/wikipedia"}))
 
 
@@ -451,6 +538,10 @@ def module(tmp_path, monkeypatch):
             made = Dataset.from_dict({"text": ["x"] * number, "label": [0] * number})
             splits = {"train": made, "validation": made.select(range(1))}
             return DatasetDict({only: made} if only else splits)
+
+        def of_a_file(path):
+            with open(path, encoding="utf-8") as file:
+                return DatasetDict(train=Dataset.from_dict({"text": list(file)}))
 
         def no_dataset():
             return [{"text": "x"}]
@@ -495,7 +586,8 @@ def test_a_function_that_gives_no_data(name):
 def test_a_function_without_a_train_split():
     problem = only_problem(load_splits, function_config("rows", only="test"))
     assert problem == (
-        "data.function: functions_of_a_test:rows must return a DatasetDict with a 'train' split"
+        "data.function: functions_of_a_test:rows must return a DatasetDict with a 'train' split, "
+        "got \"DatasetDict of ['test']\""
     )
 
 
@@ -547,12 +639,28 @@ def test_identity_tells_kinds_of_files_apart(tmp_path):
     assert identities[0] != identities[1]
 
 
-def test_identity_of_a_function_follows_its_source(module):
+def test_identity_of_a_function_follows_its_rows(module, tmp_path):
     original = data_identity(function_config("rows"))
     assert data_identity(function_config("rows")) == original
     assert data_identity(function_config("rows", number=4)) != original
-    module.write_text(module.read_text(encoding="utf-8") + "\n# changed\n", encoding="utf-8")
-    assert data_identity(function_config("rows")) != original
+    # Of the same settings and the same source, but the file behind it was cut.
+    file = tmp_path / "behind.csv"
+    write_csv(file, ROWS)
+    whole = data_identity(function_config("of_a_file", path=str(file)))
+    write_csv(file, ROWS[:-1])
+    assert data_identity(function_config("of_a_file", path=str(file))) != whole
+    write_csv(file, ROWS)
+    assert data_identity(function_config("of_a_file", path=str(file))) == whole
+
+
+def test_identity_of_a_function_does_not_depend_on_how_rows_lie_in_memory():
+    rows = {"text": ["a", "b", "c"], "label": [0, 1, 0]}
+    whole = DatasetDict(train=Dataset.from_dict(rows))
+    pieces = [Dataset.from_dict({k: v[i : i + 1] for k, v in rows.items()}) for i in range(3)]
+    shuffled = concatenate_datasets(pieces[::-1]).select([2, 1, 0])
+    assert _rows_sha256(DatasetDict(train=shuffled)) == _rows_sha256(whole)
+    swapped = DatasetDict(train=whole["train"].select([1, 0, 2]))
+    assert _rows_sha256(swapped) != _rows_sha256(whole)
 
 
 def test_identity_of_missing_files_and_functions():
@@ -589,8 +697,7 @@ def test_prepared_data_needs_its_columns(tmp_path, tiny_bert, words_csv):
     with pytest.raises(ConfigError) as raised:
         prepare_data(config, task, tokenizer, tmp_path)
     assert [str(p) for p in raised.value.problems] == [
-        f"task.label: column 'answer' is not in the {name} data; there are: ['label', 'text']"
-        for name in ("train", "validation")
+        "task.label: column 'answer' is not in the train data; there are: ['label', 'text']"
     ]
     assert list(tmp_path.iterdir()) == []
 

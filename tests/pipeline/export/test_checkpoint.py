@@ -23,6 +23,11 @@ from pipeline.models.weights import fingerprints
 from tests import tiny
 
 AUTO = "AutoModelForSequenceClassification"
+LEFT_OUT = (  # large matrices outside of the layers
+    "bert.embeddings.word_embeddings.weight",
+    "bert.embeddings.position_embeddings.weight",
+    "bert.pooler.dense.weight",
+)
 PRUNING = {"method": {"name": "mgpp"}, "sparsity": 0.75, "num_pruned": 7680, "prune_start": 2}
 CARD = {
     "name": "tiny-run",
@@ -109,11 +114,17 @@ def test_the_export_holds_what_was_trained_with_plain_zeros(trained, tmp_path):
     assert len(prunable) == 2 * 6  # six matrices in each of two layers
     num_zeros = sum(int((t == 0).sum()) for t in prunable)
     num_prunable = sum(t.numel() for t in prunable)
+    num_parameters = sum(t.numel() for t in after.values())
+    model_zeros = sum(int((t == 0).sum()) for t in after.values())
     assert found == {
         "num_zeros": num_zeros,
         "num_prunable": num_prunable,
         "sparsity": num_zeros / num_prunable,
-        "num_parameters": sum(t.numel() for t in after.values()),
+        "num_parameters": num_parameters,
+        "model_zeros": model_zeros,
+        "model_sparsity": model_zeros / num_parameters,
+        "left_out": {name: after[name].numel() for name in LEFT_OUT},
+        "warnings": [],
         "bytes": (tmp_path / "out" / "model" / "model.safetensors").stat().st_size,
         "num_files": 1,
     }

@@ -3,10 +3,12 @@
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from mgpp import select_prunable
-from pipeline.models.decoder import find_layers, layer_inputs, run_layer, weight_rows
+from pipeline.models.decoder import find_layers, layer_inputs, run_layer
 from tests.tiny import DECODER_LAYERS, DECODER_WORDS, DECODERS, decoder
+from tests.tiny import config as tiny_config
 
 
 def rows_of_tokens(num_rows=3, length=10):
@@ -39,17 +41,41 @@ def test_projections_are_those_selected_by_layer(kind):
     model = decoder(kind)
     names = select_prunable(model)
     layers = find_layers(model, names)
-    assert [name for layer in layers for name in layer.projections] == names
+    assert [name for layer in layers for name in layer.matrices] == names
     weights = dict(model.named_parameters())
     for index, layer in enumerate(layers):
-        for name, projection in layer.projections.items():
+        for name, matrix in layer.matrices.items():
+            projection = matrix.module
             assert f".{index}." in name
             assert projection.weight is weights[name]
-            inputs = torch.randn(5, weight_rows(projection).shape[1])
+            inputs = torch.randn(5, matrix.rows().shape[1])
             expected = projection(inputs) - (projection.bias if projection.bias is not None else 0)
-            torch.testing.assert_close(inputs @ weight_rows(projection).T, expected)
-            weight_rows(projection).zero_()  # a view
+            torch.testing.assert_close(inputs @ matrix.rows().T, expected)
+            matrix.rows().zero_()  # a view
             assert not projection.weight.any()
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
+def test_each_expert_has_matrices_of_its_own(kind):
+    model = decoder(kind)
+    width, inner = model.config.hidden_size, model.config.intermediate_size
+    layer = find_layers(model, select_prunable(model))[1]
+    for attribute, shape in (("gate_up_proj", (2 * inner, width)), ("down_proj", (width, inner))):
+        weight = f"model.layers.1.mlp.experts.{attribute}"
+        found = {n: m for n, m in layer.matrices.items() if m.weight == weight}
+        assert list(found) == [f"{weight}[{expert}]" for expert in range(4)]
+        assert {tuple(matrix.rows().shape) for matrix in found.values()} == {shape}
+        found[f"{weight}[2]"].rows().zero_()  # a view
+        emptied = [not bool(expert.any()) for expert in model.get_parameter(weight)]
+        assert emptied == [False, False, True, False]
+
+
+def test_experts_whose_inputs_are_not_known_are_refused_with_what_to_exclude():
+    config = tiny_config("llama4_text", num_local_experts=2, interleave_moe_layer_step=1)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ValueError, match=r"exclude: \['.*experts\.gate_up_proj'\]"):
+        find_layers(model, select_prunable(model))
 
 
 def test_weights_that_are_not_those_of_the_layers_projections():

@@ -29,6 +29,8 @@ CASES: dict[str, dict[str, Any]] = {
     "llama-sparsegpt": {"method": {"name": "sparsegpt", "block_size": 5}, "sparsity": 0.55},
     "gpt2-wanda": {"method": {"name": "wanda"}, "pattern": "2:4", "sparsity": 0.5},
     "gpt2-sparsegpt": {"method": {"name": "sparsegpt"}, "sparsity": 0.3, "exclude": ["*.0.*"]},
+    "mixtral-wanda": {"method": {"name": "wanda"}, "sparsity": 0.55},
+    "gpt_oss-sparsegpt": {"method": {"name": "sparsegpt"}, "pattern": "2:4", "sparsity": 0.5},
     # More ranks than rows.
     "opt-sparsegpt": {"method": {"name": "sparsegpt"}, "sparsity": 0.5, "calibration_rows": 1},
 }

@@ -7,12 +7,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from mgpp import ONE_SHOT, make_one_shot, select_prunable
 from mgpp.methods.one_shot.base import portions
 from pipeline.errors import ConfigError, StageError
-from pipeline.models.decoder import find_layers, layer_inputs, weight_rows
+from pipeline.models.decoder import find_layers, layer_inputs
 from pipeline.pruning import layer as layer_pruning
 from pipeline.pruning.layer import layer_statistics, matrix_owners
 from pipeline.pruning.one_shot import calibration_rows, prunable_layers
@@ -54,15 +55,30 @@ def pruned(folder, workers, tmp_path_factory):
     return found
 
 
-def inputs_of(model, projection, rows) -> torch.Tensor:
-    """What whole forward passes send into a projection: [tokens, in]."""
-    seen = []
-    hook = projection.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    with torch.no_grad():
+class Multiplications(TorchDispatchMode):
+    """Keeps what is multiplied by each matrix of a layer: [tokens, in], by name."""
+
+    def __init__(self, matrices) -> None:
+        super().__init__()
+        self.names = {m.stored().data_ptr(): name for name, m in matrices.items()}
+        self.inputs = {name: [] for name in matrices}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            inputs, weight = args[-2:]
+            if weight.data_ptr() in self.names:
+                self.inputs[self.names[weight.data_ptr()]].append(inputs)
+        return func(*args, **(kwargs or {}))
+
+
+def inputs_of(model, matrices, rows) -> dict[str, torch.Tensor]:
+    """What whole forward passes multiply by each matrix; experts must run one after the other."""
+    if hasattr(model.config, "num_local_experts"):
+        model.config._experts_implementation = "eager"
+    with torch.no_grad(), Multiplications(matrices) as seen:
         for row in rows:
             model(input_ids=row.unsqueeze(0))
-    hook.remove()
-    return torch.cat([inputs.reshape(-1, inputs.shape[-1]) for inputs in seen])
+    return {name: torch.cat(inputs) for name, inputs in seen.inputs.items()}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -73,20 +89,22 @@ def test_each_matrix_is_pruned_on_what_the_pruned_layers_before_send_into_it(cas
     found = AutoModelForCausalLM.from_pretrained(path / "model").eval()
     rows = calibration_rows(folder / "data", prune.calibration_rows, seed=0)
     names = prune.settings.select(model)
-    sizes = [model.get_parameter(name).numel() for name in names]
-    total = int(sum(sizes) * prune.sparsity)
-    counts = dict(zip(names, portions(total, sizes), strict=True))
+    layers = find_layers(model, names)
+    sizes = {n: m.stored().numel() for layer in layers for n, m in layer.matrices.items()}
+    total = int(sum(sizes.values()) * prune.sparsity)
+    counts = dict(zip(sizes, portions(total, list(sizes.values())), strict=True))
     assert figures["num_pruned"] == figures["num_zeros"] == total
-    for layer in find_layers(model, names):
+    for layer in layers:
         # The inputs of all its matrices come before any of them is pruned.
-        inputs = {name: inputs_of(model, p, rows) for name, p in layer.projections.items()}
-        for name, projection in layer.projections.items():
+        inputs = inputs_of(model, layer.matrices, rows)
+        for name, matrix in layer.matrices.items():
             statistic = prune.one_shot.statistic(inputs[name]).double()
-            expected = prune.one_shot.prune(weight_rows(projection), statistic, counts[name])
-            weight_rows(projection).copy_(expected.weight)
-            written = found.get_parameter(name)
-            assert torch.equal(written == 0, projection.weight == 0), name
-            torch.testing.assert_close(written, projection.weight, rtol=1e-4, atol=1e-5)
+            expected = prune.one_shot.prune(matrix.rows(), statistic, counts[name])
+            matrix.rows().copy_(expected.weight)
+            written = found.get_parameter(matrix.weight)
+            written = written if matrix.expert is None else written[matrix.expert]
+            assert torch.equal(written == 0, matrix.stored() == 0), name
+            torch.testing.assert_close(written, matrix.stored(), rtol=1e-4, atol=1e-5)
     untouched = {n: p for n, p in model.named_parameters() if n not in names}
     for name, parameter in untouched.items():
         assert torch.equal(found.get_parameter(name), parameter)
@@ -144,25 +162,26 @@ def test_two_ranks_prune_as_one_does(pruned, on_two_ranks, case):
         torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5)
 
 
-def test_statistics_are_those_of_the_inputs(folder):
-    model = decoder("gpt2")
+@pytest.mark.parametrize("kind", ["gpt2", "mixtral", "gpt_oss"])
+def test_statistics_are_those_of_the_inputs(folder, kind):
+    model = decoder(kind)
     layers = find_layers(model, select_prunable(model))
     rows = calibration_rows(folder / "data", 5, seed=3)
     hidden, calls = layer_inputs(model, layers, rows)
     for name in ONE_SHOT:
         with torch.no_grad():
-            found = layer_statistics(
+            found, num_tokens = layer_statistics(
                 make_one_shot(name), layers[0], calls[0], hidden, torch.device("cpu")
             )
-        for weight, projection in layers[0].projections.items():
-            inputs = inputs_of(model, projection, rows).double()
+        multiplied = inputs_of(model, layers[0].matrices, rows)
+        for weight in layers[0].matrices:
+            inputs = multiplied[weight].double()
+            assert num_tokens[weight] == len(inputs)
             expected = inputs.T @ inputs
             expected = expected if name == "sparsegpt" else expected.diagonal()
             assert found[weight].dtype == torch.float64
             torch.testing.assert_close(found[weight], expected, rtol=1e-5, atol=1e-5)
-        assert not any(
-            projection._forward_pre_hooks for projection in layers[0].projections.values()
-        )
+        assert not any(m.module._forward_pre_hooks for m in layers[0].matrices.values())
 
 
 def test_rows_are_drawn_by_the_seed(folder):
@@ -233,12 +252,23 @@ def test_a_matrix_that_nothing_goes_into_is_named_on_every_rank(folder, workers,
         run("llama-wanda", tmp_path, tmp_path / "out", store)
 
 
+def test_an_expert_without_tokens_is_named(folder, workers, tmp_path):
+    config = decoder("mixtral").config
+    config.num_local_experts = 256  # more than the 7 rows of 10 tokens choose, two each
+    model = AutoModelForCausalLM.from_config(config)
+    shutil.copytree(folder / "data", tmp_path / "data")
+    model.save_pretrained(tmp_path / "mixtral")
+    store = CheckpointStore(str(tmp_path / "kept"), workers)
+    with pytest.raises(StageError, match=r"no token .* routed to model\.layers\.0\.mlp\.experts"):
+        run("mixtral-wanda", tmp_path, tmp_path / "out", store)
+
+
 def test_matrices_are_dealt_out_by_what_they_cost():
     model = decoder("llama")
     layer = find_layers(model, select_prunable(model))[0]
     owners = matrix_owners(layer, 2)
     (down,) = (name for name in owners if name.endswith("down_proj.weight"))
-    assert owners.keys() == layer.projections.keys()
+    assert owners.keys() == layer.matrices.keys()
     assert set(owners.values()) == {0, 1}
     assert sum(owner == owners[down] for owner in owners.values()) <= 3
     assert set(matrix_owners(layer, 1).values()) == {0}

@@ -135,15 +135,18 @@ def test_an_override_without_a_key_is_named(tmp_path, override):
     assert override in problem
 
 
-@pytest.mark.parametrize(
-    "text", ["train: [1\n", "a: b: c\n", "name: x\nname: y\n", "name: ${nowhere}\n", "name: {x\n"]
-)
+@pytest.mark.parametrize("text", ["train: [1\n", "a: b: c\n", "name: x\nname: y\n", "name: {x\n"])
 def test_bad_yaml_is_named_in_one_line(tmp_path, text):
     path = write(tmp_path, text)
     values, (problem,) = read_config(path)
     assert values == {}
     assert problem.startswith(f"{path}: not valid YAML: ")
     assert "\n" not in problem
+
+
+def test_a_reference_to_nothing_is_named(tmp_path):
+    path = write(tmp_path, "name: ${nowhere}\n")
+    assert read_config(path) == ({}, [f"{path}: name: Interpolation key 'nowhere' not found"])
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path):

@@ -7,6 +7,8 @@ import torch
 from transformers import (
     BartForConditionalGeneration,
     BertForSequenceClassification,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     LlamaConfig,
 )
 
@@ -79,6 +81,26 @@ def test_large_models_are_counted_from_their_configuration(llama, size):
     assert plan.checkpoint == pytest.approx(parameters * 12 + plan.num_prunable / 8, rel=0.001)
     assert plan.sent_per_step == pytest.approx(3 * 2 * parameters * 63 / 64, rel=0.001)
     assert plan.sent_per_pruning <= 2**20
+
+
+def test_settings_that_lie_nested_are_found(tmp_path):
+    vision = {"num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    text = {"vocab_size": 50, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8}
+    widths = {"hidden_size": 16, "intermediate_size": 24}
+    config = Gemma3Config(
+        text_config={**text, **widths, "num_key_value_heads": 1},
+        vision_config={**vision, **widths},
+        mm_tokens_per_image=4,
+    )
+    config.save_pretrained(tmp_path)
+    plan = plan_run(make_config(tmp_path))
+    with torch.device("meta"):
+        model = Gemma3ForConditionalGeneration(config)
+    assert plan.num_parameters == sum(p.numel() for p in model.parameters())
+    of_text = 2 * (16 * (2 * 16 + 2 * 8) + 3 * 16 * 24)
+    of_vision = 4 * 16 * 16 + 2 * 16 * 24
+    assert plan.num_prunable == of_text + of_vision
+    assert plan.device["activations (estimate)"] > 2 * 2048 * 50 * 4  # the logits alone
 
 
 def test_offload_moves_the_optimizer_to_the_host(llama):

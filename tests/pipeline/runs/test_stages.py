@@ -69,6 +69,33 @@ def test_a_change_makes_new_what_depends_on_it(tiny_bert, words_csv, changes, ke
     assert {name for name in before if before[name] == after[name]} == kept
 
 
+@pytest.mark.parametrize("with_loss", [True, False])
+def test_only_a_loss_of_routers_depends_on_the_micro_batches(tmp_path, words_csv, with_loss):
+    write_decoder("mixtral", tmp_path)
+    found = []
+    for changes in (
+        {},
+        {"cluster": {"num_workers": 4}},
+        {"cluster": {"num_workers": 2}, "train": {"micro_batch_size": 8}},
+    ):
+        config = {
+            "name": "keys",
+            "model": {
+                "path": str(tmp_path),
+                "overrides": {"output_router_logits": with_loss},
+            },
+            "task": {"type": "causal-lm"},
+            "data": {"source": "files", "train": str(words_csv)},
+            "prune": {"sparsity": 0.5},
+            **changes,
+        }
+        made = {stage.name: stage.key for stage in plan_stages(parse_config(config))}
+        found.append((made["dense"], made["prune"]))
+    whole, quarter, also_quarter = found
+    assert quarter == also_quarter
+    assert [a != b for a, b in zip(whole, quarter, strict=True)] == [with_loss] * 2
+
+
 ONE_SHOT = {"method": {"name": "sparsegpt"}, "sparsity": 0.5}
 
 

@@ -3,6 +3,7 @@
 import itertools
 import re
 import shutil
+import sys
 
 import pytest
 import yaml
@@ -140,7 +141,10 @@ def test_nothing_left_to_prune(config_file):
             ["prune.pattern='32x1'"],
             "prune.pattern: bert.encoder.layer.0.attention.self.query.weight",
         ),
-        (["prune.pattern=2:4"], "prune.pattern: got 124; allowed are N:M"),
+        (
+            ["prune.pattern=2:4"],
+            "'prune.pattern=2:4': line 1: 2:4 without quotes is a number in base 60",
+        ),
         (["prune.pattern='3:4'"], "prune.sparsity: got 0.5, but pattern 3:4 allows 0.25 at most"),
         (
             ["prune.scope=matrix"],
@@ -192,6 +196,36 @@ def test_a_label_column_that_is_not_in_the_data(config_file):
 def test_every_column_that_is_not_in_the_data(config_file):
     found = problems(config_file, "task.label=sentiment", "task.text=[first,second]")
     assert [line.split(":")[0] for line in found] == ["task.text.0", "task.text.1", "task.label"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        ("text,label\n" + "a good day,0\na bad day,-1\na day,1\n" * 8, "has -1, which marks rows"),
+        ("text,label\n" + "a good day,1\n" * 8, "needs at least two labels"),
+        ("text,label\n" + "a good day,1\n,0\n" * 8, "row 2 of the train data holds no text"),
+    ],
+)
+def test_rows_that_cannot_be_learned_from(config_file, tmp_path, rows, problem):
+    (tmp_path / "bad.csv").write_text(rows)
+    before = set(tmp_path.iterdir())
+    (found,) = problems(config_file, f"data.train={tmp_path / 'bad.csv'}")
+    assert problem in found
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_function_is_called_once_to_validate_it(config_file, tmp_path, monkeypatch):
+    (tmp_path / "rows_of_a_run.py").write_text(
+        "from datasets import Dataset, DatasetDict\n"
+        "calls = []\n"
+        "def load():\n"
+        "    calls.append(1)\n"
+        "    rows = {'text': ['a good day', 'a bad day'] * 16, 'label': [1, 0] * 16}\n"
+        "    return DatasetDict(train=Dataset.from_dict(rows))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    validate(str(config_file), ["data={source: function, function: 'rows_of_a_run:load'}"], None)
+    assert sys.modules.pop("rows_of_a_run").calls == [1]
 
 
 def test_a_renamed_column_is_there(config_file):
@@ -398,13 +432,15 @@ def test_rows_that_do_not_fill_a_batch(config_file):
 
 
 def test_blocks_of_text_are_counted_where_steps_and_epochs_mix(config_file, tmp_path):
-    text = tmp_path / "text.txt"
-    text.write_text("a good day\n" * 40, encoding="utf-8")  # 120 tokens: 30 blocks, three batches
+    write_decoder("llama", tmp_path / "llama")
+    rows = tmp_path / "text.txt"
+    rows.write_text("w1 w2 w3\n" * 30, encoding="utf-8")  # 120 tokens: 30 blocks, three batches
     task = [
+        f"model.path={tmp_path / 'llama'}",
         "task.type=causal-lm",
         "task.max_length=4",
-        f"data.train=[{text}]",
-        f"data.validation=[{text}]",
+        f"data.train=[{rows}]",
+        f"data.validation=[{rows}]",
     ]
     validate(str(config_file), [*task, "train.length=3ep", "prune.start_after=3"], None)
     problem = only_problem(config_file, *task, "train.length=3ep", "prune.start_after=5")

@@ -92,7 +92,7 @@ def test_labels_become_numbers_from_zero(tokenizer, train, feature, names, mappe
     [
         ([0, 1], [0, 2], None, r"unseen in training: \[2\]"),
         (["a", "b"], ["c", "d"], None, r"unseen in training: \['c', 'd'\]"),
-        ([0, 1], [0, -1], ClassLabel(names=["x", "y"]), r"unseen in training: \[-1\]"),
+        ([0, 0], [1], ClassLabel(names=["x", "y"]), r"only \['x'\]"),
         ([1, 1], [1], None, r"only \['1'\]"),
         ([0, 0], [0], ClassLabel(names=["x"]), r"only \['x'\]"),
     ],
@@ -101,6 +101,39 @@ def test_labels_that_cannot_be_learned(tokenizer, train, validation, feature, wh
     splits = make_splits(train, validation, feature)
     with pytest.raises(ConfigError, match=f"task.label: column 'label' .*{why}"):
         classification().tokenize(splits, tokenizer, None)
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "feature"),
+    [
+        ([0, 1], [0, -1], ClassLabel(names=["x", "y"])),
+        ([0, 1], [-1, -1], None),
+        ([-1, 0, 1], [0], None),
+        ([-1, 0], [0], None),
+    ],
+)
+def test_minus_one_marks_rows_without_a_label(tokenizer, train, validation, feature):
+    with pytest.raises(ConfigError, match=r"has -1, which marks rows without a label"):
+        classification().tokenize(make_splits(train, validation, feature), tokenizer, None)
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "why"),
+    [
+        ([0, 1], ["0", "1"], "whole numbers in the train data and text in the validation data"),
+        (["a", "b"], [0, 1], "text in the train data and whole numbers in the validation data"),
+        ([0.0, 1.0], [0.0], "'label' of train holds Value.'float64'.; classification needs"),
+        ([[0], [1]], [[0]], "'label' of train holds List"),
+    ],
+)
+def test_labels_of_kinds_that_do_not_go_together(tokenizer, train, validation, why):
+    with pytest.raises(ConfigError, match=why):
+        classification().tokenize(make_splits(train, validation), tokenizer, None)
+
+
+def test_few_of_many_unseen_labels_are_named(tokenizer):
+    with pytest.raises(ConfigError, match=r"training: \[2, 3, 4, 5, 6\] and 93 more$"):
+        classification().tokenize(make_splits([0, 1], list(range(100))), tokenizer, None)
 
 
 def test_labels_of_a_further_validation_set_must_be_in_training_too(tokenizer):
@@ -136,6 +169,14 @@ def test_regression_refuses_what_is_no_number(tokenizer, name, feature):
     splits[name] = make_splits([label], [label], feature)["train"]
     with pytest.raises(ConfigError, match=f"'label' of {name} holds .*regression needs numbers"):
         regression().tokenize(splits, tokenizer, None)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_regression_refuses_what_is_not_finite(tokenizer, value):
+    with pytest.raises(
+        ConfigError, match=f"'label' of validation holds numbers that .*got {value}"
+    ):
+        regression().tokenize(make_splits([0.5, 1.0], [0.5, value]), tokenizer, None)
 
 
 def test_regression_refuses_a_missing_number(tokenizer):

@@ -46,19 +46,22 @@ def test_a_record_is_on_disk_before_the_run_ends(tmp_path):
     recorder.close()
 
 
-def test_what_is_no_number_survives(tmp_path):
-    record_all(
-        tmp_path, [("step", 0, {"loss": math.nan, "grad_norm": math.inf, "threshold": None})]
+def test_what_is_not_a_number_is_null(tmp_path):
+    values = {"loss": math.nan, "grad_norm": math.inf, "threshold": None}
+    shown = record_all(tmp_path, [("step", 0, values)])
+    assert shown == [{"event": "step", "step": 0, **dict.fromkeys(values)}]
+    written = (tmp_path / METRICS_FILE).read_text()
+    assert written == (
+        '{"event": "step", "step": 0, "loss": null, "grad_norm": null, "threshold": null}\n'
     )
-    ((record,),) = read_records(tmp_path / METRICS_FILE).values()
-    assert math.isnan(record["loss"])
-    assert record["grad_norm"] == math.inf
-    assert record["threshold"] is None
 
 
 def test_tensors_are_written_as_numbers(tmp_path):
-    record_all(tmp_path, [("step", 0, {"loss": torch.tensor(0.5)})])
-    assert read_records(tmp_path / METRICS_FILE) == {"step": [{"step": 0, "loss": 0.5}]}
+    values = {"loss": torch.tensor(0.5), "grad_norm": torch.tensor(math.nan)}
+    record_all(tmp_path, [("step", 0, values)])
+    assert read_records(tmp_path / METRICS_FILE) == {
+        "step": [{"step": 0, "loss": 0.5, "grad_norm": None}]
+    }
 
 
 def test_people_are_shown_steps_only(tmp_path):

@@ -99,7 +99,7 @@ def run_rank(rank: int, meeting: Path, arguments: list[str], output: Path, pipe:
         checkpoints,
         config=config,
         prune=PRUNE.model_copy(update=phases),
-        progress=lambda record: tell("step", record["step"]),
+        progress=lambda record: tell("step", record["step"]) if "step" in record else None,
     )
     if workers.is_main:
         (output / "figures.json").write_text(json.dumps(figures))

@@ -108,6 +108,23 @@ def test_a_gradient_that_is_not_finite_stops_the_run_or_is_left_out(trained, cas
 
 
 @pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        (
+            "static",
+            "fp16 overflowed in 61 batches one after another, at a loss scale of 1.15292e+18",
+        ),
+        ("smallest", "fp16 overflows in step 0 at the smallest loss scale"),
+    ],
+)
+def test_fp16_that_overflows_for_ever_stops_with_advice(trained, name, problem):
+    error = (trained.folder(f"overflow-{name}") / f"overflow-{name}" / "error.txt").read_text()
+    assert problem in error
+    assert "or use bf16 or fp32 instead of fp16" in error
+
+
+@pytest.mark.distributed
 def test_a_sharded_teacher_teaches_what_a_whole_one_does(trained):
     """ZeRO 3 with everything sharded and ZeRO 2: the losses of every step."""
     folder = trained.folder(TEACHER, *(f"distilled-{case}" for case in DISTILLED))

@@ -41,10 +41,22 @@ CASES: dict[str, dict[str, Any]] = {
         "extra": {"fp16": {"enabled": True, "initial_scale_power": 20, "loss_scale_window": 4}},
     },
 }
+OVERFLOWS = {  # settings of a loss scale that is never small enough
+    "static": {"loss_scale": 2.0**60},
+    "smallest": {"initial_scale_power": 60, "min_loss_scale": 2**59},
+}
 LAYOUTS: dict[str, dict[str, Any]] = {
     **CASES,
     "stage1": {"stage": 1},
     "stage2-offload": {"stage": 2, "offload_optimizer": True},
+    **{
+        f"overflow-{name}": {
+            "stage": 2,
+            "precision": "fp16",
+            "extra": {"fp16": {"enabled": True, "hysteresis": 1, **scale}},
+        }
+        for name, scale in OVERFLOWS.items()
+    },
     "stage3-small": {
         "stage": 3,
         "extra": {
@@ -66,6 +78,7 @@ ALL_CASES = (
     *(f"distilled-{case}" for case in DISTILLED),
     "silent",
     *(f"{case}-nan" for case in NAN_CASES),
+    *(f"overflow-{name}" for name in OVERFLOWS),
 )
 LENGTH, STOP_AFTER = 20, (2, 9, 17)  # warm-up, gradual, fixed mask
 
@@ -149,6 +162,7 @@ def main(bert: str, data: str, output: str) -> None:
             **{f"distilled-{case}": partial(run_distilled, case, *paths) for case in DISTILLED},
             "silent": partial(run_with_silent_teacher, *paths),
             **{f"{case}-nan": partial(run_with_nan, case, *nan_paths) for case in NAN_CASES},
+            **{f"overflow-{n}": partial(run_that_overflows, n, *paths) for n in OVERFLOWS},
         },
         seconds=200,
     )
@@ -206,7 +220,7 @@ def run_with_silent_teacher(bert: Path, data: Path, output: Path) -> None:
     In one case: DeepSpeed's ZeRO 3 leaves the process with another torch.nn.functional.linear, which
     rounds otherwise than the one the first cases ran with.
     """
-    silent = TeacherSpec(config=DistillConfig(weight=1e-60), model=teacher_of(output).model)
+    silent = TeacherSpec(config=DistillConfig(weight=2e-38), model=teacher_of(output).model)
     for name, teacher in (("undistilled", None), ("silent", silent)):
         checkpoints = StoppingCheckpoints(f"{output / name}-checkpoints", WorkerGroup.current())
         run("stage2", bert, data, output / name, checkpoints, teacher=teacher)
@@ -230,3 +244,15 @@ def run_with_nan(case: str, bert: Path, data: Path, output: Path) -> None:
     )
     if dist.get_rank() == 0:
         (output / name / "found.json").write_text(json.dumps(found))
+
+
+def run_that_overflows(name: str, bert: Path, data: Path, output: Path) -> None:
+    """Train in fp16 with a loss scale that no gradient survives."""
+    case = f"overflow-{name}"
+    checkpoints = CheckpointStore(f"{output / case}-checkpoints", WorkerGroup.current())
+    try:
+        run(case, bert, data, output / case, checkpoints)
+    except StageError as error:
+        if dist.get_rank() == 0:
+            (output / case / "error.txt").write_text(str(error))
+    dist.barrier()

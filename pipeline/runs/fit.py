@@ -1,0 +1,163 @@
+"""Whether a model, its tokenizer and a task fit: tokens, lengths, padding, direction of attention."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from pipeline.errors import Problem
+from pipeline.tasks import TASKS
+
+_POSITIONS = re.compile(r"^(wpe|(?!rel).*pos(ition)?s?_?embed.*|.*embed_pos.*)$")
+_CAUSAL = "AutoModelForCausalLM"
+_UNPADDED = ("causal-lm", "masked-lm")  # their rows are blocks of one length
+_OF_SEQUENCES = ("classification", "regression")
+
+
+def fit_problems(model: Any, tokenizer: Any, task: Any) -> list[Problem]:
+    """Return in what a model, its tokenizer and a task do not fit.
+
+    Args:
+        model: on the meta device.
+        tokenizer: the model's.
+        task: the task's settings.
+    """
+    return [
+        *_of_vocabulary(model, tokenizer),
+        *_of_lengths(model, tokenizer, task),
+        *_of_padding(model, tokenizer, task),
+        *_of_direction(model, task),
+        *_of_start(model),
+    ]
+
+
+def num_positions(model: Any, *, decoder: bool = False) -> int | None:
+    """Return how many tokens a model has positions for, None where any number will do.
+
+    Args:
+        model: on the meta device.
+        decoder: of the decoder beside an encoder, not of the encoder.
+    """
+    limits = [
+        rows
+        for name, rows in _position_tables(model)
+        if not model.config.is_encoder_decoder or decoder == ("decoder" in name.split("."))
+    ]
+    settings = model.config.get_text_config()
+    rope = getattr(settings, "rope_parameters", None)
+    if isinstance(rope, dict) and rope.get("rope_type", "default") == "default":
+        limits.append(settings.max_position_embeddings)
+    return min(limits, default=None)
+
+
+def _position_tables(model: nn.Module) -> Iterator[tuple[str, int]]:
+    """Yield the names of tables of positions, and how many tokens each is for."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and _POSITIONS.match(name.rpartition(".")[2]):
+            # RoBERTa's positions begin after that of padding, BART's and OPT's at an offset.
+            padding = 0 if module.padding_idx is None else module.padding_idx + 1
+            yield name, module.num_embeddings - (getattr(module, "offset", 0) or padding)
+
+
+def _of_vocabulary(model: Any, tokenizer: Any) -> list[Problem]:
+    rows = model.get_input_embeddings().weight.shape[0]
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if largest < rows:
+        return []
+    return [
+        Problem(
+            "model.path",
+            f"its tokenizer has token {largest} ({token!r}), but the model embeds only {rows} tokens",
+            hint="use the tokenizer that the model was trained with",
+        )
+    ]
+
+
+def _of_lengths(model: Any, tokenizer: Any, task: Any) -> list[Problem]:
+    found = []
+    asked = {"max_length": (task.max_length, num_positions(model))}
+    if hasattr(task, "max_target_length"):
+        asked["max_target_length"] = (task.max_target_length, num_positions(model, decoder=True))
+    for name, (length, limit) in asked.items():
+        if limit is not None and length > limit:
+            found.append(
+                Problem(f"task.{name}", f"the model has positions for {limit} tokens", got=length)
+            )
+    texts = 2 if task.type in _OF_SEQUENCES and len(task.text) > 1 else 1
+    special = 0
+    if task.type not in (*_UNPADDED, "instruction", "question-answering"):
+        special = tokenizer.num_special_tokens_to_add(pair=texts == 2)
+    least = max(special + texts, 2)
+    if task.max_length < least:
+        found.append(
+            Problem(
+                "task.max_length",
+                f"{special} special tokens and one of each text take {least}"
+                if special
+                else f"must be at least {least}",
+                got=task.max_length,
+            )
+        )
+    return found
+
+
+def _of_padding(model: Any, tokenizer: Any, task: Any) -> list[Problem]:
+    if task.type in _UNPADDED:
+        return []
+    if tokenizer.pad_token_id is None:
+        return [
+            Problem(
+                "model.path",
+                "its tokenizer has neither a padding nor an end-of-text token to pad rows with",
+                hint="name one in its tokenizer_config.json (pad_token)",
+            )
+        ]
+    pads = model.config.get_text_config().pad_token_id
+    if task.type in _OF_SEQUENCES and pads not in (None, tokenizer.pad_token_id):
+        return [
+            Problem(
+                "model.path",
+                f"its tokenizer pads with token {tokenizer.pad_token_id}, the model takes {pads} for "
+                "padding",
+                hint=f"set model.overrides.pad_token_id: {tokenizer.pad_token_id}",
+            )
+        ]
+    return []
+
+
+def _of_direction(model: nn.Module, task: Any) -> list[Problem]:
+    if TASKS[task.type].auto_model != _CAUSAL:
+        return []
+    flags = [
+        module.is_causal
+        for module in model.modules()
+        if isinstance(getattr(module, "is_causal", None), bool)
+    ]
+    if not flags or any(flags):
+        return []
+    return [
+        Problem(
+            "task.type",
+            f"{type(model).__name__} sees the tokens after the one it predicts, so that its perplexity "
+            "means nothing",
+            got=task.type,
+            hint="use masked-lm, or model.overrides.is_decoder: true",
+        )
+    ]
+
+
+def _of_start(model: Any) -> list[Problem]:
+    """T5's configuration alone does not say it; its checkpoints do."""
+    if (
+        not model.config.is_encoder_decoder
+        or getattr(model.config, "decoder_start_token_id", None) is not None
+    ):
+        return []
+    return [
+        Problem(
+            "model.path",
+            "its configuration does not say with which token the decoder begins",
+            hint="name it in its config.json (decoder_start_token_id)",
+        )
+    ]

@@ -1,0 +1,88 @@
+"""Means over a step's whole batch, from means over micro-batches that hold more or fewer targets.
+
+The losses of models are means over the targets of the rows they are given, and DeepSpeed takes the mean
+over micro-batches and ranks. The mean of means is that over the whole batch only where every micro-batch
+has as many targets; so each is multiplied first by its own number over the mean number.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.tasks import Task
+from pipeline.tasks.base import UNLABELLED
+from pipeline.worker_group import WorkerGroup
+
+_BESIDE_THE_TASK = ("aux_loss", "z_loss")  # what names of outputs end in: of routers and the like
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """What means over a micro-batch are multiplied by, n M / N: their mean is then the whole batch's.
+
+    n is what the micro-batch holds, N what the step's batch holds, M the micro-batches of all ranks. Each
+    is a float32 scalar, 1 where all micro-batches hold as many.
+
+    Attributes:
+        targets: of a mean over targets: tokens with a label, or rows.
+        tokens: of a mean over the tokens that are attended to.
+    """
+
+    targets: Tensor
+    tokens: Tensor
+
+
+WHOLE = Weights(targets=torch.tensor(1.0), tokens=torch.tensor(1.0))
+"""Of a batch that is one micro-batch."""
+
+
+def weigh(
+    task: Task, micro_batches: Sequence[Mapping[str, Tensor]], workers: WorkerGroup
+) -> list[Weights]:
+    """Return the weights of this rank's micro-batches of a step; all ranks call, with as many each.
+
+    One all-reduce of two numbers, which a GPU does without the CPU waiting for it.
+    """
+    counts = torch.tensor(
+        [[task.num_targets(batch), num_attended(batch)] for batch in micro_batches],
+        dtype=torch.float64,
+    ).to(workers.device)
+    totals = workers.total(counts.sum(dim=0))
+    num_micro_batches = len(micro_batches) * workers.world_size
+    weights = (counts * num_micro_batches / totals.clamp(min=1)).float()
+    return [Weights(targets=targets, tokens=tokens) for targets, tokens in weights]
+
+
+def num_attended(batch: Mapping[str, Tensor]) -> int:
+    """Return how many input tokens of a batch are attended to."""
+    mask = batch.get("attention_mask")
+    return batch["input_ids"].numel() if mask is None else int(mask.sum())
+
+
+def with_a_target(task: Task, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a batch with one target at least: a mean over none is not a number, also times 0."""
+    if task.num_targets(batch):
+        return batch
+    labels = batch["labels"].clone()
+    labels[0, -1] = 0  # any token; the weight of this batch is 0
+    return {**batch, "labels": labels}
+
+
+def weighted_loss(outputs: Any, batch: Mapping[str, Tensor], task: Task, weight: Tensor) -> Tensor:
+    """Return the loss of a model's outputs with its mean over targets weighted.
+
+    What the model adds to that for itself (the auxiliary losses of routers) is a mean over micro-batches,
+    and counts once.
+    """
+    loss: Tensor = outputs.loss
+    beside = [name for name in outputs if name.endswith(_BESIDE_THE_TASK)]
+    if not any(outputs[name] is not None for name in beside):
+        return loss * weight
+    (logits,) = task.distillation_outputs(outputs, batch)
+    labels = task.targets(batch)
+    mean = functional.cross_entropy(logits.float(), labels[labels != UNLABELLED])
+    return loss - mean + mean * weight
