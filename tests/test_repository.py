@@ -47,6 +47,16 @@ def test_processes_beside_the_workers_import_nothing_heavy(module, heavy):
     assert not heavy & set(done.stdout.split())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "module", ["launch.cluster.jobs", "launch.cluster.connect", "pipeline.store.maintenance"]
+)
+def test_commands_that_only_look_import_no_torch(module):
+    done = run([sys.executable, "-c", f"import sys, {module}; print(*sys.modules)"], timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert not {"torch", "transformers", "datasets"} & set(done.stdout.split())
+
+
 def test_the_schema_in_the_repository_is_the_code_s_own():
     from pipeline.runs.config import json_schema
 

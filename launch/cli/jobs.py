@@ -54,8 +54,9 @@ def submit(
     """
     with reported_errors(as_json) as emit:
         from launch.cluster import jobs
+        from launch.cluster.submission import make_submission
 
-        submission = jobs.make_submission(
+        submission = make_submission(
             config,
             list(overrides or []),
             command="campaign" if campaign else "run",

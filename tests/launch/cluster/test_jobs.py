@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch.cluster.jobs import make_submission
+from launch.cluster.submission import make_submission
 from pipeline.errors import ConfigError
 from pipeline.store.artifacts import open_artifact
 from tests.launch.ray_head import ray_head

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from launch.cli.main import app
 from launch.cluster.connect import address_of
-from launch.cluster.jobs import EXCLUDES, connect, make_submission
+from launch.cluster.jobs import connect
 from launch.cluster.shipping import Shipment
+from launch.cluster.submission import EXCLUDES, make_submission
 from pipeline.errors import ConfigError
 from pipeline.runs.config import ClusterConfig
 
