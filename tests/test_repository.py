@@ -48,9 +48,7 @@ def test_processes_beside_the_workers_import_nothing_heavy(module, heavy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "module", ["launch.cluster.jobs", "launch.cluster.connect", "pipeline.store.maintenance"]
-)
+@pytest.mark.parametrize("module", ["launch.cluster.jobs", "pipeline.store.maintenance"])
 def test_commands_that_only_look_import_no_torch(module):
     done = run([sys.executable, "-c", f"import sys, {module}; print(*sys.modules)"], timeout=60)
     assert done.returncode == 0, done.stderr
