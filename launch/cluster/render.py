@@ -14,8 +14,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError, Problem, SettingError
 from pipeline.runs.config import parse_config, problem_of, read_config, yaml_text
+from pipeline.runs.hardware import Capacity, Hardware, settled
 from pipeline.runs.plain_yaml import check_yaml
-from pipeline.runs.validate import Capacity, cluster_problems
+from pipeline.runs.validate import cluster_problems
 from pipeline.section import NotNegative, Positive, Section
 
 Target = Literal["ray-up", "kuberay", "slurm", "skypilot"]
@@ -190,9 +191,10 @@ def render_cluster(
     problems += wrong
     storage = str(values.get("storage", "runs"))
     if not wrong and command == "run":
-        settings = parse_config(values)
         nodes = ((float(description.cpus_per_node), float(description.gpus_per_node)),)
-        problems += cluster_problems(settings.cluster, Capacity(nodes=nodes * description.nodes))
+        capacity = Capacity(nodes=nodes * description.nodes)
+        settings = settled(parse_config(values), Hardware(capacity=capacity, has_bf16=lambda: True))
+        problems += cluster_problems(settings.cluster, capacity)
     if "://" not in storage and not Path(storage).is_absolute():
         problems.append(
             Problem(

@@ -41,6 +41,7 @@ def plan_run(
     overrides: Sequence[str],
     *,
     pruned: bool,
+    settle: Callable[[RunConfig], RunConfig],
     without: Sequence[str] = (),
 ) -> PlannedRun:
     """Return a run that is a recipe with changes.
@@ -50,6 +51,7 @@ def plan_run(
         recipe: path of its file.
         overrides: `key=value` changes.
         pruned: False for the dense fine-tune and its evaluation alone.
+        settle: returns its configuration with what `auto` comes to.
         without: names of stages that are left out.
 
     Raises:
@@ -61,7 +63,7 @@ def plan_run(
     if problems:
         raise ConfigError(problem.within(title) for problem in problems)
     try:
-        config = parse_config(values)
+        config = settle(parse_config(values))
     except ConfigError as error:
         raise ConfigError(problem.within(title) for problem in error.problems) from None
     stages = plan_stages(config, pruned=pruned)

@@ -75,7 +75,7 @@ def _run_once(
     folder = store.folder_of(stages[0].name, stages[0].key)
     store.discard(f"{folder}/{_RAY_FOLDER}")
     resources: dict[str, float] = {"CPU": cluster.cpus_per_worker}
-    if cluster.gpus_per_worker:
+    if cluster.gpus:
         resources["GPU"] = 1
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.wait_seconds)
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(cluster.timeout_seconds)
@@ -91,12 +91,12 @@ def _run_once(
         },
         scaling_config=ScalingConfig(
             num_workers=num_workers,
-            use_gpu=cluster.gpus_per_worker > 0,
+            use_gpu=cluster.gpus > 0,
             resources_per_worker=resources,
             placement_strategy=cluster.placement,
         ),
         torch_config=WorkerGroupConfig(
-            backend="nccl" if cluster.gpus_per_worker else "gloo",
+            backend="nccl" if cluster.gpus else "gloo",
             timeout_s=cluster.timeout_seconds,
         ),
         run_config=RunConfig(
@@ -133,7 +133,7 @@ def _fewer_workers(config: run_config.RunConfig, num_workers: int) -> int | None
 
 def _room(cluster: run_config.ClusterConfig) -> int:
     """Return how many workers the cluster can hold as it is now, all of it theirs."""
-    return cluster_capacity().num_workers(cluster.cpus_per_worker, cluster.gpus_per_worker)
+    return cluster_capacity().num_workers(cluster.cpus_per_worker, cluster.gpus)
 
 
 def _must_wait(
@@ -143,7 +143,7 @@ def _must_wait(
     if not _found_no_room(error) or _room(cluster) < num_workers:
         return False
     free = ray.available_resources()
-    each = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
+    each = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus}
     return any(free.get(name, 0) < each[name] * num_workers for name in each)
 
 

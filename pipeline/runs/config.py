@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 from yaml import YAMLError
 
 from pipeline.data.stage import AnyDataConfig
@@ -69,17 +69,23 @@ class DenseConfig(Section):
         return train.model_copy(update={k: v for k, v in changes.items() if v is not None})
 
 
+def _at_most_one(given: Any) -> Any:
+    if isinstance(given, int) and given > 1:
+        raise SettingError(Problem("", got=given, hint="a worker drives one GPU, use more workers"))
+    return given
+
+
 class ClusterConfig(Section):
     """Where the run takes place and how many workers train."""
 
     address: str | None = None
     """Ray cluster to join ("auto", "ray://host:10001", "host:6379"); null starts one here."""
     num_workers: Positive = 1
-    """Workers of a training or evaluation; one GPU each where there are GPUs."""
+    """Workers of a training or evaluation."""
     cpus_per_worker: Positive = 1
     """CPU cores of each worker."""
-    gpus_per_worker: NotNegative = 0
-    """GPUs of each worker: 0 or 1."""
+    gpus_per_worker: Annotated[Literal["auto", 0, 1], BeforeValidator(_at_most_one)] = "auto"
+    """GPUs of each worker: 0, 1, or auto: 1 where the cluster has one for every worker."""
     placement: Literal["PACK", "SPREAD"] = "PACK"
     """Workers on as few nodes as possible, or over many."""
     max_failures: NotNegative = 3
@@ -91,16 +97,14 @@ class ClusterConfig(Section):
     timeout_seconds: Positive = 1800
     """How long a collective may hang before the worker group is taken for dead."""
 
+    @property
+    def gpus(self) -> int:
+        """GPUs of each worker, once what `auto` comes to is known."""
+        assert self.gpus_per_worker != "auto", "not settled: see pipeline.runs.hardware"
+        return self.gpus_per_worker
+
     @model_validator(mode="after")
     def _check(self) -> "ClusterConfig":
-        if self.gpus_per_worker > 1:
-            raise SettingError(
-                Problem(
-                    "gpus_per_worker",
-                    got=self.gpus_per_worker,
-                    hint="a worker drives one GPU, use more workers",
-                )
-            )
         if self.min_workers is not None and self.min_workers > self.num_workers:
             raise SettingError(
                 Problem(

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.errors import StageError, is_storage_failure
 from pipeline.runs.config import RunConfig
+from pipeline.runs.hardware import is_settled
 from pipeline.runs.stage import InputFolders, PlannedStage, Stage, StageContext
 from pipeline.runs.stages.data import DATA
 from pipeline.runs.stages.dense import DENSE
@@ -34,6 +35,7 @@ def plan_stages(config: RunConfig, *, pruned: bool = True) -> list[PlannedStage]
         config: of the run.
         pruned: with pruning; False leaves the dense fine-tune and its evaluation.
     """
+    assert is_settled(config), "hardware decides: see pipeline.runs.hardware"
     planned: dict[str, PlannedStage] = {}
     for stage in STAGES:
         if not stage.is_part_of(config) or (stage.for_pruned and not pruned):

@@ -4,7 +4,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from pipeline.training.deepspeed import DTYPES, ZeroConfig, default_bucket
+from pipeline.training.deepspeed import ZeroConfig, default_bucket
 from pipeline.training.distill import DistillConfig
 
 _SUB_GROUP = 10**9  # elements of a shard that ZeRO 3 steps at once, by default
@@ -43,7 +43,7 @@ def state_bytes(
     Returns:
         By what it is for: bytes on the device, and bytes in the host's memory.
     """
-    width = DTYPES[zero.precision].itemsize
+    width = zero.dtype.itemsize
     shard = -(-trained // world_size)
     optimizer = (zero.stage and shard) or trained
     parameters = total * width if zero.stage < 3 else -(-total // world_size) * width
@@ -159,7 +159,7 @@ def _num_decoder_layers(settings: Any) -> int:
 def bucket_bytes(zero: ZeroConfig, on_gpu: bool, total: int) -> int:
     """Return the buffers that reductions and gathers are made in."""
     bucket = zero.bucket_elements or default_bucket(on_gpu)
-    width = DTYPES[zero.precision].itemsize
+    width = zero.dtype.itemsize
     if zero.stage == 0:
         return 0
     reducing = bucket * width * (2 if on_gpu else 1)  # two that take turns where they overlap

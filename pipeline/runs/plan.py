@@ -27,7 +27,6 @@ from pipeline.runs.memory import (
     state_bytes,
 )
 from pipeline.tasks import make_task
-from pipeline.training.deepspeed import DTYPES
 from pipeline.training.engine import freeze
 from pipeline.training.teacher import in_terms_of_teacher
 
@@ -92,7 +91,7 @@ def plan_run(config: RunConfig) -> Plan:
     total = sum(p.numel() for p in weights.values())
     trained = sum(p.numel() for p in weights.values() if p.requires_grad)
     prunable = sum(weights[name].numel() for name in names)
-    on_gpu = config.cluster.gpus_per_worker > 0
+    on_gpu = config.cluster.gpus > 0
     num_kept = len(METHODS[config.prune.method.name].state_names)
     device, host = state_bytes(config.zero, total, trained, prunable, world_size, num_kept)
     device["buckets"] = bucket_bytes(config.zero, on_gpu, total)
@@ -100,7 +99,7 @@ def plan_run(config: RunConfig) -> Plan:
         "rows": micro,
         "length": config.task.max_length,
         "target_length": getattr(config.task, "max_target_length", 0),
-        "width": DTYPES[config.zero.precision].itemsize,
+        "width": config.zero.dtype.itemsize,
     }
     device["activations (estimate)"] = activation_bytes(
         empty, **batch, recomputed=config.train.gradient_checkpointing
@@ -155,7 +154,7 @@ def plan_one_shot(config: RunConfig, empty: nn.Module, method: OneShotMethod) ->
     except ValueError as error:
         raise ConfigError([Problem("prune.method", f"{method.name}: {error}")]) from error
     width, hidden = (
-        DTYPES[config.zero.precision].itemsize,
+        config.zero.dtype.itemsize,
         int(cast(Any, empty).config.get_text_config().hidden_size),
     )
     world_size, length = config.cluster.num_workers, config.task.max_length
@@ -213,7 +212,7 @@ def _num_teacher_parameters(config: RunConfig, total: int) -> int:
 def _sent_per_step(config: RunConfig, total: int, trained: int, of_teacher: int, micro: int) -> int:
     """Return what a worker sends for one optimizer step, by ring algorithms."""
     world_size, zero = config.cluster.num_workers, config.zero
-    width = DTYPES[zero.precision].itemsize
+    width = zero.dtype.itemsize
     accumulation = max(config.train.batch_size // (micro * world_size), 1)
     share = (world_size - 1) / world_size
     # Gathered for each forward and backward pass, reduced in each; a teacher only runs forward.

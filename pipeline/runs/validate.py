@@ -1,8 +1,6 @@
 """All that can be found wrong with a configuration before anything is started or written."""
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from datasets import DatasetDict
@@ -23,6 +21,7 @@ from pipeline.models.passed_over import passed_over_problems
 from pipeline.pruning.one_shot import calibration_problems, prunable_layers
 from pipeline.runs.config import RunConfig, parse_sections, read_config
 from pipeline.runs.fit import fit_problems
+from pipeline.runs.hardware import AUTO, Capacity
 from pipeline.runs.upstream import resolve_upstream
 from pipeline.tasks import Task, make_task
 from pipeline.training.deepspeed import problems_of
@@ -31,27 +30,6 @@ from pipeline.training.engine import freeze
 from pipeline.training.teacher import teacher_problems
 
 _MANY_STEPS = 10**6
-
-
-@dataclass(frozen=True, kw_only=True)
-class Capacity:
-    """What a cluster can hold: the cores and GPUs of each node."""
-
-    nodes: tuple[tuple[float, float], ...]
-
-    def num_workers(self, cpus: int, gpus: int) -> int:
-        """Return how many workers of a size fit at once."""
-        return sum(
-            int(min(node_cpus // cpus, node_gpus // gpus if gpus else node_cpus // cpus))
-            for node_cpus, node_gpus in self.nodes
-        )
-
-    def __str__(self) -> str:
-        """The nodes for people: the largest first, equal ones counted."""
-        return ", ".join(
-            f"{count} of {cpus:g} CPUs and {gpus:g} GPUs"
-            for (cpus, gpus), count in sorted(Counter(self.nodes).items(), reverse=True)
-        )
 
 
 def validate(path: str, overrides: Sequence[str], capacity: Capacity | None) -> RunConfig:
@@ -356,14 +334,14 @@ def _units(train: Any, prune: Any) -> set[str]:
 
 def cluster_problems(cluster: Any, capacity: Capacity) -> list[Problem]:
     """Return what is wrong with the workers asked for, given what the cluster has."""
-    fitting = capacity.num_workers(cluster.cpus_per_worker, cluster.gpus_per_worker)
+    gpus = 0 if cluster.gpus_per_worker == AUTO else cluster.gpus_per_worker
+    fitting = capacity.num_workers(cluster.cpus_per_worker, gpus)
     if fitting >= cluster.num_workers:
         return []
     return [
         Problem(
             "cluster.num_workers",
-            f"got {cluster.num_workers} workers of {cluster.cpus_per_worker} CPUs and "
-            f"{cluster.gpus_per_worker} GPUs",
+            f"got {cluster.num_workers} workers of {cluster.cpus_per_worker} CPUs and {gpus} GPUs",
             hint=f"the cluster can hold {fitting} (nodes: {capacity})",
         )
     ]

@@ -22,8 +22,13 @@ _OWNED = {
     "gradient_clipping": "train.gradient_clipping",
     "stage": "zero.stage",
 }
-Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
+_DTYPES = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 class ZeroConfig(Section):
@@ -31,8 +36,9 @@ class ZeroConfig(Section):
 
     stage: Literal[0, 1, 2, 3] = 2
     """ZeRO stage: 1 shards optimizer states, 2 gradients too, 3 parameters too."""
-    precision: Precision = "fp32"
-    """Of the forward and backward pass; master weights are float32 always."""
+    precision: Precision = "auto"
+    """Of the forward and backward pass; master weights are float32 always. tf32 is float32 whose matrix
+    products NVIDIA GPUs round to 10 bits; auto is bf16 on GPUs that have it, else fp32."""
     grad_accum_dtype: Literal["fp32"] | None = None
     """fp32 accumulates bf16 gradients in float32 (stage 1)."""
     offload_optimizer: bool = False
@@ -45,6 +51,12 @@ class ZeroConfig(Section):
     """Elements gathered or reduced at a time; 5e8 on GPUs and 5e6 on CPUs unless given."""
     extra: dict[str, Any] = {}
     """Further keys of DeepSpeed's configuration, merged last ("zero_optimization" is merged too)."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the model's weights, once what `auto` comes to is known."""
+        assert self.precision != "auto", "not settled: see pipeline.runs.hardware"
+        return _DTYPES[self.precision]
 
 
 def deepspeed_config(
@@ -101,6 +113,13 @@ def deepspeed_config(
     extra = dict(zero.extra)
     sharding.update(extra.pop("zero_optimization", {}))
     return {**values, **extra}
+
+
+def use_precision(zero: ZeroConfig) -> None:
+    """Set whether this process's GPU may round float32 products to TF32: only if that was asked for."""
+    products = "tf32" if zero.precision == "tf32" else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = products
+    torch.backends.cudnn.fp32_precision = products
 
 
 def default_bucket(on_gpu: bool) -> int:

@@ -49,7 +49,7 @@ def make_engine() -> tuple[Any, list[str]]:
     groups = grouped_parameters(model, names, weight_decay=0.0)
     optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True)
     config = deepspeed_config(
-        ZeroConfig(stage=2),
+        ZeroConfig(stage=2, precision="fp32"),
         micro_batch_size=BATCH // dist.get_world_size(),
         accumulation=1,
         gradient_clipping=None,

@@ -20,7 +20,7 @@ class EvaluateStage(Stage):
     """Scores the models of a run."""
 
     name = "evaluate"
-    version = 1
+    version = 2
     settings = {
         "evaluate": every,
         "task": _for_scoring,

@@ -8,14 +8,13 @@ from pipeline.runs.config import RunConfig
 from pipeline.runs.stage import Stage, StageContext, every, only
 from pipeline.runs.stages.dense import starting_model
 from pipeline.tasks import make_task
-from pipeline.training.deepspeed import DTYPES
 
 
 class OneShotStage(Stage):
     """Prunes the model layer by layer; those after it do not see which of the two stages it was."""
 
     name = "prune"
-    version = 2
+    version = 3
     settings = {"model": every, "prune": every, "train": only("seed"), "zero": only("precision")}
     on_all_workers = True
     for_pruned = True
@@ -40,7 +39,7 @@ class OneShotStage(Stage):
             model_config=starting_model(context),
             task=make_task(config.task),
             prune=config.prune,
-            dtype=DTYPES[config.zero.precision],
+            dtype=config.zero.dtype,
             seed=config.train.seed,
         )
 

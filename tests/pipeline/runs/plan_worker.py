@@ -47,7 +47,7 @@ def measure(case: str, bert: str, folder: Path) -> dict[str, int]:
     """Return what one worker holds at the end of the inner optimizer's second step, and all write."""
     gc.collect()
     before = set(held_bytes())
-    zero = ZeroConfig(**CASES[case], bucket_elements=BUCKET)
+    zero = ZeroConfig(**{"precision": "fp32", **CASES[case]}, bucket_elements=BUCKET)
     config = TrainConfig(batch_size=4, micro_batch_size=2)
     plan = config.batch_plan(num_rows=8, world_size=2)
     prune = PruneSection(sparsity=0.5)

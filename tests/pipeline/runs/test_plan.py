@@ -14,6 +14,7 @@ from transformers import (
 
 from pipeline.errors import ConfigError
 from pipeline.runs.config import parse_config
+from pipeline.runs.hardware import NO_GPUS, settled
 from pipeline.runs.memory import activation_bytes, checkpoint_bytes, state_bytes
 from pipeline.runs.plan import plan_run
 from pipeline.tasks.text_to_text import TextToTextConfig
@@ -42,7 +43,7 @@ def make_config(folder, **changes):
     }
     for key, change in changes.items():
         values[key] = {**values.get(key, {}), **change} if isinstance(change, dict) else change
-    return parse_config(values)
+    return settled(parse_config(values), NO_GPUS)
 
 
 @pytest.fixture
@@ -286,7 +287,7 @@ def measured(tmp_path_factory):
 def test_two_workers_hold_and_write_what_is_planned(measured, case):
     launched, (total, trained, prunable) = measured
     found = json.loads((launched.folder(case) / f"{case}.json").read_text())
-    zero = ZeroConfig(**CASES[case], bucket_elements=BUCKET)
+    zero = ZeroConfig(**{"precision": "fp32", **CASES[case]}, bucket_elements=BUCKET)
     planned = state_bytes(zero, total, trained, prunable, world_size=2)
     expected = sum(sum(part.values()) for part in planned)
     assert found["held"] == pytest.approx(expected, rel=0.1)

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.runs.config import parse_config
 from pipeline.runs.flow import plan_stages
+from pipeline.runs.hardware import NO_GPUS, settled
 from pipeline.training.config import TrainConfig
 from tests.pipeline.runs.stage_defaults import complaints, recorded_and_current
 
@@ -26,7 +27,7 @@ def config(tiny_bert, words_csv):
 
 
 def keys(config):
-    return {stage.name: stage.key for stage in plan_stages(config)}
+    return {stage.name: stage.key for stage in plan_stages(settled(config, NO_GPUS))}
 
 
 def changed(before, after):
@@ -92,7 +93,7 @@ def test_a_kind_of_section_counts_although_all_its_settings_are_defaults(config)
 
 
 def test_params_are_recorded_with_their_defaults(config):
-    params = {stage.name: stage.params for stage in plan_stages(config)}
+    params = {stage.name: stage.params for stage in plan_stages(settled(config, NO_GPUS))}
     assert params["prune"]["prune"]["scope"] == "global"
     assert params["prune"]["train"]["lr"] == config.train.lr
     assert "log_every" not in params["prune"]["train"]

@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from pipeline.runs.config import parse_config
 from pipeline.runs.flow import plan_stages, run_stage
+from pipeline.runs.hardware import NO_GPUS, settled
 from pipeline.store.artifacts import Artifact, ArtifactStore
 from pipeline.worker_group import WorkerGroup
 from tests.html_page import Page
@@ -31,7 +32,7 @@ def stages(tiny_bert, words_csv, **changes):
     }
     for section, settings in changes.items():
         values[section] = {**values.get(section, {}), **settings}
-    return plan_stages(parse_config(values))
+    return plan_stages(settled(parse_config(values), NO_GPUS))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,9 @@ def test_only_a_loss_of_routers_depends_on_the_micro_batches(tmp_path, words_csv
             "prune": {"sparsity": 0.5},
             **changes,
         }
-        made = {stage.name: stage.key for stage in plan_stages(parse_config(config))}
+        made = {
+            stage.name: stage.key for stage in plan_stages(settled(parse_config(config), NO_GPUS))
+        }
         found.append((made["dense"], made["prune"]))
     whole, quarter, also_quarter = found
     assert quarter == also_quarter
@@ -145,7 +148,7 @@ def one_shot_run(tmp_path, datasets_cache):
         "prune": {**ONE_SHOT, "calibration_rows": 8},
     }
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield parse_config(values)
+    yield settled(parse_config(values), NO_GPUS)
     dist.destroy_process_group()
 
 

@@ -10,7 +10,8 @@ import yaml
 
 from pipeline.errors import ConfigError
 from pipeline.runs.config import RunConfig
-from pipeline.runs.validate import Capacity, check_schedule, validate
+from pipeline.runs.hardware import Capacity
+from pipeline.runs.validate import check_schedule, validate
 from tests.pipeline.models.word_chains import text
 from tests.tiny import write_decoder
 

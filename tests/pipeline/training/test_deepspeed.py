@@ -17,7 +17,7 @@ from pipeline.training.deepspeed import (
 
 def make_config(on_gpu=False, gradient_clipping=None, **settings):
     return deepspeed_config(
-        ZeroConfig(**settings),
+        ZeroConfig(**{"precision": "fp32", **settings}),
         micro_batch_size=4,
         accumulation=2,
         gradient_clipping=gradient_clipping,
