@@ -1,4 +1,4 @@
-"""On PYTHONPATH: what torch says on a machine with one GPU, in every process, as soon as it is imported."""
+"""On PYTHONPATH: torch as on a machine with one GPU, in every process, as soon as it is imported."""
 
 import importlib.abc
 import importlib.machinery
