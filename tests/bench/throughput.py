@@ -50,12 +50,8 @@ class Size:
     precision: str = "fp32"
 
 
-SMALL = Size(
-    settings={"n_embd": 256, "n_layer": 4, "n_head": 4, "vocab_size": 8192},
-    rows=8,
-    length=64,
-    steps=24,
-)
+_SMALL = {"n_embd": 256, "n_layer": 4, "n_head": 4, "vocab_size": 8192, "bos_token_id": 0}
+SMALL = Size(settings={**_SMALL, "eos_token_id": 0}, rows=8, length=64, steps=40)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +158,8 @@ def _tokens(folder: Path, size: Size) -> torch.Tensor:
 
 
 def _rate(seconds: list[float], size: Size, workers: WorkerGroup) -> float:
+    if not workers.is_main:
+        return 0.0
     late = seconds[len(seconds) // 2 :]
     return size.rows * size.length * workers.world_size / median(late)
 
