@@ -4,6 +4,7 @@ The same model, rows, layout, precision and dtype of the reduction. Modes: "ours
 """
 
 import json
+import math
 import os
 import sys
 import time
@@ -120,13 +121,14 @@ def theirs(folder: Path, size: Size) -> float:
     seconds: list[float] = []
 
     class Clock(transformers.TrainerCallback):
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.since = time.perf_counter()
+        since = math.nan
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             if on_gpu:
                 torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - self.since)
+            now = time.perf_counter()
+            seconds.append(now - self.since)  # the next batch is made in between
+            self.since = now
 
     trainer = transformers.Trainer(
         model=transformers.AutoModelForCausalLM.from_pretrained(folder / "model"),
