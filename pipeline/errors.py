@@ -108,7 +108,7 @@ def error_text(error: BaseException) -> str:
 def may_pass(error: Exception) -> bool:
     """Return whether what a storage library raised may be gone at the next try.
 
-    Their errors have no base in common, so that it is told by what they are not.
+    Their errors have no base in common: it is known by what they are not.
     """
     return not (isinstance(error, (StageError, *OF_THE_CODE)) or is_storage_failure(error))
 

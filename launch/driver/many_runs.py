@@ -12,7 +12,7 @@ from launch.driver.run import all_done, run_stages
 from launch.workers.status_actor import make_status_actor, on_this_node
 from pipeline.errors import ConfigError, error_text, may_pass
 from pipeline.runs.config import RunConfig, parse_config, read_config
-from pipeline.runs.flow import plan_stages
+from pipeline.runs.flow import pinned, plan_stages
 from pipeline.runs.stage import PlannedStage
 from pipeline.runs.upstream import resolve_upstream
 from pipeline.store.artifacts import ArtifactStore
@@ -66,7 +66,9 @@ def plan_run(
         raise ConfigError(problem.within(title) for problem in error.problems) from None
     stages = plan_stages(config, pruned=pruned)
     return PlannedRun(
-        title=title, config=config, stages=[stage for stage in stages if stage.name not in without]
+        title=title,
+        config=pinned(config),
+        stages=[stage for stage in stages if stage.name not in without],
     )
 
 
