@@ -115,7 +115,11 @@ def _one_text(split: Any) -> Any:
 
 
 def _in_part(i: int, problem: Problem) -> Problem:
-    return replace(problem, key=f"data.parts.{i}.{problem.key.removeprefix('data.')}")
+    return replace(
+        problem,
+        key=f"data.parts.{i}.{problem.key.removeprefix('data.')}",
+        hint=problem.hint.replace("data.revision", f"data.parts.{i}.revision"),
+    )
 
 
 def _common(column_names: Iterable[list[str]]) -> list[str]:

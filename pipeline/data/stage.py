@@ -9,6 +9,7 @@ from pydantic import Field
 
 from pipeline.data.base import NOTHING_AS_WRITTEN, AsWritten
 from pipeline.data.checks import empty_problems, text_problems
+from pipeline.data.hub import pinned_hub
 from pipeline.data.joined import JoinedConfig, identify_joined, limited, load_joined
 from pipeline.data.registry import AnySourceConfig, load_source, renamed, source_identity
 from pipeline.data.unknown_tokens import unknown_problems
@@ -119,3 +120,10 @@ def data_identity(config: Any) -> dict[str, Any]:
         ConfigError: if a file or a function is not there.
     """
     return identify_joined(config) if config.source == "joined" else source_identity(config)
+
+
+def pinned_data(config: Any) -> Any:
+    """Return the data's configuration with the commits that revisions of hub datasets stand for."""
+    if config.source == "joined":
+        return config.model_copy(update={"parts": [pinned_data(part) for part in config.parts]})
+    return pinned_hub(config) if config.source == "hub" else config

@@ -26,6 +26,7 @@ from pipeline.models.overrides import apply_overrides
 from pipeline.models.passed_over import gather_experts_whole
 from pipeline.models.weight_files import DamagedFileError, check_texts, integer_tensors
 from pipeline.section import Section, Share
+from pipeline.store.hub import cached_commit, hub_commit, refusal
 from pipeline.store.locations import content_sha256, resolve_path
 from pipeline.worker_group import WorkerGroup
 
@@ -343,10 +344,12 @@ def load_tokenizer(config: ModelConfig) -> Any:
         if Path(location).is_dir():
             check_texts(Path(location))
         tokenizer = transformers.AutoTokenizer.from_pretrained(location, **_common(config))
+    except ConfigError:
+        raise
     except Exception as error:  # the library of tokenizers raises nothing narrower
-        raise ConfigError(
-            [Problem("model.path", f"no tokenizer in {config.path!r}: {_first_line(error)}")]
-        ) from error
+        refused = refusal("model", config.path, error)
+        why = f"no tokenizer in {config.path!r}: {_first_line(error)}"
+        raise ConfigError([refused or Problem("model.path", why)]) from error
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
         raise ConfigError(
             [
@@ -371,8 +374,22 @@ def model_identity(config: ModelConfig) -> dict[str, Any]:
             location / config.gguf_file if config.gguf_file else location
         )
     else:
-        values["revision"] = getattr(load_model_config(config), "_commit_hash", None)
+        revision = pinned_model(config).revision
+        # Offline, the copy on this machine is what is loaded.
+        values["revision"] = cached_commit("model", config.path, revision)
     return values
+
+
+def pinned_model(config: ModelConfig) -> ModelConfig:
+    """Return a model with the commit that its revision stands for, where it is on the hub.
+
+    Raises:
+        ConfigError: if the hub does not say, which it need not in offline mode.
+    """
+    if Path(_location(config)).exists():
+        return config
+    commit = hub_commit("model", config.path, config.revision, section="model")
+    return config.model_copy(update={"revision": commit})
 
 
 def _location(config: ModelConfig) -> str:
@@ -396,9 +413,9 @@ def _named(config: ModelConfig) -> Iterator[None]:
     except ConfigError:
         raise
     except _LOAD_ERRORS as error:
-        raise ConfigError(
-            [Problem("model.path", f"{config.path!r} does not load: {_reason(config, error)}")]
-        ) from error
+        refused = refusal("model", config.path, error)
+        why = f"{config.path!r} does not load: {_reason(config, error)}"
+        raise ConfigError([refused or Problem("model.path", why)]) from error
 
 
 def _reason(config: ModelConfig, error: Exception) -> str:
@@ -450,8 +467,9 @@ def _attention(config: ModelConfig) -> dict[str, Any]:
 
 def _common(config: ModelConfig) -> dict[str, Any]:
     values: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
-    if config.revision:
-        values["revision"] = config.revision
+    revision = pinned_model(config).revision
+    if revision:
+        values["revision"] = revision
     if config.gguf_file:
         values["gguf_file"] = config.gguf_file
     return values

@@ -29,6 +29,12 @@ _Kind = TypeVar("_Kind", bound=Section)
 _LONGEST_CHAIN = 32
 # Keys that say which kind of section theirs is.
 _TAGS = ("data.source", "task.type", "prune.method.name")
+# A revision is one of what is named beside it.
+_REVISED = {
+    "model.revision": "model.path",
+    "data.revision": "data.path",
+    "distill.revision": "distill.teacher",
+}
 # Keys of earlier versions, and what they are called now.
 RENAMED = {
     "prune.start": "prune.start_from",
@@ -236,6 +242,10 @@ def _merge(under: DictConfig, over: DictConfig) -> DictConfig:
         if chosen is not None and before is not None and chosen != before:
             # Another kind of section: the settings of the one below are none of its own.
             OmegaConf.update(under, tag.rpartition(".")[0], {}, merge=False)
+    for revision, name in _REVISED.items():
+        chosen, before = (_at(values, name) for values in (over, under))
+        if chosen not in (None, before) and _at(under, revision) is not None:
+            OmegaConf.update(under, revision, None)
     pair = (OmegaConf.to_container(values, resolve=False) for values in (under, over))
     merged = OmegaConf.create(_merged(*pair))
     assert isinstance(merged, DictConfig)

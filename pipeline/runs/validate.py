@@ -21,6 +21,7 @@ from pipeline.models.passed_over import passed_over_problems
 from pipeline.pruning.one_shot import calibration_problems, prunable_layers
 from pipeline.runs.config import RunConfig, parse_sections, read_config
 from pipeline.runs.fit import fit_problems
+from pipeline.runs.flow import pinned
 from pipeline.runs.hardware import AUTO, Capacity
 from pipeline.runs.upstream import resolve_upstream
 from pipeline.tasks import Task, make_task
@@ -39,6 +40,9 @@ def validate(path: str, overrides: Sequence[str], capacity: Capacity | None) -> 
         path: the YAML file.
         overrides: `key=value` changes.
         capacity: what the cluster has, or None if that is not to be checked.
+
+    Returns:
+        The run, with the commits of what it takes from the hub.
 
     Raises:
         ConfigError: with every problem found, in the file's own terms.
@@ -61,7 +65,7 @@ def validate(path: str, overrides: Sequence[str], capacity: Capacity | None) -> 
         problems += cluster_problems(sections["cluster"], capacity)
     if problems:
         raise ConfigError(problems)
-    return RunConfig(**sections)
+    return pinned(RunConfig(**sections))
 
 
 def check_schedule(config: RunConfig, num_rows: int) -> None:

@@ -207,8 +207,12 @@ def in_terms_of_teacher() -> Iterator[None]:
         raise ConfigError(
             replace(
                 problem,
-                key=problem.key.replace("model.path", "distill.teacher"),
-                hint="" if "model.random_init" in problem.hint else problem.hint,
+                key=problem.key.replace("model.path", "distill.teacher").replace(
+                    "model.revision", "distill.revision"
+                ),
+                hint=""
+                if "model.random_init" in problem.hint
+                else problem.hint.replace("model.revision", "distill.revision"),
             )
             for problem in error.problems
         ) from error

@@ -13,7 +13,7 @@ from pipeline.runs.stages.dense import (
 from pipeline.section import Section
 from pipeline.tasks import make_task
 from pipeline.training.loop import train
-from pipeline.training.teacher import TeacherSpec
+from pipeline.training.teacher import TeacherSpec, in_terms_of_teacher
 
 
 def _but_teacher(distill: type[Section]) -> set[str]:
@@ -52,7 +52,8 @@ class PruneStage(Stage):
         }
         if config.distill is not None:
             teacher = config.distill.model(config.model)
-            found["distill"] = {"teacher": model_identity(teacher) if teacher else "dense"}
+            with in_terms_of_teacher():
+                found["distill"] = {"teacher": model_identity(teacher) if teacher else "dense"}
         return found
 
     def run(self, context: StageContext) -> dict[str, Any]:
