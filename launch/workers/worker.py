@@ -35,13 +35,15 @@ def work(settings: dict[str, Any]) -> None:
     from pipeline.runs.stage import PlannedStage
     from pipeline.store.artifacts import Artifact, ArtifactStore
     from pipeline.training.deepspeed import load_operators
-    from pipeline.worker_group import WorkerGroup
+    from pipeline.worker_group import WorkerGroup, set_collective_timeout
 
     device = get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)  # Ray shows every worker of a node all of the node's GPUs
     workers = WorkerGroup.current()
     config = RunConfig.model_validate(settings["config"])
+    # Ray has made the default group with it; DeepSpeed makes others.
+    set_collective_timeout(config.cluster.timeout_seconds)
     store = ArtifactStore(settings["storage"])
     artifacts = {name: Artifact(**values) for name, values in settings["inputs"].items()}
 

@@ -13,8 +13,8 @@ class DenseStage(Stage):
     """Trains the model without pruning."""
 
     name = "dense"
-    version = 2
-    settings = {"model": every, "train": every, "zero": only("precision", "grad_accum_dtype")}
+    version = 3
+    settings = {"model": every, "train": every, "zero": only("precision", "gradients")}
     on_all_workers = True
     weights_label = "dense model"
 

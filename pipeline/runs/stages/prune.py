@@ -24,12 +24,12 @@ class PruneStage(Stage):
     """Trains and prunes the model."""
 
     name = "prune"
-    version = 2
+    version = 3
     settings = {
         "model": every,
         "prune": every,
         "train": every,
-        "zero": only("precision", "grad_accum_dtype"),
+        "zero": only("precision", "gradients"),
         "distill": _but_teacher,
     }
     on_all_workers = True
