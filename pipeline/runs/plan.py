@@ -94,7 +94,15 @@ def plan_run(config: RunConfig) -> Plan:
     prunable = sum(weights[name].numel() for name in names)
     on_gpu = config.cluster.gpus_per_worker > 0
     num_kept = len(METHODS[config.prune.method.name].state_names)
-    device, host = state_bytes(config.zero, total, trained, prunable, world_size, num_kept)
+    device, host = state_bytes(
+        config.zero,
+        total,
+        trained,
+        prunable,
+        world_size,
+        num_kept,
+        accumulated=_num_micro_batches(config, micro) > 1,
+    )
     device["buckets"] = bucket_bytes(config.zero, on_gpu, total)
     batch: dict[str, int] = {
         "rows": micro,
@@ -210,15 +218,23 @@ def _num_teacher_parameters(config: RunConfig, total: int) -> int:
     return sum(p.numel() for p in teacher.parameters())
 
 
+def _num_micro_batches(config: RunConfig, micro: int) -> int:
+    """Return how many micro-batches a worker goes through for one optimizer step."""
+    return max(config.train.batch_size // (micro * config.cluster.num_workers), 1)
+
+
 def _sent_per_step(config: RunConfig, total: int, trained: int, of_teacher: int, micro: int) -> int:
     """Return what a worker sends for one optimizer step, by ring algorithms."""
     world_size, zero = config.cluster.num_workers, config.zero
-    width = DTYPES[zero.precision].itemsize
-    accumulation = max(config.train.batch_size // (micro * world_size), 1)
+    width, summed = DTYPES[zero.precision].itemsize, DTYPES[zero.gradients].itemsize
+    accumulation = _num_micro_batches(config, micro)
     share = (world_size - 1) / world_size
     # Gathered for each forward and backward pass, reduced in each; a teacher only runs forward.
     if zero.stage == 3:
-        return int(share * width * accumulation * (2 * total + trained + of_teacher))
-    # Gradients are reduced (at stage 2 in each micro-batch) and parameters or gradients gathered.
+        each = width * (2 * total + of_teacher) + summed * trained
+        return int(share * accumulation * each)
+    # Gradients are reduced to all workers (at stage 2 in each micro-batch), which is twice as much as to
+    # one each; stages 1 and 2 gather parameters.
     reductions = accumulation if zero.stage == 2 else 1
-    return int(share * width * trained * (reductions + 1))
+    gathered = width if zero.stage else 0
+    return int(share * trained * (2 * summed * reductions + gathered))
