@@ -135,7 +135,7 @@ def activation_bytes(
     layers = [(int(settings.num_hidden_layers), 17 * source, source)]  # layers, numbers kept, input
     if settings.is_encoder_decoder:
         target = rows * target_length * hidden
-        layers.append((_num_decoder_layers(settings), (43 * target + 4 * source) // 2, target))
+        layers.append((num_decoder_layers(settings), (43 * target + 4 * source) // 2, target))
     if recomputed:
         kept = sum(number * given for number, _, given in layers) + max(k for _, k, _ in layers)
     else:
@@ -171,7 +171,7 @@ def distillation_bytes(
         states = rows * length * int(settings.num_hidden_layers) * int(settings.hidden_size)
         if settings.is_encoder_decoder:
             states += (
-                rows * target_length * _num_decoder_layers(settings) * int(settings.hidden_size)
+                rows * target_length * num_decoder_layers(settings) * int(settings.hidden_size)
             )
         kept += states * (width + 3 * 4)  # the teacher's; both normalized, and their difference
     return kept
@@ -185,7 +185,7 @@ def _num_logits(model: nn.Module, rows: int, length: int, target_length: int) ->
     return rows * predicted * int(settings.vocab_size)
 
 
-def _num_decoder_layers(settings: Any) -> int:
+def num_decoder_layers(settings: Any) -> int:
     """Return the layers of a decoder beside an encoder, by the names BART's and T5's families have."""
     names = ("decoder_layers", "num_decoder_layers")
     return int(next(getattr(settings, n) for n in names if getattr(settings, n, None) is not None))

@@ -26,6 +26,7 @@ from pipeline.runs.memory import (
     distillation_bytes,
     state_bytes,
 )
+from pipeline.runs.speed import step_flops
 from pipeline.tasks import make_task
 from pipeline.training.deepspeed import DTYPES
 from pipeline.training.engine import freeze
@@ -41,9 +42,11 @@ class Plan:
     Attributes:
         num_parameters: of the model.
         num_prunable: of them, those that are pruned.
+        weights: the whole model once, in the run's precision.
         device: memory on the worker's device, by what it is for.
         host: memory beside it that offload takes, by what it is for.
         sent_per_step: sent by a worker for one optimizer step.
+        flops_per_step: floating-point operations of a worker for one optimizer step.
         sent_per_pruning: sent by a worker for one pruning, at most; what lies on several workers of a
             pattern's groups and blocks comes on top, and with min_kept as often as weights reach it.
         checkpoint: one checkpoint, all workers together.
@@ -52,9 +55,11 @@ class Plan:
 
     num_parameters: int
     num_prunable: int
+    weights: int
     device: dict[str, int]
     host: dict[str, int]
     sent_per_step: int
+    flops_per_step: int
     sent_per_pruning: int
     checkpoint: int
     coverage: Coverage
@@ -84,6 +89,7 @@ def plan_run(config: RunConfig) -> Plan:
     freeze(empty, config.train.freeze)
     world_size = config.cluster.num_workers
     micro = config.train.rows_of_a_pass(world_size)
+    micro_batches = _num_micro_batches(config, micro)
     names = config.prune.settings.select(empty)
     weights = dict(empty.named_parameters())
     shapes = {name: tuple(weights[name].shape) for name in names}
@@ -101,7 +107,7 @@ def plan_run(config: RunConfig) -> Plan:
         prunable,
         world_size,
         num_kept,
-        accumulated=_num_micro_batches(config, micro) > 1,
+        accumulated=micro_batches > 1,
     )
     device["buckets"] = bucket_bytes(config.zero, on_gpu, total)
     batch: dict[str, int] = {
@@ -127,9 +133,18 @@ def plan_run(config: RunConfig) -> Plan:
     return Plan(
         num_parameters=total,
         num_prunable=prunable,
+        weights=total * batch["width"],
         device={name: size for name, size in device.items() if size},
         host={name: size for name, size in host.items() if size},
         sent_per_step=_sent_per_step(config, total, trained, of_teacher, micro),
+        flops_per_step=step_flops(
+            empty,
+            rows=micro * micro_batches,
+            length=batch["length"],
+            target_length=batch["target_length"],
+            recomputed=config.train.gradient_checkpointing,
+            of_teacher=of_teacher,
+        ),
         sent_per_pruning=sent if config.zero.stage else 8 * world_size,
         checkpoint=checkpoint_bytes(trained, prunable, num_kept),
         coverage=coverage_of(empty, names, config.prune.settings.exclude),
@@ -180,6 +195,7 @@ def plan_one_shot(config: RunConfig, empty: nn.Module, method: OneShotMethod) ->
     return Plan(
         num_parameters=total,
         num_prunable=prunable,
+        weights=total * width,
         device={
             "parameters of a layer": largest_layer * width,
             "statistics of a layer": max(sum(layer) for layer in statistics) * _STATISTIC,
@@ -194,6 +210,7 @@ def plan_one_shot(config: RunConfig, empty: nn.Module, method: OneShotMethod) ->
             * width,
         },
         sent_per_step=0,
+        flops_per_step=0,
         # By ring algorithms: statistics are reduced, weights handed on.
         sent_per_pruning=int(
             (world_size - 1)

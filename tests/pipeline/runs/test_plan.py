@@ -13,14 +13,16 @@ from transformers import (
 )
 
 from pipeline.errors import ConfigError
-from pipeline.runs.config import parse_config
+from pipeline.runs.config import parse_config, read_config
 from pipeline.runs.memory import activation_bytes, checkpoint_bytes, state_bytes
 from pipeline.runs.plan import plan_run
+from pipeline.runs.speed import StepTime, step_time
 from pipeline.tasks.text_to_text import TextToTextConfig
 from pipeline.training.deepspeed import ZeroConfig
 from tests import tiny
 from tests.cases import launch_cases
 from tests.pipeline.runs.plan_worker import ACCUMULATION, BUCKET, CASES
+from tests.processes import ROOT
 
 # Vocabulary, width, feed-forward, layers, heads, key-value heads, parameters (the published counts).
 LLAMAS = {
@@ -86,6 +88,97 @@ def test_large_models_are_counted_from_their_configuration(llama, size):
     assert plan.device["gradients"] == 2 * rounded.device["gradients"]
     assert plan.device["buckets"] > rounded.device["buckets"]
     assert plan.sent_per_pruning <= 2**20
+
+
+@pytest.mark.parametrize(
+    ("recipe", "num_workers", "offloaded"),
+    [
+        ("llama-3.1-70b", 16, True),
+        ("llama-3.1-70b", 64, True),
+        ("llama-3.1-70b-8-nodes", 64, False),
+    ],
+)
+def test_the_recipes_of_70b_fit_80_gib_and_divide_their_batch(
+    llama, recipe, num_workers, offloaded
+):
+    def read(*overrides):
+        path = ROOT / "configs" / "large" / f"{recipe}.yaml"
+        model = f"model.path={llama('70B')}"
+        values, problems = read_config(str(path), [model, *overrides])
+        assert problems == []
+        return parse_config(values)
+
+    as_shipped = read()
+    assert as_shipped.zero.offload_optimizer == offloaded
+    fewest = as_shipped.cluster.min_workers
+    for workers in {num_workers, as_shipped.cluster.num_workers, fewest}:
+        config = read(f"cluster.num_workers={workers}", f"cluster.min_workers={fewest}")
+        assert config.train.goes_with(workers)
+        assert plan_run(config).device_total < 80 * 2**30
+    here = f"cluster.num_workers={num_workers}"
+    without = plan_run(read(here, "zero.offload_optimizer=false"))
+    assert (without.device_total < 80 * 2**30) == (num_workers == 64)
+
+
+def test_seconds_of_a_step_are_those_computed_by_hand(llama):
+    plan = plan_run(make_config(llama("8B")))
+    # One row of 2,048 tokens, recomputed: 8 x 8,030,261,248 x 2,048 of the matrices, and of attention
+    # 16 x 32 layers x 4,096 wide x 2,048 x 2,048.
+    assert plan.flops_per_step == 131_567_800_287_232 + 8_796_093_022_208
+    # 8 bytes a parameter x 63/64, of 50e9 bytes a second.
+    assert plan.sent_per_step == 63_238_307_328
+    time = step_time(
+        flops=plan.flops_per_step,
+        sent=plan.sent_per_step,
+        device_tflops=400,
+        bandwidth_gbit=400,
+    )
+    assert time.compute == pytest.approx(0.350909733, rel=1e-8)
+    assert time.communication == pytest.approx(1.264766147, rel=1e-8)
+    assert time.shortest == time.communication
+    assert time.longest == pytest.approx(1.61567588, rel=1e-8)
+
+
+def test_operations_follow_what_a_step_does(llama):
+    def flops(**changes):
+        return plan_run(make_config(llama("8B"), **changes)).flops_per_step
+
+    whole = flops()
+    assert flops(train={"gradient_checkpointing": False}) == whole * 6 // 8
+    assert flops(train={"batch_size": 128}) == 2 * whole
+    taught = flops(train={"micro_batch_size": 1}, distill={"teacher": "dense"})
+    assert taught - whole == 2 * LLAMAS["8B"][-1] * 2048
+
+
+def test_without_a_rate_there_are_no_seconds():
+    given = {"flops": 6e12, "sent": 1e9}
+    assert step_time(**given, device_tflops=None, bandwidth_gbit=None) == StepTime(
+        compute=None, communication=None
+    )
+    computed = step_time(**given, device_tflops=2, bandwidth_gbit=None)
+    assert (computed.compute, computed.shortest, computed.longest) == (3, None, None)
+    sent = step_time(**given, device_tflops=None, bandwidth_gbit=4)
+    assert (sent.communication, sent.shortest, sent.longest) == (2, None, None)
+
+
+def test_operations_of_an_encoder_and_decoder(tmp_path):
+    changes = {"encoder_layers": 4, "decoder_layers": 2}
+    architectures = ["BartForConditionalGeneration"]
+    tiny.config("bart", **BART | changes, architectures=architectures).save_pretrained(tmp_path)
+    task = {
+        "type": "text-to-text",
+        "source": "a",
+        "target": "b",
+        "max_length": 64,
+        "max_target_length": 16,
+    }
+    config = make_config(tmp_path, cluster={"num_workers": 1}).model_copy(
+        update={"task": TextToTextConfig(**task)}
+    )
+    plan = plan_run(config)  # 64 rows, 64 micro-batches, recomputed
+    matrices = 8 * plan.num_parameters * 64 * (64 + 16) // 2
+    pairs = 4 * 64 * 64 + 2 * (16 * 16 + 16 * 64)
+    assert plan.flops_per_step == matrices + 16 * 128 * 64 * pairs
 
 
 def test_settings_that_lie_nested_are_found(tmp_path):
