@@ -1,4 +1,4 @@
-"""`cluster.timeout_seconds` reaches all process groups of a worker; test_gradients reads those of engines."""
+"""`cluster.timeout_seconds` reaches all process groups of a worker; test_gradients reads the groups."""
 
 from datetime import timedelta
 
