@@ -41,6 +41,7 @@ RENAMED = {
     "prune.warmup": "prune.start_after",
     "prune.method.pattern": "prune.pattern",
     "train.lr_warmup": "train.lr_warmup_length",
+    "zero.grad_accum_dtype": "zero.gradients",
 }
 
 

@@ -14,7 +14,7 @@ class DenseStage(Stage):
 
     name = "dense"
     version = 3
-    settings = {"model": every, "train": every, "zero": only("precision", "grad_accum_dtype")}
+    settings = {"model": every, "train": every, "zero": only("precision", "gradients")}
     on_all_workers = True
     weights_label = "dense model"
 

@@ -24,7 +24,7 @@ class EvaluateStage(Stage):
     settings = {
         "evaluate": every,
         "task": _for_scoring,
-        "zero": only("precision", "grad_accum_dtype"),
+        "zero": only("precision"),
     }
     on_all_workers = True
 

@@ -29,7 +29,7 @@ class PruneStage(Stage):
         "model": every,
         "prune": every,
         "train": every,
-        "zero": only("precision", "grad_accum_dtype"),
+        "zero": only("precision", "gradients"),
         "distill": _but_teacher,
     }
     on_all_workers = True
