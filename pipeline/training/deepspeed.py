@@ -2,26 +2,14 @@
 
 import os
 from collections.abc import Callable
-from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
 
 from pipeline.errors import Problem, StageError
 from pipeline.section import Positive, Section
+from pipeline.training.zero_extra import extra_problems, merged
 
-# Keys of DeepSpeed's that are ours to set, and by what; an optimizer of its own would not be pruned.
-_OWNED = {
-    "optimizer": "the pruned training (AdamW)",
-    "scheduler": "train.lr and train.lr_warmup_length",
-    "zero_allow_untested_optimizer": "the pruned training (AdamW)",
-    "zero_force_ds_cpu_optimizer": "the pruned training (AdamW)",
-    "train_batch_size": "train.batch_size",
-    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
-    "gradient_accumulation_steps": "train.batch_size",
-    "gradient_clipping": "train.gradient_clipping",
-    "stage": "zero.stage",
-}
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -44,7 +32,8 @@ class ZeroConfig(Section):
     bucket_elements: Positive | None = None
     """Elements gathered or reduced at a time; 5e8 on GPUs and 5e6 on CPUs unless given."""
     extra: dict[str, Any] = {}
-    """Further keys of DeepSpeed's configuration, merged last ("zero_optimization" is merged too)."""
+    """Further keys of DeepSpeed's configuration, merged last; sections, such as "zero_optimization" and
+    the loss scale's "fp16", are merged too."""
 
 
 def deepspeed_config(
@@ -98,9 +87,7 @@ def deepspeed_config(
         values["fp16"] = {"enabled": True}
     if zero.grad_accum_dtype:
         values["data_types"] = {"grad_accum_dtype": zero.grad_accum_dtype}
-    extra = dict(zero.extra)
-    sharding.update(extra.pop("zero_optimization", {}))
-    return {**values, **extra}
+    return merged(values, zero.extra)
 
 
 def default_bucket(on_gpu: bool) -> int:
@@ -140,62 +127,16 @@ def problems_of(zero: ZeroConfig) -> list[Problem]:
                 f"{zero.precision} at stage {zero.stage}",
             )
         )
-    return [*found, *_extra_problems(zero)]
-
-
-def _extra_problems(zero: ZeroConfig) -> list[Problem]:
-    """Return the further keys that DeepSpeed does not know, or that a setting of ours decides."""
-    if not zero.extra:
-        return []
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # takes seconds to import
-
-    found = []
-    inner = zero.extra.get("zero_optimization", {})
-    if not isinstance(inner, dict):
-        found.append(Problem("zero.extra.zero_optimization", "must be a mapping", got=inner))
-        inner = {}
-    specs = DeepSpeedZeroConfig.model_fields
-    known = {*specs, *filter(None, (spec.alias for spec in specs.values()))}
-    given = [("zero.extra", zero.extra, deepspeed_keys())]
-    given.append(("zero.extra.zero_optimization", inner, known))
-    for where, values, names in given:
-        for key in values:
-            owner = _OWNED.get(key)
-            if owner is not None:
-                found.append(Problem(f"{where}.{key}", f"{owner} sets it", hint="leave it out"))
-            elif key not in names:
-                close = tuple(get_close_matches(str(key), sorted(names)))
-                found.append(Problem(f"{where}.{key}", "DeepSpeed has no such key", allowed=close))
-    for precision in ("fp16", "bf16"):
-        section = zero.extra.get(precision)
-        if isinstance(section, dict) and section.get("enabled") and precision != zero.precision:
-            found.append(Problem(f"zero.extra.{precision}", f"zero.precision is {zero.precision}"))
-    return found
-
-
-def deepspeed_keys() -> set[str]:
-    """Return the top-level keys that DeepSpeed reads of its configuration.
-
-    They are written down nowhere, so it is watched as it reads one.
-    """
-    from deepspeed.runtime.config import DeepSpeedConfig
-
-    read: set[str] = set()
-
-    class Watched(dict[str, Any]):
-        def __contains__(self, key: object) -> bool:
-            read.add(str(key))
-            return super().__contains__(key)
-
-        def get(self, key: str, default: Any = None) -> Any:
-            read.add(key)
-            return super().get(key, default)
-
-        def __copy__(self) -> "Watched":
-            return self
-
-    DeepSpeedConfig(Watched(train_micro_batch_size_per_gpu=1))
-    return read
+    if found or not zero.extra:
+        return found
+    values = deepspeed_config(
+        zero.model_copy(update={"extra": {}}),
+        micro_batch_size=1,
+        accumulation=1,
+        gradient_clipping=None,
+        on_gpu=False,
+    )
+    return extra_problems(zero.extra, values, zero.precision)
 
 
 def check_capabilities(zero: ZeroConfig) -> None:

@@ -170,6 +170,18 @@ SETTINGS = {
         "zero.extra={zero_optimization: {stage: 1}}",
         "zero.extra.zero_optimization.stage: zero.stage sets it; leave it out",
     ),
+    "removed-from-deepspeed": (
+        "zero.extra={amp: {enabled: false}}",
+        "zero.extra.amp: DeepSpeed refuses it: ",
+    ),
+    "precision-by-another-name": (
+        "zero.extra={bfloat16: {enabled: true}}",
+        "zero.extra.bfloat16: zero.precision sets it; leave it out",
+    ),
+    "bucket-of-words": (
+        "zero.extra={zero_optimization: {reduce_bucket_size: banana}}",
+        "zero.extra.zero_optimization.reduce_bucket_size: DeepSpeed refuses it: ",
+    ),
     "bidirectional": (
         "task={type: causal-lm, text: text, max_length: 8}",
         "task.type: BertLMHeadModel sees the tokens after the one it predicts",
