@@ -1,4 +1,4 @@
-"""Further keys of DeepSpeed's configuration (`zero.extra`): what may be given, what is in stages' keys."""
+"""Further keys of DeepSpeed's configuration (`zero.extra`): what may be given, what is in keys."""
 
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
