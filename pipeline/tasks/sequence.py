@@ -106,6 +106,9 @@ class Classification(_SequenceTask):
     def label_columns(self) -> list[str]:
         return [self.config.label]
 
+    def label_names(self, splits: DatasetDict) -> list[str]:
+        return named_classes(splits, self.config.label)[0]
+
     def labels(self, splits: DatasetDict) -> tuple[Callable[[Any], Any], dict[str, Any]]:
         names, index = named_classes(splits, self.config.label)
         id2label = dict(enumerate(names))
