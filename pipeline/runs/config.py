@@ -399,7 +399,7 @@ def problem_of(item: Any, *, whole: str = "") -> Problem:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] in _MESSAGES:
         message = _MESSAGES[item["type"]].format(**item.get("ctx", {}))
-    got = ... if isinstance(item["input"], dict) else item["input"]
+    got: Any = ... if isinstance(item["input"], dict) else item["input"]
     is_key = key.endswith(_OF_A_KEY)
     hint = ""
     if item["type"] in _NUMBERS and isinstance(got, str):
