@@ -50,6 +50,7 @@ _MESSAGES = {
     "list_type": "must be a list",
     "too_short": "must have {min_length} or more entries",
     "too_long": "must have at most {max_length} entries",
+    "string_too_long": "must have at most {max_length} characters",
 }
 _NUMBERS = ("int_type", "float_type")
 _OF_A_KEY = ".[key]"  # where pydantic places what is wrong with a mapping's key
@@ -117,7 +118,7 @@ class ClusterConfig(Section):
 class RunConfig(Section):
     """One run: config -> data -> dense -> prune -> evaluate -> export -> report."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """Name of the run, in reports and model cards."""
     storage: str = "runs"
     """Where artifacts go: a folder, or an fsspec URL (s3://, gs://)."""

@@ -166,12 +166,22 @@ def _selection_problems(prune: Any, task: Task, empty: nn.Module) -> list[Proble
     except ValueError as error:
         key = "prune.exclude" if str(error).startswith("exclude") else "prune.include"
         return [Problem(key, str(error))]
+    frozen = [n for n, p in empty.named_parameters() if n in set(names) and not p.requires_grad]
     if prune.one_shot is not None:
         try:
             prunable_layers(empty, task, names, prune.one_shot)
         except ValueError as error:
             return [Problem("prune.method", f"{prune.method.name}: {error}")]
         return []
+    if frozen and any(parameter.requires_grad for parameter in empty.parameters()):
+        return [
+            Problem(
+                "train.freeze",
+                f"{len(frozen)} of the {len(names)} weights that are pruned are not trained, the first "
+                f"{frozen[0]}",
+                hint="add the same patterns to prune.exclude, or freeze other weights",
+            )
+        ]
     chosen = set(names)
     shapes = {name: tuple(p.shape) for name, p in empty.named_parameters() if name in chosen}
     try:

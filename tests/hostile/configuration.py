@@ -372,6 +372,11 @@ _NUMBERS = [
         "prune.sparsity: input should be less than 1, got 900",
     ),
     _set(
+        "a-name-too-long",
+        f"name={'a' * 101}",
+        f"name: must have at most 100 characters, got '{'a' * 101}'",
+    ),
+    _set(
         "boolean-pattern",
         "prune.pattern=true",
         'prune.pattern: got True; allowed are N:M ("2:4": 2 of every 4 inputs stay) and blocks of '

@@ -151,6 +151,16 @@ SETTINGS = {
     ),
     "attention": ("model.attention=bogus", "model.attention: "),
     "all-frozen": ("train.freeze=['*']", "train.freeze: leaves nothing to train"),
+    "some-that-are-pruned-frozen": (
+        "train.freeze=['*layer.0*']",
+        "train.freeze: 6 of the 12 weights that are pruned are not trained, the first "
+        "bert.encoder.layer.0.attention.self.query.weight; add the same patterns to prune.exclude, or "
+        "freeze other weights",
+    ),
+    "all-that-are-pruned-frozen": (
+        "train.freeze=['*encoder*']",
+        "train.freeze: 12 of the 12 weights that are pruned are not trained, the first ",
+    ),
     "shard-size": ("export.max_shard_size=banana", "export.max_shard_size: not a size"),
     "shard-of-nothing": ("export.max_shard_size=0GB", "export.max_shard_size: not a size"),
     "warm-up": ("train.lr_warmup_length=21", "train.lr_warmup_length: is longer than the run"),
@@ -231,6 +241,17 @@ def test_a_folder_that_must_not_be_trained(good, tiny_bert, tmp_path, name):
 def test_settings_that_do_not_fit(good, name):
     override, line = SETTINGS[name]
     assert only_line(good, override).startswith(line)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["train.freeze=['*layer.0*']", "prune.exclude=['*layer.0*']"],
+        ["train.freeze=['*embeddings*', '*LayerNorm*', '*.bias']"],
+    ],
+)
+def test_weights_that_are_not_pruned_may_be_frozen(good, overrides):
+    validate(str(good), overrides, None)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
