@@ -23,6 +23,11 @@ def num_below(shards: Sequence[Shard], magnitude: float) -> int:
     return sum(count_true(c.abs() < magnitude) for s in shards for c in s.chunks())
 
 
+def num_not_finite(shards: Sequence[Shard]) -> int:
+    """Count weights that are infinite or no number."""
+    return sum(count_true(~chunk.isfinite()) for s in shards for chunk in s.chunks())
+
+
 def positions_hash(keep: Tensor, numel: int, first: int) -> int:
     """Hash which of `numel` weights are pruned, the first at global position `first`.
 

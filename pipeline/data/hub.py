@@ -1,5 +1,6 @@
 """Rows of a dataset of the Hugging Face hub."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from pipeline.data.base import (
     AsWritten,
     DataConfig,
     SetName,
+    refuse_changed,
     root,
     with_columns,
 )
@@ -94,6 +96,16 @@ def identify_hub(config: HubConfig) -> dict[str, Any]:
     else:
         values["revision"] = pinned_hub(config).revision
     return values
+
+
+def confirm_hub(config: HubConfig, splits: DatasetDict, identity: Mapping[str, Any]) -> None:
+    """Check that a local copy is the one that the run's keys were made of; a hub's commit is not asked.
+
+    Raises:
+        ConfigError: if it changed since.
+    """
+    if Path(config.path).exists():
+        refuse_changed(identify_hub(config), identity)
 
 
 def pinned_hub(config: HubConfig) -> HubConfig:

@@ -196,6 +196,18 @@ def check_weights(config: ModelConfig, auto_model: str, *, new_head: bool) -> No
         match_checkpoint(config, auto_model, {}, new_head=new_head)
 
 
+def has_head(config: ModelConfig, auto_model: str, *, num_labels: int) -> bool:
+    """Return whether a model that lies on this machine brings all weights of a head for so many labels.
+
+    Raises:
+        ConfigError: as `match_checkpoint`.
+    """
+    if _folder(config) is None or config.random_init or config.gguf_file:
+        return False
+    kwargs = {"num_labels": num_labels}
+    return not match_checkpoint(config, auto_model, kwargs, new_head=True).new
+
+
 def _refuse(
     config: ModelConfig, match: CheckpointMatch, further: list[str], *, new_head: bool
 ) -> None:
@@ -305,7 +317,7 @@ def load_model(
     if match.new:
         notify(f"newly initialized in {config.path}: {', '.join(match.new)}")
     elif "id2label" in model_kwargs:
-        follow_labels(model, load_model_config(config), model_kwargs["id2label"])
+        follow_labels(model, load_model_config(config), model_kwargs["id2label"], notify)
     return model
 
 

@@ -43,10 +43,11 @@ def plan_stages(config: RunConfig, *, pruned: bool = True) -> list[PlannedStage]
         if not stage.is_part_of(config) or (stage.for_pruned and not pruned):
             continue
         inputs = tuple(name for name in stage.inputs(config) if pruned or name != PRUNE.name)
+        key, params = stage.plan(config, {name: planned[name].key for name in inputs})
         planned[stage.name] = PlannedStage(
             name=stage.name,
-            key=stage.key(config, {name: planned[name].key for name in inputs}),
-            params=stage.params(config),
+            key=key,
+            params=params,
             inputs=inputs,
             on_all_workers=stage.on_all_workers,
         )
@@ -114,6 +115,7 @@ def run_stage(
             checkpoints=checkpoints,
             progress=progress,
             config=config,
+            params=planned.params,
             artifacts=inputs,
         )
         metrics = stage.run(context)

@@ -10,10 +10,12 @@ from mgpp import transposed_weights
 from pipeline.data.stage import is_local, load_splits, missing_columns
 from pipeline.data.unknown_tokens import unknown_problems
 from pipeline.errors import ConfigError, Problem
+from pipeline.models.labels import label_order, names_of
 from pipeline.models.loading import (
     BUILD_ERRORS,
     build_empty,
     check_weights,
+    has_head,
     load_model_config,
     load_tokenizer,
 )
@@ -60,7 +62,11 @@ def validate(path: str, overrides: Sequence[str], capacity: Capacity | None) -> 
     of_training = _training_problems(sections)
     problems += [*of_model, *of_data, *of_training]
     if not (of_model or of_data or of_training):
-        problems += _text_problems(sections, splits) or _length_problems(sections, splits)
+        problems += (
+            _text_problems(sections, splits)
+            or _label_problems(sections, splits)
+            or _length_problems(sections, splits)
+        )
     if "cluster" in sections and capacity is not None:
         problems += cluster_problems(sections["cluster"], capacity)
     if problems:
@@ -142,12 +148,22 @@ def _selection_problems(prune: Any, task: Task, empty: nn.Module) -> list[Proble
     except ValueError as error:
         key = "prune.exclude" if str(error).startswith("exclude") else "prune.include"
         return [Problem(key, str(error))]
+    frozen = [n for n, p in empty.named_parameters() if n in set(names) and not p.requires_grad]
     if prune.one_shot is not None:
         try:
             prunable_layers(empty, task, names, prune.one_shot)
         except ValueError as error:
             return [Problem("prune.method", f"{prune.method.name}: {error}")]
         return []
+    if frozen and any(parameter.requires_grad for parameter in empty.parameters()):
+        return [
+            Problem(
+                "train.freeze",
+                f"{len(frozen)} of the {len(names)} weights that are pruned are not trained, the first "
+                f"{frozen[0]}",
+                hint="add the same patterns to prune.exclude, or freeze other weights",
+            )
+        ]
     chosen = set(names)
     shapes = {name: tuple(p.shape) for name, p in empty.named_parameters() if name in chosen}
     try:
@@ -277,6 +293,21 @@ def _text_problems(sections: dict[str, Any], splits: DatasetDict | None) -> list
         return []
     columns = list(make_task(sections["task"]).text_columns().values())
     return unknown_problems(splits["train"], columns, load_tokenizer(sections["model"]))
+
+
+def _label_problems(sections: dict[str, Any], splits: DatasetDict | None) -> list[Problem]:
+    """Check the labels of a head against the data's, where the rows were read."""
+    if not {"model", "task"} <= set(sections) or splits is None:
+        return []
+    model, task = sections["model"], make_task(sections["task"])
+    known, wanted = load_model_config(model).id2label, task.label_names(splits)
+    if wanted is None or not has_head(model, task.auto_model, num_labels=len(wanted)):
+        return []
+    try:
+        label_order(names_of(known), wanted)
+    except ConfigError as error:
+        return error.problems
+    return []
 
 
 def _length_problems(sections: dict[str, Any], splits: DatasetDict | None) -> list[Problem]:

@@ -100,6 +100,10 @@ class Task(ABC):
         """Return the names of the columns that hold classes, as text or whole numbers."""
         return []
 
+    def label_names(self, splits: DatasetDict) -> list[str] | None:
+        """Return the names of the classes of raw rows by number; None if the task has none."""
+        return None
+
     def check(self, splits: DatasetDict) -> None:  # noqa: B027  # most have no more to ask
         """Check raw rows beyond that; nothing unless a task has more to ask.
 

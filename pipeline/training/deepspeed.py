@@ -2,30 +2,14 @@
 
 import os
 from collections.abc import Callable
-from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
 
 from pipeline.errors import Problem, StageError
 from pipeline.section import Positive, Section
+from pipeline.training.zero_extra import extra_problems, merged
 
-# Keys of DeepSpeed's that are ours to set, and by what; an optimizer of its own would not be pruned.
-_OWNED = {
-    "optimizer": "the pruned training (AdamW)",
-    "scheduler": "train.lr and train.lr_warmup_length",
-    "zero_allow_untested_optimizer": "the pruned training (AdamW)",
-    "zero_force_ds_cpu_optimizer": "the pruned training (AdamW)",
-    "train_batch_size": "train.batch_size",
-    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
-    "gradient_accumulation_steps": "train.batch_size",
-    "gradient_clipping": "train.gradient_clipping",
-    "stage": "zero.stage",
-    "communication_data_type": "zero.gradients",
-    "grad_accum_dtype": "zero.gradients",
-}
-# Of its section data_types, which it reads with no table of names.
-_DATA_TYPES = {"grad_accum_dtype", "param_dtype", "buffer_dtype", "keep_in_fp32_modules"}
 _FLOAT32_AT_STAGE_0 = hasattr(torch.Tensor, "grad_dtype")  # from torch 2.10 on
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 _DTYPES = {
@@ -56,7 +40,8 @@ class ZeroConfig(Section):
     bucket_elements: Positive | None = None
     """Elements gathered or reduced at a time; 5e8 on GPUs and 5e6 on CPUs unless given."""
     extra: dict[str, Any] = {}
-    """Further keys of DeepSpeed's configuration, merged last (so are the keys of its sections)."""
+    """Further keys of DeepSpeed's configuration, merged last; sections, such as "zero_optimization" and
+    the loss scale's "fp16", are merged too."""
 
     @property
     def widens_gradients(self) -> bool:
@@ -131,10 +116,7 @@ def deepspeed_config(
             # Otherwise the mean's division is made before the reduction, in 16 bits, which rounds unless
             # the workers are a power of two. What is sent is the same: DeepSpeed reduces to all anyway.
             sharding["reduce_scatter"] = False
-    for key, given in zero.extra.items():
-        ours = values.get(key)
-        values[key] = ours | given if isinstance(ours, dict) else given
-    return values
+    return merged(values, zero.extra)
 
 
 def widen_gradients(zero: ZeroConfig, model: torch.nn.Module) -> None:
@@ -208,52 +190,27 @@ def problems_of(zero: ZeroConfig) -> list[Problem]:
                 hint=f"use zero.stage: 1, or zero.gradients: {zero.precision}",
             )
         )
-    return [*found, *_extra_problems(zero)]
-
-
-def _extra_problems(zero: ZeroConfig) -> list[Problem]:
-    """Return the further keys that DeepSpeed does not know, or that a setting of ours decides."""
-    if not zero.extra:
-        return []
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # takes seconds to import
-
-    found = []
-    specs = DeepSpeedZeroConfig.model_fields
-    known = {*specs, *filter(None, (spec.alias for spec in specs.values()))}
-    given = [("zero.extra", zero.extra, deepspeed_keys())]
-    for name, names in (("zero_optimization", known), ("data_types", _DATA_TYPES)):
-        inner = zero.extra.get(name, {})
-        if isinstance(inner, dict):
-            given.append((f"zero.extra.{name}", inner, names))
-        else:
-            found.append(Problem(f"zero.extra.{name}", "must be a mapping", got=inner))
-    for where, values, names in given:
-        for key in values:
-            owner = _OWNED.get(key)
-            if owner is not None:
-                found.append(Problem(f"{where}.{key}", f"{owner} sets it", hint="leave it out"))
-            elif key not in names:
-                close = tuple(get_close_matches(str(key), sorted(names)))
-                found.append(Problem(f"{where}.{key}", "DeepSpeed has no such key", allowed=close))
-    for precision in ("fp16", "bf16"):
-        section = zero.extra.get(precision)
-        if isinstance(section, dict) and section.get("enabled") and precision != zero.precision:
-            found.append(Problem(f"zero.extra.{precision}", f"zero.precision is {zero.precision}"))
-    return [*found, *_narrowed_gradients(zero)]
+    if found or not zero.extra:
+        return found
+    settled = "fp32" if zero.precision == "auto" else zero.precision
+    plain = zero.model_copy(update={"extra": {}, "precision": settled})
+    values = deepspeed_config(
+        plain, micro_batch_size=1, accumulation=1, gradient_clipping=None, on_gpu=False
+    )
+    return extra_problems(zero.extra, values, zero.precision) or _narrowed_gradients(zero)
 
 
 def _narrowed_gradients(zero: ZeroConfig) -> list[Problem]:
     """Return the further keys by which DeepSpeed would not reduce in float32 what is to be."""
     if zero.gradients != "fp32":
         return []
-    inner, autocast = (zero.extra.get(name) for name in ("zero_optimization", "torch_autocast"))
-    inner = inner if isinstance(inner, dict) else {}
+    inner = zero.extra.get("zero_optimization", {})
+    widens = zero.precision in ("bf16", "fp16")
     narrowing = {
         "zero_optimization.zero_quantized_gradients": inner.get("zero_quantized_gradients"),
         "zero_optimization.reduce_scatter": zero.stage == 2
-        and zero.widens_gradients
+        and widens
         and inner.get("reduce_scatter"),
-        "torch_autocast": isinstance(autocast, dict) and autocast.get("enabled"),
     }
     hint = (
         "" if zero.precision == "fp32" else f"leave it out, or use zero.gradients: {zero.precision}"
@@ -267,31 +224,6 @@ def _narrowed_gradients(zero: ZeroConfig) -> list[Problem]:
         for key, narrows in narrowing.items()
         if narrows
     ]
-
-
-def deepspeed_keys() -> set[str]:
-    """Return the top-level keys that DeepSpeed reads of its configuration.
-
-    They are written down nowhere, so it is watched as it reads one.
-    """
-    from deepspeed.runtime.config import DeepSpeedConfig
-
-    read: set[str] = set()
-
-    class Watched(dict[str, Any]):
-        def __contains__(self, key: object) -> bool:
-            read.add(str(key))
-            return super().__contains__(key)
-
-        def get(self, key: str, default: Any = None) -> Any:
-            read.add(key)
-            return super().get(key, default)
-
-        def __copy__(self) -> "Watched":
-            return self
-
-    DeepSpeedConfig(Watched(train_micro_batch_size_per_gpu=1))
-    return read
 
 
 def check_capabilities(zero: ZeroConfig) -> None:

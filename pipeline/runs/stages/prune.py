@@ -14,6 +14,7 @@ from pipeline.section import Section
 from pipeline.tasks import make_task
 from pipeline.training.loop import train
 from pipeline.training.teacher import TeacherSpec, in_terms_of_teacher
+from pipeline.training.zero_extra import extra_in_key
 
 
 def _but_teacher(distill: type[Section]) -> set[str]:
@@ -49,6 +50,7 @@ class PruneStage(Stage):
         found: dict[str, Any] = {
             "model": model_identity(config.model),
             "train": micro_batches_of_routers(config),
+            "zero": extra_in_key(config.zero.extra),
         }
         if config.distill is not None:
             teacher = config.distill.model(config.model)

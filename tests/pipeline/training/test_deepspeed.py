@@ -228,6 +228,11 @@ def test_extra_keys_are_merged_last():
     assert extra == before
 
 
+def test_settings_of_the_loss_scale_leave_the_precision_on():
+    values = make_config(precision="fp16", extra={"fp16": {"initial_scale_power": 8}})
+    assert values["fp16"] == {"enabled": True, "initial_scale_power": 8}
+
+
 def test_the_same_settings_give_the_same_dictionary_twice():
     zero = ZeroConfig(precision="fp32", extra={"zero_optimization": {"a": 1}})
     sizes = {"micro_batch_size": 1, "accumulation": 1, "gradient_clipping": None, "on_gpu": False}
@@ -272,6 +277,95 @@ def test_a_combination_that_is_refused(settings, key, fix):
     assert fix in problem
 
 
+@pytest.mark.parametrize("name", ["bfloat16", "torch_autocast", "data_types"])
+@pytest.mark.parametrize("section", [{"enabled": True}, {"enabled": False}, {}])
+def test_the_precision_under_another_name(name, section):
+    (problem,) = map(str, problems_of(ZeroConfig(precision="bf16", extra={name: section})))
+    assert problem.startswith(f"zero.extra.{name}: zero.precision")
+    assert problem.endswith("sets it; leave it out")
+
+
+@pytest.mark.parametrize(
+    ("precision", "extra", "line"),
+    [
+        ("fp32", {"bf16": {"enabled": True}}, "bf16: zero.precision is fp32; leave it out"),
+        ("fp32", {"bf16": {"enabled": False}}, "bf16: zero.precision is fp32; leave it out"),
+        ("bf16", {"fp16": {"enabled": False}}, "fp16: zero.precision is bf16; leave it out"),
+        (
+            "bf16",
+            {"bf16": {"enabled": False}},
+            "bf16.enabled: zero.precision sets it, got False; leave it out",
+        ),
+        (
+            "fp16",
+            {"fp16": {"enabled": "no"}},
+            "fp16.enabled: zero.precision sets it, got 'no'; leave it out",
+        ),
+        ("fp16", {"fp16": "banana"}, "fp16: must be a mapping, got 'banana'"),
+        ("fp32", {"fp16": None}, "fp16: must be a mapping, got None"),
+        (
+            "bf16",
+            {"bf16": {"bf16_master_weights_and_grads": True}},
+            "bf16.bf16_master_weights_and_grads: master weights and the optimizer's states are "
+            "float32; leave it out",
+        ),
+    ],
+)
+def test_a_section_of_a_precision_that_another_setting_decides(precision, extra, line):
+    problems = problems_of(ZeroConfig(stage=1, precision=precision, extra=extra))
+    assert list(map(str, problems)) == [f"zero.extra.{line}"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "line"),
+    [
+        ({"amp": {"enabled": True}}, "amp: DeepSpeed refuses it: "),
+        ({"elasticity": {}}, "elasticity: DeepSpeed refuses it: "),
+        ({"compression_training": {}}, "compression_training: DeepSpeed refuses it: "),
+        ({"progressive_layer_drop": {}}, "progressive_layer_drop: DeepSpeed refuses it: "),
+        ({"zero_optimization": {"mics_shard_size": 2}}, "zero_optimization.mics_shard_size: Deep"),
+        (
+            {"zero_optimization": {"reduce_bucket_size": "banana"}},
+            "zero_optimization.reduce_bucket_size: DeepSpeed refuses it: reduce_bucket_size: Input",
+        ),
+        (
+            {"zero_optimization": {"offload_optimizer": {"devic": "cpu"}}},
+            "zero_optimization.offload_optimizer: DeepSpeed refuses it: offload_optimizer.devic: ",
+        ),
+        (
+            {"zero_optimization": {"zenflow": {}}},
+            "zero_optimization.zenflow: cannot be pruned under: ZenFlow: ",
+        ),
+        (
+            {"zero_optimization": {"round_robin_gradients": True}},
+            "zero_optimization.round_robin_gradients: cannot be pruned under: ",
+        ),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}},
+            "zero_optimization.offload_optimizer: cannot be pruned under: optimizer offload to NVMe",
+        ),
+        ({"prescale_gradients": "banana"}, "prescale_gradients: must be true or false, got 'ban"),
+        ({"prescale_gradients": 1}, "prescale_gradients: must be true or false, got 1"),
+        ({"steps_per_print": "x"}, "steps_per_print: must be a number, got 'x'"),
+        ({"steps_per_print": True}, "steps_per_print: must be a number, got True"),
+        ({"communication_data_type": "banana"}, "communication_data_type: DeepSpeed refuses it: "),
+        ({"communication_data_type": 5}, "communication_data_type: DeepSpeed refuses it: a value"),
+        ({"aio": 5}, "aio: DeepSpeed refuses it: a value of another type is needed"),
+        ({"compile": 5}, "compile: DeepSpeed refuses it: a value of another type is needed"),
+        ({"gradient_allreduce_op": "sum"}, "gradient_allreduce_op: the mean over the whole batch"),
+        (
+            {"vocabulary_size": "x"},
+            "vocabulary_size: DeepSpeed refuses it: a value of another type",
+        ),
+        ({1: 2}, "1: DeepSpeed has no such key"),
+    ],
+)
+def test_a_value_that_deepspeed_or_pruning_cannot_go_with(extra, line):
+    (problem,) = map(str, problems_of(ZeroConfig.model_construct(extra=extra)))
+    assert problem.startswith(f"zero.extra.{line}")
+    assert "\n" not in problem
+
+
 def test_all_problems_at_once():
     zero = ZeroConfig(
         stage=0,
@@ -298,6 +392,10 @@ def test_all_problems_at_once():
         {"stage": 1, "precision": "bf16", "gradients": "bf16"},
         {"stage": 3, "precision": "fp16", "gradients": "fp16"},
         {"stage": 1, "offload_optimizer": True},
+        {"precision": "fp16", "extra": {"fp16": {"enabled": True, "hysteresis": 1}}},
+        {"extra": {"steps_per_print": 5, "communication_data_type": "fp32"}},
+        {"stage": 3, "extra": {"zero_optimization": {"sub_group_size": 700}}},
+        {"extra": {"zero_optimization": {"reduce_bucket_size": 7}, "tensorboard": {}}},
         {"stage": 3, "offload_optimizer": True, "offload_parameters": True},
         {
             "stage": 3,
