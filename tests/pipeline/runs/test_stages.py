@@ -222,7 +222,7 @@ def splits():
             "prune": {"sparsity": 0.5},
         }
     )
-    data, store = plan_stages(config)[0], ArtifactStore(config.storage)
+    data, store = plan_stages(settled(config, NO_GPUS))[0], ArtifactStore(config.storage)
     if seeded:
         run_stage(data, config, store, {}, workers=None, progress=lambda record: None)
         assert store.find(data.name, data.key).metrics["num_rows"] == {"train": 12, "validation": 4}
