@@ -13,7 +13,7 @@ class DenseStage(Stage):
     """Trains the model without pruning."""
 
     name = "dense"
-    version = 2
+    version = 3
     settings = {"model": every, "train": every, "zero": only("precision", "grad_accum_dtype")}
     on_all_workers = True
     weights_label = "dense model"

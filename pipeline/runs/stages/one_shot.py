@@ -15,7 +15,7 @@ class OneShotStage(Stage):
     """Prunes the model layer by layer; those after it do not see which of the two stages it was."""
 
     name = "prune"
-    version = 2
+    version = 3
     settings = {"model": every, "prune": every, "train": only("seed"), "zero": only("precision")}
     on_all_workers = True
     for_pruned = True

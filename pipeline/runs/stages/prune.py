@@ -24,7 +24,7 @@ class PruneStage(Stage):
     """Trains and prunes the model."""
 
     name = "prune"
-    version = 2
+    version = 3
     settings = {
         "model": every,
         "prune": every,
