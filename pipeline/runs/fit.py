@@ -1,12 +1,13 @@
 """Whether a model, its tokenizer and a task fit: tokens, lengths, padding, direction of attention."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
 
 from pipeline.errors import Problem
+from pipeline.models.trial import Behaviour, pattern_of
 from pipeline.tasks import TASKS
 
 _POSITIONS = re.compile(r"^(wpe|(?!rel).*pos(ition)?s?_?embed.*|.*embed_pos.*)$")
@@ -15,19 +16,22 @@ _UNPADDED = ("causal-lm", "masked-lm")  # their rows are blocks of one length
 _OF_SEQUENCES = ("classification", "regression")
 
 
-def fit_problems(model: Any, tokenizer: Any, task: Any) -> list[Problem]:
+def fit_problems(
+    model: Any, tokenizer: Any, task: Any, behaviour: Behaviour | None
+) -> list[Problem]:
     """Return in what a model, its tokenizer and a task do not fit.
 
     Args:
         model: on the meta device.
         tokenizer: the model's.
         task: the task's settings.
+        behaviour: of the model, if it is known.
     """
     return [
         *_of_vocabulary(model, tokenizer),
         *_of_lengths(model, tokenizer, task),
         *_of_padding(model, tokenizer, task),
-        *_of_direction(model, task),
+        *_of_direction(model, task, behaviour),
         *_of_start(model),
     ]
 
@@ -126,15 +130,38 @@ def _of_padding(model: Any, tokenizer: Any, task: Any) -> list[Problem]:
     return []
 
 
-def _of_direction(model: nn.Module, task: Any) -> list[Problem]:
+def unreached_problems(
+    names: Sequence[str], exclude: Sequence[str], behaviour: Behaviour | None
+) -> list[Problem]:
+    """Return which of the prunable weights have no part in what a model makes of texts.
+
+    Args:
+        names: of the prunable weights.
+        exclude: the patterns of names that are left out already.
+        behaviour: of the model, if it is known.
+    """
+    patterns = {name: pattern_of(name) for name in names}
+    unreached = [name for name in names if behaviour and patterns[name] in behaviour.unreached]
+    if not unreached:
+        return []
+    excluded = [*exclude, *dict.fromkeys(patterns[name] for name in unreached)]
+    return [
+        Problem(
+            "prune.exclude",
+            f"texts do not reach {len(unreached)} of the {len(names)} prunable weights, the first "
+            f"{unreached[0]}: without a gradient they would be pruned in the stead of others",
+            hint=f"set prune.exclude: {excluded}",
+        )
+    ]
+
+
+def _of_direction(model: Any, task: Any, behaviour: Behaviour | None) -> list[Problem]:
     if TASKS[task.type].auto_model != _CAUSAL:
         return []
-    flags = [
-        module.is_causal
-        for module in model.modules()
-        if isinstance(getattr(module, "is_causal", None), bool)
-    ]
-    if not flags or any(flags):
+    looks_ahead = behaviour.looks_ahead if behaviour else None
+    if looks_ahead is None:
+        looks_ahead = _is_marked_bidirectional(model)
+    if not looks_ahead:
         return []
     return [
         Problem(
@@ -142,9 +169,20 @@ def _of_direction(model: nn.Module, task: Any) -> list[Problem]:
             f"{type(model).__name__} sees the tokens after the one it predicts, so that its perplexity "
             "means nothing",
             got=task.type,
-            hint="use masked-lm, or model.overrides.is_decoder: true",
+            hint="use masked-lm, or model.overrides.is_decoder: true"
+            if hasattr(model.config, "is_decoder")
+            else "use masked-lm, or another model",
         )
     ]
+
+
+def _is_marked_bidirectional(model: nn.Module) -> bool:
+    flags = [
+        module.is_causal
+        for module in model.modules()
+        if isinstance(getattr(module, "is_causal", None), bool)
+    ]
+    return bool(flags) and not any(flags)
 
 
 def _of_start(model: Any) -> list[Problem]:

@@ -20,9 +20,10 @@ from pipeline.models.loading import (
     load_tokenizer,
 )
 from pipeline.models.passed_over import passed_over_problems
+from pipeline.models.trial import Behaviour, behaviour_of
 from pipeline.pruning.one_shot import calibration_problems, prunable_layers
 from pipeline.runs.config import RunConfig, parse_sections, read_config
-from pipeline.runs.fit import fit_problems
+from pipeline.runs.fit import fit_problems, unreached_problems
 from pipeline.runs.upstream import resolve_upstream
 from pipeline.tasks import Task, make_task
 from pipeline.training.deepspeed import problems_of
@@ -122,14 +123,20 @@ def _model_problems(sections: dict[str, Any]) -> list[Problem]:
         check_weights(model, make_task(task).auto_model, new_head=True)
     except ConfigError as error:
         return error.problems
-    problems += fit_problems(empty, tokenizer, task)
+    behaviour = behaviour_of(
+        load_model_config(model),
+        make_task(task).auto_model,
+        max_length=task.max_length,
+        trust_remote_code=model.trust_remote_code,
+    )
+    problems += fit_problems(empty, tokenizer, task, behaviour)
     if "train" in sections:
         problems += _frozen_problems(empty, sections["train"].freeze)
     if {"zero", "cluster"} <= set(sections) and _trains(sections):
         stage, num_workers = sections["zero"].stage, sections["cluster"].num_workers
         problems += passed_over_problems(empty, stage, num_workers)
     if prune is not None:
-        problems += _selection_problems(prune, make_task(task), empty)
+        problems += _selection_problems(prune, make_task(task), empty, behaviour)
     if distill is not None and prune is not None and prune.one_shot is not None:
         problems.append(
             Problem(
@@ -153,13 +160,17 @@ def _frozen_problems(empty: nn.Module, patterns: list[str]) -> list[Problem]:
     return [Problem("train.freeze", "leaves nothing to train", got=patterns)]
 
 
-def _selection_problems(prune: Any, task: Task, empty: nn.Module) -> list[Problem]:
+def _selection_problems(
+    prune: Any, task: Task, empty: nn.Module, behaviour: Behaviour | None
+) -> list[Problem]:
     """Check what is pruned, and where sparsity goes, against the model."""
     try:
         names = prune.settings.select(empty)
     except ValueError as error:
-        key = "prune.exclude" if str(error).startswith("exclude") else "prune.include"
-        return [Problem(key, str(error))]
+        return [_of_selection(str(error))]
+    problems = unreached_problems(names, prune.settings.exclude, behaviour)
+    if problems and prune.settings.sparsity is not None:
+        return problems
     if prune.one_shot is not None:
         try:
             prunable_layers(empty, task, names, prune.one_shot)
@@ -174,6 +185,13 @@ def _selection_problems(prune: Any, task: Task, empty: nn.Module) -> list[Proble
         key, _, why = str(error).partition(": ")
         return [Problem(f"prune.{key}", why)]
     return []
+
+
+def _of_selection(why: str) -> Problem:
+    setting, colon, reason = why.partition(": ")
+    if colon and setting in ("pattern", "scope", "min_kept"):
+        return Problem(f"prune.{setting}", reason)
+    return Problem("prune.exclude" if why.startswith("exclude") else "prune.include", why)
 
 
 def read_data(sections: dict[str, Any]) -> tuple[DatasetDict | None, list[Problem]]:
