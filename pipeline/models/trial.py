@@ -6,12 +6,12 @@ reaches; a copy answers in some 50 ms.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -37,6 +37,9 @@ _NUM_TOKENS, _LEAST_HEAD = 512, 4
 _LONGEST = 128  # tokens of the text; some models look at blocks of so many
 _LARGEST = 4e7  # elements
 _SAME = 1e-3  # of the largest logit; rounding is below 1e-5, what looks ahead above 1e-2
+
+
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +74,8 @@ def behaviour_of(
         max_length: of the texts, in tokens.
         trust_remote_code: run code that comes with the model.
     """
-    key = f"{type(settings).__name__} {settings.to_json_string(use_diff=False)}"
     length = min(max_length, _LONGEST)
-    return _try(_Asked(key, settings), auto_model, length, trust_remote_code)
+    return _try(_Asked(_key(settings), settings), auto_model, length, trust_remote_code)
 
 
 def pattern_of(name: str) -> str:
@@ -81,19 +83,63 @@ def pattern_of(name: str) -> str:
     return _NUMBER.sub("*", name)
 
 
+def predicts_next_token(settings: Any, auto_model: str, *, trust_remote_code: bool) -> bool | None:
+    """Return whether the loss of a model of texts is that of the next token, given its inputs as labels.
+
+    Most models shift labels by one; decoders such as BART's take them as they are, so that they would
+    learn to copy their input. A loss of the next token does not depend on the first label.
+
+    Args:
+        settings: as of `behaviour_of`.
+        auto_model: likewise.
+        trust_remote_code: likewise.
+
+    Returns:
+        None where no small copy could be built and run.
+    """
+    return _predicts_next_token(_Asked(_key(settings), settings), auto_model, trust_remote_code)
+
+
+def _key(settings: Any) -> str:
+    return f"{type(settings).__name__} {settings.to_json_string(use_diff=False)}"
+
+
 @lru_cache(maxsize=64)
 def _try(asked: _Asked, auto_model: str, length: int, trust_remote_code: bool) -> Behaviour | None:
+    def look(model: Any) -> Behaviour:
+        return _seen(model, length)
+
+    return _on_a_copy(asked.settings, auto_model, trust_remote_code, look)
+
+
+@lru_cache(maxsize=64)
+def _predicts_next_token(asked: _Asked, auto_model: str, trust_remote_code: bool) -> bool | None:
+    @torch.no_grad()
+    def look(model: Any) -> bool:
+        ids = _draw(model, 4)
+        other = ids.clone()
+        other[0, 0] += 1
+        losses = [model(input_ids=ids, labels=labels).loss for labels in (ids, other)]
+        return losses[0] is not None and bool(losses[0] == losses[1])
+
+    return _on_a_copy(asked.settings, auto_model, trust_remote_code, look)
+
+
+def _on_a_copy(
+    settings: Any, auto_model: str, trust_remote_code: bool, look: Callable[[Any], _Found]
+) -> _Found | None:
+    """Return what is seen of the first copy that can be built and run; the generator is left alone."""
     auto = getattr(transformers, auto_model)
     for num_layers, num_experts in _SIZES:
         kwargs = {"trust_remote_code": trust_remote_code, "dtype": torch.float32}
         # A model's code may raise anything; then this copy is none.
         with torch.random.fork_rng(devices=[]), torch.enable_grad(), suppress(Exception):
             torch.manual_seed(0)
-            settings = small_copy(asked.settings, num_layers, num_experts)
+            copy = small_copy(settings, num_layers, num_experts)
             with torch.device("meta"):
-                empty = auto.from_config(deepcopy(settings), **kwargs)
+                empty = auto.from_config(deepcopy(copy), **kwargs)
             if sum(p.numel() for p in empty.parameters()) <= _LARGEST:
-                return _seen(auto.from_config(settings, **kwargs).eval(), length)
+                return look(auto.from_config(copy, **kwargs).eval())
     return None
 
 
@@ -169,7 +215,7 @@ def _seen(model: Any, length: int) -> Behaviour:
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(4)  # as drawn, attention hardly tells tokens apart
-    ids = torch.randint(8, min(_num_tokens(model), _NUM_TOKENS - 32), (1, length))
+    ids = _draw(model, length)
     end = getattr(model.config.get_text_config(), "eos_token_id", None)
     if model.get_output_embeddings() is None and isinstance(end, int):
         ids[0, -1] = end  # where some models read what they classify
@@ -184,8 +230,13 @@ def _seen(model: Any, length: int) -> Behaviour:
     )
 
 
+def _draw(model: Any, length: int) -> Tensor:
+    """Draw a row of token ids that are no special ones, but for the last of them."""
+    return torch.randint(8, _num_tokens(model), (1, length))
+
+
 def _num_tokens(model: Any) -> int:
-    return int(model.get_input_embeddings().weight.shape[0])
+    return min(int(model.get_input_embeddings().weight.shape[0]), _NUM_TOKENS - 32) - 1
 
 
 def _logits(model: Any, ids: Tensor) -> list[Tensor]:
@@ -208,6 +259,6 @@ def _looks_ahead(model: Any, ids: Tensor, logits: Tensor) -> bool | None:
     if model.config.is_encoder_decoder or logits.shape[:2] != ids.shape:
         return None
     other = ids.clone()
-    other[0, -1] = 8 + (ids[0, -1] - 7) % (min(_num_tokens(model), _NUM_TOKENS - 32) - 8)
+    other[0, -1] = 8 + (ids[0, -1] - 7) % (_num_tokens(model) - 8)
     changed = (_logits(model, other)[0] - logits)[0, :-1].abs().max()
     return bool(changed > _SAME * logits.abs().max())

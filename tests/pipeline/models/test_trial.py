@@ -5,7 +5,7 @@ import torch
 import transformers
 from transformers import AutoConfig
 
-from pipeline.models.trial import behaviour_of, pattern_of, small_copy
+from pipeline.models.trial import behaviour_of, pattern_of, predicts_next_token, small_copy
 
 CAUSAL, MASKED = "AutoModelForCausalLM", "AutoModelForMaskedLM"
 
@@ -88,6 +88,35 @@ def test_all_matrices_that_texts_reach(kind, auto):
     matrices = {pattern_of(n) for n, p in model.named_parameters() if p.dim() > 1}
     assert matrices
     assert not {name for name in matrices & found if "embed" not in name}
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("bart", False),
+        ("mbart", False),
+        ("pegasus", False),
+        ("blenderbot", False),
+        ("mvp", False),
+        ("plbart", False),
+        ("trocr", False),
+        ("prophetnet", False),
+        ("bigbird_pegasus", False),
+        ("gpt2", True),
+        ("llama", True),
+        ("opt", True),
+        ("bert", True),
+        ("falcon", True),
+    ],
+)
+def test_whose_loss_is_that_of_the_next_token(kind, expected):
+    settings = AutoConfig.for_model(kind)
+    assert predicts_next_token(settings, CAUSAL, trust_remote_code=False) is expected
+
+
+def test_a_router_s_loss_does_not_hide_it():
+    settings = AutoConfig.for_model("mixtral", output_router_logits=True, router_aux_loss_coef=0.5)
+    assert predicts_next_token(settings, CAUSAL, trust_remote_code=False)
 
 
 def test_a_copy_is_small_and_keeps_what_must_be_equal():
