@@ -148,7 +148,7 @@ def _default_names(model: nn.Module) -> Iterator[str]:
 def _held_in_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, Shape]]:
     """Yield name, module and shape of what `layer_matrices` returns."""
     modules = dict(model.named_modules())
-    choices, towers = _numbers_of_choices(modules), _towers(model)
+    choices, towers = _numbers_of_choices(modules), towers_of(model)
     for name, shape in full_shapes(model).items():
         path, _, attribute = name.rpartition(".")
         module = modules[path]
@@ -174,15 +174,24 @@ def _is_in_layer(path: str, modules: dict[str, nn.Module]) -> bool:
     return False
 
 
-def _towers(model: Any) -> tuple[str, ...]:
+def towers_of(model: Any) -> tuple[str, ...]:
     """Return the beginnings of the names in a model of texts that belong to inputs of other kinds.
 
     As transformers notes them (`main_input_name`, `input_modalities`); what holds the embeddings of
     tokens is none.
+
+    Args:
+        model: the model; on the meta device is enough.
+
+    Returns:
+        Names of modules, each with a point at its end ("model.vision_tower.").
     """
     if not hasattr(model, "get_input_embeddings") or not _takes_text(model):
         return ()
-    embeddings = model.get_input_embeddings()
+    try:
+        embeddings = model.get_input_embeddings()
+    except (NotImplementedError, AttributeError):  # transformers knows of none: CANINE, Perceiver
+        embeddings = None
     return tuple(
         f"{path}."
         for path, module in model.named_modules()

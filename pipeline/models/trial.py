@@ -236,7 +236,14 @@ def _draw(model: Any, length: int) -> Tensor:
 
 
 def _num_tokens(model: Any) -> int:
-    return min(int(model.get_input_embeddings().weight.shape[0]), _NUM_TOKENS - 32) - 1
+    try:
+        rows = int(model.get_input_embeddings().weight.shape[0])
+    except (
+        NotImplementedError,
+        AttributeError,
+    ):  # CANINE hashes characters, Perceiver embeds bytes
+        rows = _NUM_TOKENS // 2
+    return min(rows, _NUM_TOKENS - 32) - 1
 
 
 def _logits(model: Any, ids: Tensor) -> list[Tensor]:

@@ -13,7 +13,6 @@ from pipeline.data.stage import is_local, load_splits, missing_columns
 from pipeline.data.unknown_tokens import unknown_problems
 from pipeline.errors import ConfigError, Problem
 from pipeline.models.loading import (
-    BUILD_ERRORS,
     build_empty,
     check_weights,
     load_model_config,
@@ -74,8 +73,8 @@ def validate(path: str, overrides: Sequence[str], capacity: Capacity | None) -> 
     if unresolved:
         sections.pop("model", None)
         problems += unresolved
-    of_model = _model_problems(sections)
     splits, of_data = read_data(sections)
+    of_model = _model_problems(sections, splits)
     of_training = _training_problems(sections)
     problems += [*of_model, *of_data, *of_training]
     if not (of_model or of_data or of_training):
@@ -100,7 +99,7 @@ def check_schedule(config: RunConfig, num_rows: int) -> None:
         raise ConfigError(problems)
 
 
-def _model_problems(sections: dict[str, Any]) -> list[Problem]:
+def _model_problems(sections: dict[str, Any], splits: DatasetDict | None) -> list[Problem]:
     if "model" not in sections:
         return []
     model, task, prune = sections["model"], sections.get("task"), sections.get("prune")
@@ -113,19 +112,23 @@ def _model_problems(sections: dict[str, Any]) -> list[Problem]:
         return error.problems
     if task is None:
         return []
+    auto_model = make_task(task).auto_model
     try:
-        empty = build_empty(model, make_task(task).auto_model)
-    except BUILD_ERRORS as error:
-        key = "model.attention" if model.attention else "model.path"
-        reason = str(error).splitlines()[0]
-        return [Problem(key, f"{model.path!r} cannot be built for a {task.type} task: {reason}")]
-    try:
-        check_weights(model, make_task(task).auto_model, new_head=True)
+        empty = build_empty(model, auto_model)
+        # What a one-shot method prunes is not trained before, unless it starts from the dense model.
+        untrained = prune is not None and prune.one_shot and prune.start_from == "pretrained"
+        check_weights(
+            model,
+            auto_model,
+            {} if splits is None else make_task(task).model_kwargs(splits),
+            new_head=not untrained,
+            sharded="zero" in sections and sections["zero"].stage == 3 and _trains(sections),
+        )
     except ConfigError as error:
         return error.problems
     behaviour = behaviour_of(
         load_model_config(model),
-        make_task(task).auto_model,
+        auto_model,
         max_length=task.max_length,
         trust_remote_code=model.trust_remote_code,
     )
@@ -146,7 +149,7 @@ def _model_problems(sections: dict[str, Any]) -> list[Problem]:
             )
         )
     elif distill is not None:
-        problems += teacher_problems(distill, model, make_task(task).auto_model)
+        problems += teacher_problems(distill, model, auto_model)
     return problems
 
 

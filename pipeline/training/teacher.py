@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError, Problem
 from pipeline.models.loading import (
-    BUILD_ERRORS,
     ModelConfig,
     build_empty,
     check_weights,
@@ -152,9 +151,6 @@ def teacher_problems(
             check_weights(model, auto_model, new_head=True)
     except ConfigError as error:
         return error.problems
-    except BUILD_ERRORS as error:
-        reason = str(error).splitlines()[0]
-        return _of_teacher(model, [f"cannot be built for the task: {reason}"])
     found = mismatches(load_model_config(student), settings, distill, heads=False)
     trained_as = settings.architectures or [kind]
     if kind not in trained_as:
