@@ -9,7 +9,7 @@ from torch import nn
 from mgpp.duration import ALLOWED, Duration
 from mgpp.masking.allocation import Placement, Scope, check_scope
 from mgpp.methods import METHODS, ONE_SHOT, Method, OneShotMethod, make_method, make_one_shot
-from mgpp.prunable import select_prunable
+from mgpp.prunable import check_known, select_prunable
 from mgpp.schedule import PruningSchedule
 from mgpp.settings import check_limits, check_number, default_of, documented, setting
 
@@ -137,9 +137,15 @@ class PruningConfig:
         """Return the names of a model's prunable weights.
 
         Raises:
-            ValueError: if a pattern matches nothing.
+            ValueError: if a pattern matches nothing, or nothing says of a weight what `pattern`,
+                `scope` or `min_kept` go by.
         """
-        return select_prunable(model, self.include, self.exclude)
+        names = select_prunable(model, self.include, self.exclude)
+        by_matrix = "scope" if self.scope in ("uniform", "lamp") else None
+        if by_matrix is None and self.min_kept:
+            by_matrix = "min_kept"
+        check_known(model, names, pattern=self.pattern is not None, by_matrix=by_matrix)
+        return names
 
     def placement(self) -> Placement:
         """Return where sparsity is placed."""

@@ -22,7 +22,7 @@ from pipeline.models.checkpoint_check import (
     integer_problems,
 )
 from pipeline.models.labels import follow_labels
-from pipeline.models.overrides import apply_overrides
+from pipeline.models.overrides import apply_overrides, has_fewer_layers
 from pipeline.models.passed_over import gather_experts_whole
 from pipeline.models.weight_files import DamagedFileError, check_texts, integer_tensors
 from pipeline.section import Section, Share
@@ -30,8 +30,6 @@ from pipeline.store.hub import cached_commit, hub_commit, refusal
 from pipeline.store.locations import content_sha256, resolve_path
 from pipeline.worker_group import WorkerGroup
 
-# What transformers raises for a model that cannot be built.
-BUILD_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError, AttributeError)
 # What transformers and the libraries it reads files with raise for files that are not right.
 _LOAD_ERRORS = (
     OSError,
@@ -95,8 +93,7 @@ def load_model_config(config: ModelConfig, model_kwargs: dict[str, Any] | None =
         ConfigError: if it cannot be read, or an override names what it does not have.
     """
     location = _location(config)
-    with _named(config):
-        loaded = transformers.AutoConfig.from_pretrained(location, **_common(config))
+    loaded = _saved_config(config)
     if not config.random_init and Path(location).is_dir() and not _has_weights(Path(location)):
         raise ConfigError(
             [
@@ -126,6 +123,12 @@ def load_model_config(config: ModelConfig, model_kwargs: dict[str, Any] | None =
     return loaded
 
 
+def _saved_config(config: ModelConfig) -> Any:
+    """Return the model's own configuration as it was saved."""
+    with _named(config):
+        return transformers.AutoConfig.from_pretrained(_location(config), **_common(config))
+
+
 def _override(loaded: Any, config: ModelConfig) -> None:
     """Apply the overrides and the dropout to a model's own configuration.
 
@@ -146,14 +149,35 @@ def _override(loaded: Any, config: ModelConfig) -> None:
 
 
 def build_empty(config: ModelConfig, auto_model: str) -> nn.Module:
-    """Build the model on the meta device: its parameters have names and shapes, no memory."""
+    """Build the model on the meta device: its parameters have names and shapes, no memory.
+
+    Raises:
+        ConfigError: if it cannot be built, in the words of its own code.
+    """
     model_config = load_model_config(config)
-    extra = _attention(config)
-    with torch.device("meta"):
-        model: nn.Module = getattr(transformers, auto_model).from_config(
-            model_config, trust_remote_code=config.trust_remote_code, **extra
-        )
+    try:
+        with torch.device("meta"):
+            model: nn.Module = getattr(transformers, auto_model).from_config(
+                model_config,
+                trust_remote_code=config.trust_remote_code,
+                **_attention(config),
+            )
+    except Exception as error:  # a model's code raises anything for settings that do not fit
+        kind = auto_model.removeprefix("AutoModelFor")
+        why = f"{config.path!r} cannot be built as a {kind} model: {_build_reason(error)}"
+        hint = "model.overrides change what it is" if config.overrides else ""
+        key = "model.attention" if config.attention else "model.path"
+        raise ConfigError([Problem(key, why, hint=hint)]) from error
     return model
+
+
+def _build_reason(error: Exception) -> str:
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return (
+        line
+        if isinstance(error, ValueError | ImportError) and line
+        else (f"{type(error).__name__}: {line}".removesuffix(": "))
+    )
 
 
 def match_checkpoint(
@@ -186,14 +210,48 @@ def match_checkpoint(
     return match
 
 
-def check_weights(config: ModelConfig, auto_model: str, *, new_head: bool) -> None:
+def check_weights(
+    config: ModelConfig,
+    auto_model: str,
+    model_kwargs: dict[str, Any] | None = None,
+    *,
+    new_head: bool,
+    sharded: bool = False,
+) -> None:
     """Check the weights of a model that lies on this machine, as `match_checkpoint` does.
+
+    Args:
+        config: which model.
+        auto_model: the transformers auto class.
+        model_kwargs: what the data asks of the model, if that is known.
+        new_head: whether a head may be new.
+        sharded: whether ZeRO 3 is to load them.
 
     Raises:
         ConfigError: if they are not those of the model.
     """
     if _folder(config) is not None and not (config.random_init or config.gguf_file):
-        match_checkpoint(config, auto_model, {}, new_head=new_head)
+        kwargs = model_kwargs or {}
+        match = match_checkpoint(config, auto_model, kwargs, new_head=new_head)
+        if sharded:
+            _refuse_other_labels(config, match, kwargs)
+
+
+def _refuse_other_labels(
+    config: ModelConfig, match: CheckpointMatch, model_kwargs: dict[str, Any]
+) -> None:
+    """Refuse a head of another shape under ZeRO 3: one worker would find it, the others wait."""
+    if match.mismatched:
+        raise ConfigError(
+            [
+                Problem(
+                    "model.path",
+                    f"the head of {config.path!r} is for another number of labels than the "
+                    f"data's {model_kwargs.get('num_labels')}",
+                    hint="ZeRO 3 cannot leave it out: use zero.stage: 2",
+                )
+            ]
+        )
 
 
 def has_head(config: ModelConfig, auto_model: str, *, num_labels: int) -> bool:
@@ -212,7 +270,9 @@ def _refuse(
     config: ModelConfig, match: CheckpointMatch, further: list[str], *, new_head: bool
 ) -> None:
     """Raise what is wrong with the weights of a checkpoint, if anything is."""
-    fewer_layers = any("layer" in name for name in config.overrides)
+    fewer_layers = bool(config.overrides) and has_fewer_layers(
+        load_model_config(config), _saved_config(config)
+    )
     found = [*match.problems(new_head=new_head, fewer_layers=fewer_layers), *further]
     hint = "model.overrides change what it is" if config.overrides else ""
     if found:
@@ -258,19 +318,8 @@ def load_model(
         match = None
         if not (config.random_init or config.gguf_file):
             match = match_checkpoint(config, auto_model, model_kwargs, new_head=new_head)
-            if (
-                zero3 and match.mismatched
-            ):  # one worker would find the shapes wrong, others wait for it
-                raise ConfigError(
-                    [
-                        Problem(
-                            "model.path",
-                            f"the head of {config.path!r} is for another number of labels than the "
-                            f"data's {model_kwargs.get('num_labels')}",
-                            hint="ZeRO 3 cannot leave it out: use zero.stage: 2",
-                        )
-                    ]
-                )
+            if zero3:
+                _refuse_other_labels(config, match, model_kwargs)
     auto = getattr(transformers, auto_model)
     torch.manual_seed(seed)
     if config.random_init:
@@ -314,6 +363,8 @@ def load_model(
     _set_padding(model, config, auto_model)
     if zero3:
         gather_experts_whole(model)
+    if match.left_over:
+        notify(f"not used of {config.path}: {', '.join(match.left_over)}")
     if match.new:
         notify(f"newly initialized in {config.path}: {', '.join(match.new)}")
     elif "id2label" in model_kwargs:

@@ -111,6 +111,10 @@ class Task(ABC):
             ConfigError: if rows are not what the task needs.
         """
 
+    def model_kwargs(self, splits: DatasetDict) -> dict[str, Any]:
+        """Return what the model's config takes from raw rows (num_labels, ...)."""
+        return {}
+
     @abstractmethod
     def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
         """Turn raw rows into model inputs."""

@@ -58,6 +58,9 @@ class _SequenceTask(Task):
     def check(self, splits: DatasetDict) -> None:
         self.labels(splits)
 
+    def model_kwargs(self, splits: DatasetDict) -> dict[str, Any]:
+        return self.labels(splits)[1]
+
     def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
         labels, model_kwargs = self.labels(splits)
 

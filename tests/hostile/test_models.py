@@ -1,16 +1,11 @@
 """Models that must not be trained: damaged, of other weights, or not fit for the task; one line each."""
 
-import json
-import pickle
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-import yaml
-from safetensors.torch import load_file, save_file
 from transformers import BartForConditionalGeneration, BertConfig, BertForSequenceClassification
 
 from pipeline.errors import ConfigError
@@ -18,63 +13,19 @@ from pipeline.models.labels import follow_labels
 from pipeline.models.loading import ModelConfig, load_model
 from pipeline.runs.validate import validate
 from tests import tiny
+from tests.hostile.folders import (
+    CLASSIFIER,
+    WEIGHTS,
+    Code,
+    as_pickle,
+    changed,
+    cut,
+    settings,
+    without,
+    written,
+)
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
-WEIGHTS, CLASSIFIER = "model.safetensors", "AutoModelForSequenceClassification"
-Tensors = dict[str, torch.Tensor]
-
-
-def changed(change: Callable[[Tensors], Tensors]) -> Callable[[Path], None]:
-    """Return what rewrites a folder's weights."""
-
-    def rewrite(folder: Path) -> None:
-        save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS, {"format": "pt"})
-
-    return rewrite
-
-
-def written(name: str, data: bytes) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes(data) and None
-
-
-def cut(name: str, left_out: int) -> Callable[[Path], None]:
-    def rewrite(folder: Path) -> None:
-        (folder / name).write_bytes((folder / name).read_bytes()[:-left_out])
-
-    return rewrite
-
-
-def settings(**values: object) -> Callable[[Path], None]:
-    def rewrite(folder: Path) -> None:
-        path = folder / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-    return rewrite
-
-
-def as_pickle(value: object) -> Callable[[Path], None]:
-    def rewrite(folder: Path) -> None:
-        (folder / WEIGHTS).unlink()
-        (folder / "pytorch_model.bin").write_bytes(pickle.dumps(value))
-
-    return rewrite
-
-
-def without(*names: str) -> Callable[[Path], None]:
-    def remove(folder: Path) -> None:
-        for name in names:
-            (folder / name).unlink()
-
-    return remove
-
-
-class Code:
-    """Something that a pickle runs as it is read."""
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return print, ("run",)
-
-
 # What is done to a good folder, and what `validate` says of it; FOLDER is its path.
 FILES = {
     "renamed": (
@@ -199,24 +150,6 @@ SETTINGS = {
         "task.type: BertLMHeadModel sees the tokens after the one it predicts",
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def good(tmp_path_factory, tiny_bert, words_csv):
-    """A valid configuration, and a folder that may be copied."""
-    folder = tmp_path_factory.mktemp("good")
-    values = {
-        "name": "tiny",
-        "storage": str(folder / "storage"),
-        "model": {"path": str(tiny_bert)},
-        "task": {"type": "classification", "text": ["text"], "label": "label", "max_length": 16},
-        "data": {"source": "files", "train": str(words_csv)},
-        "train": {"length": 20, "batch_size": 8},
-        "prune": {"sparsity": 0.5, "start_after": 2, "finetune": 4, "interval": 2},
-    }
-    path = folder / "run.yaml"
-    path.write_text(yaml.safe_dump(values), encoding="utf-8")
-    return path
 
 
 def only_line(path: Path, *overrides: str) -> str:

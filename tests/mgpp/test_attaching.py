@@ -104,6 +104,7 @@ def test_placements_in_a_loop_of_one_s_own():
         "start_after": 0,
         "finetune": 0,
         "method": "gmp",
+        "include": ["h.*.weight"],
         "exclude": ["h.1.*"],
         "scope": "uniform",
         "pattern": "3:6",
