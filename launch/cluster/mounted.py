@@ -13,7 +13,6 @@ from yaml import YAMLError
 from pipeline.errors import ConfigError, Problem
 from pipeline.runs.config import read_config, yaml_text
 from pipeline.runs.upstream import RUN
-from pipeline.store.locations import is_file
 
 FOLDER = "/etc/mgpp"
 MAIN = "run.yaml"
@@ -123,10 +122,12 @@ def token_problems(config: str, files: dict[str, str]) -> list[Problem]:
 def _read(path: Path) -> dict[str, Any]:
     """Return what a file holds by itself, references to other values as they are."""
     named = os.path.relpath(path)
-    if not is_file(path):
-        raise ConfigError([Problem(named, "no such file")])
     try:
+        if not path.is_file():
+            raise ConfigError([Problem(named, "no such file")])
         values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except ConfigError:
+        raise
     except (YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
         raise ConfigError([Problem(named, yaml_text(error))]) from error
     if not isinstance(values, dict):
