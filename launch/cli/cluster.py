@@ -44,7 +44,7 @@ def render(
 
     --set takes every key of the description: name, shared_memory_gib, install, retries, elastic, claim
     (kuberay); provider, region, instance_type, head_ip, worker_ips, ssh_user (ray-up); gpu_type
-    (skypilot); partition, time_limit, setup (slurm); port.
+    (skypilot); partition, time_limit (slurm); setup (slurm, ray-up); port.
     """
     with reported_errors(as_json) as emit:
         from launch.cluster.render import TARGETS, describe_cluster, render_cluster

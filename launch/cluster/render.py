@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 
 import jinja2
 import yaml
-from omegaconf import OmegaConf
 from pydantic import Field, ValidationError, model_validator
 
+from launch.cluster.mounted import mounted_files, token_problems
 from launch.cluster.node_sizes import planned_cores, planned_memory_gib, runs_of
 from pipeline.errors import ConfigError, Problem, SettingError
 from pipeline.runs.config import RunConfig, parse_config, problem_of, read_config, yaml_text
@@ -81,7 +81,7 @@ class ClusterDescription(Section):
     time_limit: str = Field(default="24:00:00", pattern=r"^[0-9:-]+$")
     """slurm."""
     setup: str | None = None
-    """slurm: shell lines that make mgpp and Ray available, such as `source venv/bin/activate`."""
+    """slurm, ray-up: shell lines before Ray starts, such as `source venv/bin/activate`."""
     port: Annotated[int, Field(ge=1, le=65535)] = 6379
     """Of the head's GCS."""
 
@@ -203,11 +203,12 @@ def render_cluster(
         command: of mgpp.
 
     Raises:
-        ConfigError: if something is missing, or the cluster cannot hold the run's workers.
+        ConfigError: if something is missing, the cluster cannot hold the run's workers, or a file would
+            hold a token of this machine's environment.
     """
     problems = description.problems_for(target)
     values, wrong = read_config(config, overrides)
-    problems += wrong
+    problems += wrong or (_campaign_problems(config, overrides) if command == "campaign" else [])
     storage = str(values.get("storage", "runs"))
     if not wrong and command == "run":
         cores = description.cpus_per_node or planned_cores(
@@ -237,18 +238,34 @@ def render_cluster(
         "shared_memory_gib": description.shared_memory_gib or max(description.memory_gib // 4, 1),
         "config": config,
         "config_path": config,
-        "config_text": OmegaConf.to_yaml(OmegaConf.create(values)),
+        "mounted": {},
         "overrides": list(overrides),
         "command": f"mgpp {command}",
+        "join": f"{'changes.' if command == 'campaign' else ''}cluster.address=auto",
         "storage": storage,
         "ray_version": version("ray"),
     }
+    if target == "kuberay":
+        given["mounted"] = mounted_files(config, values, command=command, storage=storage)
     given["cluster"] = environment.get_template("_ray-cluster.yaml.jinja").render(given)
     files = {}
     for suffix, template in _TEMPLATES[target].items():
         file = f"{description.name}.{suffix}"
         files[file] = environment.get_template(template).render(given, file=file)
+    problems = token_problems(config, files)
+    if problems:
+        raise ConfigError(problems)
     return files
+
+
+def _campaign_problems(config: str, overrides: Sequence[str]) -> list[Problem]:
+    from pipeline.campaigns.grid import read_campaign
+
+    try:
+        read_campaign(config, overrides)
+    except ConfigError as error:
+        return error.problems
+    return []
 
 
 def _environment() -> jinja2.Environment:
