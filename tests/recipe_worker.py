@@ -21,10 +21,10 @@ import torch.distributed as dist
 from omegaconf import OmegaConf
 
 from pipeline.context import Context
+from pipeline.planner.plan import plan_run
 from pipeline.runs.config import RunConfig, parse_config, read_config
 from pipeline.runs.flow import plan_stages, run_stage
 from pipeline.runs.hardware import NO_GPUS, settled
-from pipeline.runs.plan import plan_run
 from pipeline.runs.validate import validate
 from pipeline.store.artifacts import Artifact, ArtifactStore
 from pipeline.tasks import make_task

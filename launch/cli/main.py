@@ -157,10 +157,10 @@ def plan(
 
         from launch.cluster.connect import local_hardware
         from pipeline.errors import ConfigError
+        from pipeline.planner.plan import plan_run
+        from pipeline.planner.speed import step_time
         from pipeline.runs.config import parse_config, read_config
         from pipeline.runs.hardware import WITH_GPUS, settled
-        from pipeline.runs.plan import plan_run
-        from pipeline.runs.speed import step_time
         from pipeline.runs.upstream import resolve_upstream
 
         values, problems = read_config(config, list(overrides or []))

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from pipeline.campaigns.grid import campaign_runs, read_campaign
 from pipeline.errors import ConfigError, Problem
+from pipeline.planner.plan import plan_run
 from pipeline.runs.config import RunConfig, parse_config, read_config
 from pipeline.runs.hardware import NO_GPUS, WITH_GPUS, settled
-from pipeline.runs.plan import plan_run
 from pipeline.runs.upstream import resolve_upstream
 
 GIB = 2**30

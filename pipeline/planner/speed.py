@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from pipeline.runs.memory import num_decoder_layers
+from pipeline.planner.memory import num_decoder_layers
 
 
 @dataclass(frozen=True, kw_only=True)

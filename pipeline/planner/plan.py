@@ -16,9 +16,7 @@ from mgpp.masking.threshold import sent_bytes
 from mgpp.sharding.displacement import NUM_BINS
 from pipeline.errors import ConfigError, Problem
 from pipeline.models.loading import build_empty
-from pipeline.pruning.one_shot import prunable_layers
-from pipeline.runs.config import RunConfig
-from pipeline.runs.memory import (
+from pipeline.planner.memory import (
     MASTER,
     activation_bytes,
     bucket_bytes,
@@ -26,7 +24,9 @@ from pipeline.runs.memory import (
     distillation_bytes,
     state_bytes,
 )
-from pipeline.runs.speed import step_flops
+from pipeline.planner.speed import step_flops
+from pipeline.pruning.one_shot import prunable_layers
+from pipeline.runs.config import RunConfig
 from pipeline.tasks import make_task
 from pipeline.training.engine import freeze
 from pipeline.training.teacher import in_terms_of_teacher

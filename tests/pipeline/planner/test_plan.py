@@ -13,16 +13,16 @@ from transformers import (
 )
 
 from pipeline.errors import ConfigError
+from pipeline.planner.memory import activation_bytes, checkpoint_bytes, state_bytes
+from pipeline.planner.plan import plan_run
+from pipeline.planner.speed import StepTime, step_time
 from pipeline.runs.config import parse_config, read_config
 from pipeline.runs.hardware import NO_GPUS, settled
-from pipeline.runs.memory import activation_bytes, checkpoint_bytes, state_bytes
-from pipeline.runs.plan import plan_run
-from pipeline.runs.speed import StepTime, step_time
 from pipeline.tasks.text_to_text import TextToTextConfig
 from pipeline.training.deepspeed import ZeroConfig
 from tests import tiny
 from tests.cases import launch_cases
-from tests.pipeline.runs.plan_worker import ACCUMULATION, BUCKET, CASES
+from tests.pipeline.planner.plan_worker import ACCUMULATION, BUCKET, CASES
 from tests.processes import ROOT
 
 # Vocabulary, width, feed-forward, layers, heads, key-value heads, parameters (the published counts).
@@ -367,7 +367,7 @@ def measured(tmp_path_factory):
     )
     model.save_pretrained(folder / "bert")
     launched = launch_cases(
-        "tests.pipeline.runs.plan_worker",
+        "tests.pipeline.planner.plan_worker",
         str(folder / "bert"),
         str(folder),
         cases=CASES,
