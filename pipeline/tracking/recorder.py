@@ -31,7 +31,7 @@ class Recorder:
         self._events = SummaryWriter(str(folder / "tensorboard"))
         self._progress = progress
         for line in history.splitlines():
-            record = json.loads(line)
+            record = _read(line)
             self.write(record.pop("event"), record.pop("step"), record)
 
     def write(self, event: str, step: int, values: dict[str, Any]) -> None:
@@ -59,6 +59,13 @@ def _number(value: Any) -> float | None:
     return defined(float(value))
 
 
+def _read(line: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(line)
+    if record["event"] == "step" and "sparsity" in record:  # as it was called at first
+        record["mask_sparsity"] = record.pop("sparsity")
+    return record
+
+
 def read_records(path: Path) -> dict[str, list[dict[str, Any]]]:
     """Read `metrics.jsonl` back."""
     return parse_records(path.read_text(encoding="utf-8"))
@@ -68,7 +75,7 @@ def parse_records(text: str) -> dict[str, list[dict[str, Any]]]:
     """Return the records of `metrics.jsonl` by event, each step once (a resumed run repeats some)."""
     by_event: dict[str, dict[int, dict[str, Any]]] = {}
     for line in text.splitlines():
-        record = json.loads(line)
+        record = _read(line)
         by_event.setdefault(record.pop("event"), {})[record["step"]] = record
     return {
         event: [records[step] for step in sorted(records)] for event, records in by_event.items()

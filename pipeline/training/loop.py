@@ -362,7 +362,7 @@ def _record_step(run: _Run, step: int) -> None:
     }
     if run.pruner:
         values["phase"] = run.pruner.schedule.phase(step)
-        values["sparsity"] = run.pruner.mask_sparsity
+        values["mask_sparsity"] = run.pruner.mask_sparsity
         last = run.pruner.last_pruning
         values["threshold"] = last.threshold if last else None
         values |= run.pruner.method.log_values(step, run.pruner.schedule)

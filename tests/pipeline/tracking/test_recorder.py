@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from pipeline.tracking.recorder import METRICS_FILE, Recorder, read_records
+from pipeline.tracking.recorder import METRICS_FILE, Recorder, parse_records, read_records
 
 
 def record_all(folder, records, history=""):
@@ -101,6 +101,18 @@ def test_each_step_is_read_once_and_in_order(tmp_path):
     assert read_records(path) == {
         "step": [{"step": 0, "loss": 1.0}, {"step": 10, "loss": 4.0}, {"step": 20, "loss": 3.0}],
         "prune": [{"step": 10, "loss": 4.5}],
+    }
+
+
+def test_the_sparsity_of_masks_is_read_by_its_name_of_before_too():
+    lines = [
+        {"event": "step", "step": 0, "sparsity": 0.5},
+        {"event": "step", "step": 1, "mask_sparsity": 0.6},
+        {"event": "prune", "step": 1, "sparsity": 0.6},
+    ]
+    assert parse_records("\n".join(map(json.dumps, lines))) == {
+        "step": [{"step": 0, "mask_sparsity": 0.5}, {"step": 1, "mask_sparsity": 0.6}],
+        "prune": [{"step": 1, "sparsity": 0.6}],
     }
 
 
