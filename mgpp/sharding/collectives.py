@@ -1,6 +1,6 @@
 """The one collective the pruner needs, handed in so that the rest knows no process group."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,11 +45,17 @@ class Collectives:
             device=device or torch.device("cpu"),
         )
 
-    def sum(self, counts: list[int]) -> list[int]:
-        """Return the element-wise sum of a list of integers over all ranks."""
-        tensor = torch.tensor(counts, dtype=torch.int64, device=self.device)
-        self.all_reduce(tensor)
-        return [int(value) for value in tensor.tolist()]
+    def summed(self, counts: Tensor) -> Tensor:
+        """Return the element-wise sum of an int64 tensor over all ranks, where it was; it may be changed."""
+        total = counts.to(self.device)
+        self.all_reduce(total)
+        return total.to(counts.device)
+
+    def sum(self, counts: Sequence[int] | Tensor) -> list[int]:
+        """Return the element-wise sum of integers over all ranks; of a tensor, 1-D int64, it may be changed."""
+        total = torch.as_tensor(counts, dtype=torch.int64).to(self.device)
+        self.all_reduce(total)
+        return [int(value) for value in total.tolist()]
 
     def by_rank(self, value: int) -> list[int]:
         """Return the integer of every rank, in rank order."""

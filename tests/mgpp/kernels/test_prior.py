@@ -19,7 +19,7 @@ def kernel():
     with pytest.MonkeyPatch.context() as patch:
         if not torch.cuda.is_available():
             patch.setenv("TRITON_INTERPRET", "1")
-        from mgpp.prior_kernel import add_prior_grad_fused_
+        from mgpp.kernels.prior import add_prior_grad_fused_
 
         yield add_prior_grad_fused_
 
