@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mgpp.kernels.chunks import chunks
+from mgpp.kernels.devices import chunks
 
 # Below this P(spike|w) is 0 to float32 beside the slab's pull. Most weights lie far below, where the
 # exponential overflows, which costs twice the time.
@@ -144,8 +144,8 @@ def add_prior_grad_(
             slab_pull=slab_pull,
         )
         return
-    # Chunk by chunk that is no slower on a CPU than one pass fused by inductor (5.3M weights on one core: 12 ms
-    # against 15), and needs no compiler.
+    # By chunks that is no slower on a CPU than one pass fused by inductor (5.3M weights on one core: 12
+    # ms against 15), and needs no compiler.
     for g, w in zip(chunks(grad), chunks(weight), strict=True):
         g.addcmul_(w, _spike_share(w, constant, slope), value=spike_pull).add_(w, alpha=slab_pull)
 

@@ -402,11 +402,11 @@ class Pruner:
                 self._keep,
                 stacks.of_matrices(by_matrix, torch.float32),
             )
-        counts = torch.tensor(self.collectives.sum(counts))
-        if not counts.any():
+        summed = self.collectives.sum(counts)
+        if not any(summed):
             return {}
         shares = {"moved_median": 0.5, "moved_p99": 0.99}
-        return {name: displacement_quantile(counts, share) for name, share in shares.items()}
+        return {name: displacement_quantile(summed, share) for name, share in shares.items()}
 
     def _check_agreement(self, k: int, num_pruned: int, digest: int) -> None:
         digests = self.replica_group.by_rank(digest)

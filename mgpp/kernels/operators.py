@@ -1,4 +1,4 @@
-"""Operators of torch: a function in plain torch for CPUs, a kernel for GPUs, and the shape of the result."""
+"""Operators of torch: plain torch for CPUs, a kernel for GPUs, and what the result looks like."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -16,8 +16,7 @@ def operator(
     """Make a function the operator `mgpp::<its name>`: one operation, however many tensors it is given.
 
     Args:
-        kernels: the module of `mgpp.kernels`, imported on a GPU alone, that has a function of this name and
-            these arguments for CUDA.
+        kernels: the module of `mgpp.kernels`, imported on GPUs alone, that has the function for CUDA.
         fake: returns what has the result's shape, dtype and device.
         mutates: arguments that are changed in place.
     """

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mgpp.kernels.chunks import chunk_size
+from mgpp.kernels.devices import chunk_size
 from mgpp.pattern import Tiling
 from mgpp.sharding.bitmask import pack_bits
 from mgpp.sharding.collectives import Collectives
@@ -138,7 +138,7 @@ def element_keeps(
 
 
 def packed_elements(shard: Shard, grid: BlockGrid, keep: Tensor) -> Tensor:
-    """Return the packed mask of a shard's elements, by which of its blocks stay: as `element_keeps` returns."""
+    """Return the packed mask of a shard's elements by that of its blocks (`element_keeps`)."""
     tiling = grid.tilings[shard.index]
     rows = keep.repeat_interleave(tiling.columns, dim=1)  # a stored row of each span
     whole = rows.unsqueeze(1).expand(-1, tiling.rows, -1).reshape(-1)

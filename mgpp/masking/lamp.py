@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mgpp.kernels.chunks import chunks
+from mgpp.kernels.devices import chunks, moved
 from mgpp.kernels.operators import operator
 from mgpp.masking.allocation import filled_up
 from mgpp.masking.threshold import Group
@@ -78,7 +78,7 @@ def magnitude_histograms(stacks: Stacks, collectives: Collectives) -> tuple[Tens
         largest = largest_patterns(stacks.values, stacks.places, stacks.num_matrices)
         held = largest.bitwise_right_shift_(_SHIFT).tolist()
     tops = torch.tensor([max(of_ranks) for of_ranks in collectives.by_rank_all(held)])
-    lowest = (tops - NUM_BINS + 1).clamp(min=0).to(stacks.device, non_blocking=True)
+    lowest = moved((tops - NUM_BINS + 1).clamp(min=0), stacks.device)
     numbers, parts = range(stacks.num_matrices), []
     size = _MOST_SENT // (8 * 2 * NUM_BINS)
     for batch in (numbers[i : i + size] for i in range(0, len(numbers), size)):

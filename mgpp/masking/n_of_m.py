@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mgpp.kernels.chunks import chunk_size
+from mgpp.kernels.devices import chunk_size
 from mgpp.pattern import NofM, Tiling
 from mgpp.sharding.counting import GREATEST, magnitude_bits
 from mgpp.sharding.shards import Shard

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mgpp.kernels.chunks import chunks
+from mgpp.kernels.devices import chunks
 from mgpp.methods.mgpp import MGPP
 from mgpp.schedule import PruningSchedule
 from mgpp.settings import setting

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mgpp.kernels.chunks import chunks
+from mgpp.kernels.devices import chunks
 from mgpp.methods.base import Method
 from mgpp.schedule import PruningSchedule
 from mgpp.sharding.shards import Shard

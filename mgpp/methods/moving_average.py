@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from mgpp.kernels.chunks import chunks
+from mgpp.kernels.devices import chunks
 from mgpp.schedule import PruningSchedule
 
 STATE_NAMES = ("window", "importance", "uncertainty")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mgpp.kernels.chunks import chunks
+from mgpp.kernels.devices import chunks
 from mgpp.methods import moving_average
 from mgpp.methods.base import Method
 from mgpp.schedule import PruningSchedule

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mgpp.kernels.chunks import chunks
+from mgpp.kernels.devices import chunks
 from mgpp.methods.movement import Movement, signed_float
 from mgpp.schedule import PruningSchedule
 from mgpp.settings import setting

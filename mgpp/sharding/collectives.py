@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mgpp.kernels.devices import moved
+
 
 def _identity(_: Tensor) -> None:
     """Sum over a single rank: nothing to do."""
@@ -46,14 +48,14 @@ class Collectives:
         )
 
     def summed(self, counts: Tensor) -> Tensor:
-        """Return the element-wise sum of an int64 tensor over all ranks, where it was; it may be changed."""
-        total = counts.to(self.device)
+        """Return the element-wise sum over all ranks of an int64 tensor, which may be changed."""
+        total = moved(counts, self.device)
         self.all_reduce(total)
-        return total.to(counts.device)
+        return moved(total, counts.device)
 
     def sum(self, counts: Sequence[int] | Tensor) -> list[int]:
-        """Return the element-wise sum of integers over all ranks; of a tensor, 1-D int64, it may be changed."""
-        total = torch.as_tensor(counts, dtype=torch.int64).to(self.device)
+        """Return the element-wise sum of integers over all ranks; a tensor, 1-D int64, may be changed."""
+        total = moved(torch.as_tensor(counts, dtype=torch.int64), self.device)
         self.all_reduce(total)
         return [int(value) for value in total.tolist()]
 

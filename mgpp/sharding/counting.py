@@ -1,7 +1,7 @@
 """Counts of bit patterns over many ranges of matrices at once, each count an operator of its own.
 
-For non-negative float32 the order of values is the order of their bit patterns; clearing the sign bit makes
--0.0 equal 0.0. On a CPU the operators are plain torch, chunk by chunk; on GPUs kernels of
+For non-negative float32 the order of values is the order of their bit patterns; clearing the sign bit
+makes -0.0 equal 0.0. On a CPU the operators are plain torch, chunk by chunk; on GPUs kernels of
 `mgpp.kernels.counting`. They count this rank's values; sums over ranks are the caller's.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mgpp.kernels.chunks import chunks
+from mgpp.kernels.devices import chunks
 from mgpp.kernels.operators import operator
 from mgpp.sharding.stacks import runs
 

@@ -5,12 +5,15 @@ Between two prunings nothing holds a pruned weight at zero; one that passes its 
 quantile is the same however the weights are sharded, and right to less than one in a hundred.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import accumulate
+from math import ceil
 
 import torch
 from torch import Tensor
 
-from mgpp.kernels.chunks import chunk_size
+from mgpp.kernels.devices import chunk_size
 from mgpp.kernels.operators import operator
 from mgpp.sharding.bitmask import slice_bits, unpack_bits
 from mgpp.sharding.counting import magnitude_bits
@@ -54,16 +57,15 @@ def count_displacements(
     return counts[:NUM_BINS].clone()
 
 
-def displacement_quantile(counts: Tensor, share: float) -> float:
+def displacement_quantile(counts: Sequence[int], share: float) -> float:
     """Return the ratio below which a share of the counted lies: its bin's middle, 0 of the lowest.
 
     Args:
-        counts: int64 [NUM_BINS], with at least one counted.
+        counts: NUM_BINS of them, with at least one counted.
         share: above 0, at most 1.
     """
-    ends = counts.cumsum(0)
-    place = max(int(-(-float(ends[-1]) * share // 1)), 1)
-    index = int(torch.searchsorted(ends, place))
+    ends = list(accumulate(counts))
+    index = bisect_left(ends, max(ceil(ends[-1] * share), 1))
     if index == 0:
         return 0.0
     octave, part = divmod(index, 128)

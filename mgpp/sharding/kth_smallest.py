@@ -5,9 +5,9 @@ gathered or sorted, only counted: one digit of the pattern after the other, in t
 count is summed over the ranks, so the result is the same bit for bit on any number of them. All groups'
 counts share the same reductions, and where they are many a digit has fewer bits.
 
-A GPU counts all values at every pass, for it reads them fast and waits for what it is asked. On a CPU a
-strided sample of each group tells two patterns between which its k-th lies almost surely; one pass counts the
-values below and sets those between aside, some in a hundred, and the digits of those alone are counted. Where
+On a GPU every pass counts all values. On a CPU, where counting is slow beside reading, a strided sample
+of each group tells two patterns between which its k-th lies almost surely; one pass counts the values
+below and sets those between aside, some in a hundred, and the digits of those alone are counted. Where
 the sample was wrong, or too many values are tied, all are.
 """
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mgpp.kernels import chunks
+from mgpp.kernels import devices
 from mgpp.sharding.collectives import Collectives
 from mgpp.sharding.counting import GREATEST, count_digits, magnitude_bits
 from mgpp.sharding.stacks import Stacks, runs
@@ -90,7 +90,7 @@ def kth_smallest(stacks: Stacks, asked: Sequence[Asked], collectives: Collective
             groups[index] = i
     ks = [group.k for group in asked]
     digits = digits_of(len(asked))
-    if not chunks.has_kernels(stacks.device):
+    if not devices.has_kernels(stacks.device):
         stacks, groups, ks = _narrowed(stacks, groups, asked, digits, collectives)
     found = _search(stacks, groups, ks, digits, collectives)
     return [Kth(bits=bits, place=place, num_equal=size) for bits, place, size in found.t().tolist()]
@@ -209,8 +209,8 @@ def _stride(group: Asked, num_groups: int) -> int:
 class _Aside:
     """How many patterns lie below and in a bracket, and values: all in it, with some others.
 
-    Of the values `below_among_values` lie below the bracket. There are none where they would be too many to
-    be worth their memory.
+    Of the values `below_among_values` lie below the bracket. They are None where they would be too many
+    to be worth their memory.
     """
 
     below: int
@@ -221,7 +221,7 @@ class _Aside:
 
 def _set_aside(parts: Sequence[Tensor], low: int, high: int, *, least: int) -> _Aside:
     """Count patterns below `low` and those from there to `high`, and keep the latter."""
-    size = min(chunks.chunk_size(_CPU), max(map(len, parts), default=0))
+    size = min(devices.chunk_size(_CPU), max(map(len, parts), default=0))
     most = max(sum(map(len, parts)) // _MOST_ASIDE, least)
     room = torch.empty(2, size, dtype=torch.int32)
     found = torch.zeros(4, size // _TOGETHER, dtype=torch.int32)

@@ -1,7 +1,7 @@
-"""Masks of many shards at once, each an operator of its own: one operation, however many shards there are.
+"""Masks of many shards at once: operators, each one operation however many shards there are.
 
-On a CPU they are plain torch, chunk by chunk; on GPUs kernels of `mgpp.kernels.masks`. Masks are packed as in
-`bitmask`.
+On a CPU they are plain torch, chunk by chunk; on GPUs kernels of `mgpp.kernels.masks`. Masks are packed
+as in `bitmask`.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mgpp.kernels.chunks import bit_chunks, chunk_size, chunks
+from mgpp.kernels.devices import bit_chunks, chunk_size, chunks
 from mgpp.kernels.operators import operator
 from mgpp.sharding.bitmask import count_bits, num_bytes, pack_bits, unpack_bits
 from mgpp.sharding.counting import magnitude_bits

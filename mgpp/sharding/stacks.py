@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mgpp.kernels.devices import moved
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stacks:
@@ -40,7 +42,7 @@ class Stacks:
 
     def of_matrices(self, numbers: Sequence[int], dtype: torch.dtype = torch.int64) -> Tensor:
         """Return numbers, one a matrix, on the device of the values."""
-        return torch.tensor(numbers, dtype=dtype).to(self.device, non_blocking=True)
+        return moved(torch.tensor(numbers, dtype=dtype), self.device)
 
 
 def runs(

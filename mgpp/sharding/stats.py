@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mgpp.kernels.chunks import bit_chunks, chunk_size
+from mgpp.kernels.devices import bit_chunks, chunk_size, moved
 from mgpp.sharding.bitmask import all_kept
 from mgpp.sharding.counting import count_around, pattern_of
 from mgpp.sharding.shards import Shard
@@ -21,7 +21,7 @@ def counts_around(shards: Sequence[Shard], magnitude: float) -> Tensor:
     if not shards:
         return torch.zeros(2, dtype=torch.int64)
     whole = [number for shard in shards for number in (0, 0, max(shard.numel, 1))]
-    cuts = cuts.to(shards[0].flat.device, non_blocking=True)
+    cuts = moved(cuts, shards[0].flat.device)
     return count_around([shard.weight for shard in shards], whole, cuts).view(2)
 
 

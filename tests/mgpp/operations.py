@@ -1,17 +1,22 @@
 """Operations and synchronizing calls of a piece of work: what a GPU would launch, and wait for."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # The size of their results depends on values, so that CUDA's own implementations wait for the device.
 _WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "bincount", "equal", "_unique2"}
-_TRANSFERS = {"tolist", "cpu", "numpy", "item"}
+_TRANSFERS = {"tolist", "cpu", "numpy"}
 
 
 @dataclass
@@ -46,8 +51,8 @@ class _Transfers(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         name = getattr(func, "__name__", "")
-        to_device = name == "to" and any(isinstance(a, torch.device) for a in args[1:])
-        if name in _TRANSFERS - {"item"} or to_device:
+        waits = name == "to" and not (kwargs or {}).get("non_blocking")
+        if name in _TRANSFERS or (waits and any(isinstance(a, torch.device) for a in args[1:])):
             self.counts.synchronizing[name] += 1
         return func(*args, **(kwargs or {}))
 
@@ -58,3 +63,14 @@ def counted() -> Iterator[Counts]:
     counts = Counts()
     with _Operations(counts), _Transfers(counts):
         yield counts
+
+
+def uncounted(function: Callable[P, R]) -> Callable[P, R]:
+    """Return a function whose operations are not counted."""
+
+    @wraps(function)
+    def quietly(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _disable_current_modes():
+            return function(*args, **kwargs)
+
+    return quietly

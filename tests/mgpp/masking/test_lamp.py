@@ -173,7 +173,8 @@ def test_what_is_sent_is_what_is_said():
         counted = Collectives(collectives.rank, collectives.world_size, all_reduce)
         shards = contiguous_shards(weights, collectives.rank, 2)
         group = Group(indices=(0, 1, 2, 3), k=1000)
-        return lamp_groups(stacks_of(shards, len(weights)), [group], [w.numel() for w in weights], counted)
+        stacks = stacks_of(shards, len(weights))
+        return lamp_groups(stacks, [group], [w.numel() for w in weights], counted)
 
     found = run_ranks(2, work)
     assert found[0] == found[1]

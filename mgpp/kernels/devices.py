@@ -1,8 +1,8 @@
-"""How much of a tensor is worked on at a time.
+"""What differs between devices: how much is worked on at a time, and what is waited for.
 
-On a CPU a chunk and its buffers stay in cache, and every thread has a part of it: torch divides work among
-threads in parts of 2^15 elements at least. On a GPU what costs is the number of operations, so that a chunk
-only bounds the memory that buffers take.
+On a CPU a chunk and its buffers stay in cache, and every thread has a part of it: torch divides work
+among threads in parts of 2^15 elements at least. On a GPU what costs is the number of operations, and a
+chunk only bounds the memory that buffers take.
 """
 
 import torch
@@ -18,10 +18,15 @@ def has_kernels(device: torch.device) -> bool:
 
 
 def chunk_size(device: torch.device) -> int:
-    """Return how many elements to work on at a time: a multiple of 8, so that packed masks can be cut along."""
+    """Return how many elements to work on at a time; a multiple of 8, to cut packed masks along."""
     if has_kernels(device):
         return _ON_GPU
     return max(_LEAST, torch.get_num_threads() * _PER_THREAD)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device; only what comes from a GPU is waited for."""
+    return tensor.to(device, non_blocking=has_kernels(device))
 
 
 def chunks(tensor: Tensor) -> tuple[Tensor, ...]:
