@@ -31,9 +31,11 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 def chunks(tensor: Tensor) -> tuple[Tensor, ...]:
     """Return a 1-D tensor in order, as views of at most a chunk."""
-    return tensor.split(chunk_size(tensor.device))
+    parts: tuple[Tensor, ...] = tensor.split(chunk_size(tensor.device))
+    return parts
 
 
 def bit_chunks(packed: Tensor) -> tuple[Tensor, ...]:
     """Return packed bits, 1-D uint8, as views that belong to the chunks of what they are bits of."""
-    return packed.split(chunk_size(packed.device) // 8)
+    parts: tuple[Tensor, ...] = packed.split(chunk_size(packed.device) // 8)
+    return parts

@@ -40,7 +40,7 @@ class Stacks:
             device=self.device,
         )
 
-    def of_matrices(self, numbers: Sequence[int], dtype: torch.dtype = torch.int64) -> Tensor:
+    def of_matrices(self, numbers: Sequence[float], dtype: torch.dtype = torch.int64) -> Tensor:
         """Return numbers, one a matrix, on the device of the values."""
         return moved(torch.tensor(numbers, dtype=dtype), self.device)
 
