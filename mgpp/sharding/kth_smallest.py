@@ -28,6 +28,7 @@ _LEAST_SAMPLE, _MOST_SAMPLE = 1 << 16, 1 << 20
 # A stride that shares a factor with a matrix's width would see few of its columns.
 _AVOIDED = (2, 3, 5, 7, 11, 13)
 _SIGMAS = 6.0  # neighbours are alike, so the sample's error exceeds the binomial one somewhat
+_LINE, _LEAST_LINES = 16, 64  # values that are read from memory together
 _TOGETHER = 8
 _SPAN = 1 << 22  # values in which those to be set aside are looked for at a time
 _MOST_ASIDE = 4  # at most one value in this many is set aside
@@ -152,7 +153,13 @@ def _narrowed(
         _set_aside(of_group, *bracket, least=_LEAST_ASIDE // len(asked))
         for of_group, bracket in zip(matrices, brackets, strict=True)
     ]
-    sums = collectives.sum([n for a in asides for n in (a.below, a.between, a.values is None)])
+    sums = collectives.sum(
+        [
+            n
+            for a in asides
+            for n in (a.below, sum(map(len, (a.values or {}).values())), a.values is None)
+        ]
+    )
     ks, lows, width = [], [], 0
     for i, (group, aside, bracket) in enumerate(zip(asked, asides, brackets, strict=True)):
         below, between, lost = sums[3 * i : 3 * i + 3]
@@ -189,7 +196,7 @@ def _brackets(
     samples = []
     for of_group, group in zip(matrices, asked, strict=True):
         stride = _stride(group, len(asked))
-        samples.append(torch.cat([_NONE, *(value[::stride] for value in of_group.values())]))
+        samples.append(torch.cat([_NONE, *(_sample(v, stride) for v in of_group.values())]))
     sizes = collectives.sum(list(map(len, samples)))
     lowest, highest = [], []
     for group, size in zip(asked, sizes, strict=True):
@@ -211,6 +218,14 @@ def _brackets(
     ]
 
 
+def _sample(values: Tensor, stride: int) -> Tensor:
+    """Return every stride-th line of values, or every stride-th value where there are few."""
+    if len(values) < stride * _LINE * _LEAST_LINES:
+        return values[::stride]
+    lines = values[: len(values) // _LINE * _LINE].view(-1, _LINE)
+    return lines[::stride].reshape(-1)
+
+
 def _stride(group: Asked, num_groups: int) -> int:
     """Return how far apart the sampled values of a group are."""
     least = max(_LEAST_SAMPLE // num_groups, _LEAST_SAMPLE // 4)
@@ -223,40 +238,35 @@ def _stride(group: Asked, num_groups: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class _Aside:
-    """How many patterns lie below and in a bracket, and values by matrix: all in it, with some others.
+    """How many patterns lie below a bracket, and by matrix the values whose patterns lie in it.
 
     The values are None where they would be too many to be worth their memory.
     """
 
     below: int
-    between: int
     values: dict[int, Tensor] | None
 
 
 def _set_aside(matrices: Mapping[int, Tensor], low: int, high: int, *, least: int) -> _Aside:
     """Count patterns below `low` and those from there to `high`, and keep the latter."""
     most = max(sum(map(len, matrices.values())) // _MOST_ASIDE, least)
-    num_below = num_upto = num_kept = 0
+    num_below = num_kept = 0
     values: dict[int, Tensor] = {}
     for number, matrix in matrices.items():
-        kept = [matrix[:0]]
+        kept = [_NONE]
         for span in matrix.split(_SPAN):
             rows = span[: len(span) // _TOGETHER * _TOGETHER].view(_TOGETHER, -1)
             rest = span[rows.numel() :]
             below, upto = _counts_by_column(rows, low, high)
-            patterns = magnitude_bits(rest)
-            num_below += int(below.sum(dtype=torch.int32)) + int((patterns < low).sum())
-            num_upto += int(upto.sum(dtype=torch.int32)) + int((patterns <= high).sum())
+            num_below += int(below.sum(dtype=torch.int32)) + int((magnitude_bits(rest) < low).sum())
             if num_kept <= most:
                 wanted = upto.sub_(below).nonzero().squeeze(1)
                 kept += [rows.index_select(1, wanted).view(-1), rest]
                 num_kept += _TOGETHER * len(wanted)
-        values[number] = torch.cat(kept)
-    return _Aside(
-        below=num_below,
-        between=num_upto - num_below,
-        values=None if num_kept > most else values,
-    )
+        patterns = magnitude_bits(torch.cat(kept))
+        patterns = patterns[(patterns >= low) & (patterns <= high)]
+        values[number] = patterns.view(torch.float32)
+    return _Aside(below=num_below, values=None if num_kept > most else values)
 
 
 def _counts_by_column(rows: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
