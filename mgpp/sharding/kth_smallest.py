@@ -24,12 +24,12 @@ from mgpp.sharding.counting import GREATEST, count_digits, magnitude_bits
 from mgpp.sharding.stacks import Stacks, runs
 
 _NONE = torch.empty(0)
-_LEAST_SAMPLE, _MOST_SAMPLE = 1 << 16, 1 << 20
+_LEAST_SAMPLE, _MOST_SAMPLE = 1 << 16, 1 << 19
 # A stride that shares a factor with a matrix's width would see few of its columns.
 _AVOIDED = (2, 3, 5, 7, 11, 13)
-_SIGMAS = 6.0  # neighbours are alike, so the sample's error exceeds the binomial one somewhat
+_SIGMAS = 4.0  # of the sample's error; where it was more, all values are counted
 _LINE, _LEAST_LINES = 16, 64  # values that are read from memory together
-_TOGETHER = 8
+_TOGETHER = 16
 _SPAN = 1 << 22  # values in which those to be set aside are looked for at a time
 _MOST_ASIDE = 4  # at most one value in this many is set aside
 _LEAST_ASIDE = 1 << 18
