@@ -2,11 +2,16 @@
 
 import csv
 import os
+import shutil
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Two files are tested at a time: threads that wait for each other on cores that are taken spin.
 os.environ["OMP_NUM_THREADS"] = "1"
+if shutil.which("nvidia-smi") is None:
+    os.environ["TRITON_INTERPRET"] = (
+        "1"  # before anything imports Triton: it then runs without a GPU
+    )
 # Ray runs its workers at nice 15: beside a busy test on two cores they get next to nothing.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 

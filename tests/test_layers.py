@@ -37,7 +37,7 @@ FLOORS = [
     "mgpp.methods",
     "mgpp.sharding",
     "mgpp.prior mgpp.prunable",
-    "mgpp.prior_kernel",
+    "mgpp.kernels",
     "mgpp.schedule mgpp.duration mgpp.pattern mgpp.settings mgpp.version",
     "launch",
     "pipeline",
@@ -101,9 +101,10 @@ ALLOWED = {
     ),
     "mgpp.coverage": "mgpp.prunable",
     "mgpp.pruner": "mgpp.masking mgpp.methods mgpp.schedule mgpp.sharding",
-    "mgpp.masking": "mgpp.methods mgpp.pattern mgpp.schedule mgpp.settings mgpp.sharding",
-    "mgpp.methods": "mgpp.pattern mgpp.prior mgpp.schedule mgpp.settings mgpp.sharding",
-    "mgpp.prior": "mgpp.prior_kernel",
+    "mgpp.masking": "mgpp.kernels mgpp.methods mgpp.pattern mgpp.schedule mgpp.settings mgpp.sharding",
+    "mgpp.methods": "mgpp.kernels mgpp.pattern mgpp.prior mgpp.schedule mgpp.settings mgpp.sharding",
+    "mgpp.prior": "mgpp.kernels",
+    "mgpp.sharding": "mgpp.kernels",
 }
 
 

@@ -403,7 +403,7 @@ def test_displacement_is_that_of_sorting_on_any_ranks():
 
 def test_displacement_is_of_magnitudes_alone():
     """Not of what prunes by a score, nor where the cut is at zero."""
-    counts = torch.zeros(2048, dtype=torch.int64)
+    counts = [0] * 2048
     counts[0] = 3
     assert displacement_quantile(counts, 0.5) == 0.0
     counts[12 * 128] = 7  # from 1 to 1 + 1/128
