@@ -1,13 +1,12 @@
 """Classification and regression of one or two texts."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Json, Value
 from pydantic import Field
 from torch import Tensor
 from transformers import DataCollatorWithPadding
@@ -15,6 +14,10 @@ from transformers import DataCollatorWithPadding
 from pipeline import metric
 from pipeline.errors import ConfigError, Problem
 from pipeline.tasks.base import Metrics, Predictions, Task, TaskConfig, TokenizedData
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset, DatasetDict
 
 _ROWS_AT_A_TIME = 100_000
 _SHOWN = 5  # labels that a message lists
@@ -73,6 +76,8 @@ class _SequenceTask(Task):
             encoded = tokenizer(*texts, truncation=True, max_length=self.config.max_length)
             return {**encoded, "labels": [labels(value) for value in rows[self.config.label]]}
 
+        from datasets import DatasetDict
+
         mapped = DatasetDict(
             {
                 name: split.map(
@@ -111,6 +116,8 @@ class Classification(_SequenceTask):
         return [self.config.label]
 
     def labels(self, splits: DatasetDict) -> tuple[Callable[[Any], Any], dict[str, Any]]:
+        from datasets import ClassLabel
+
         column = self.config.label
         feature = splits["train"].features[column]
         _refuse_missing(splits, column)
@@ -166,6 +173,8 @@ class Classification(_SequenceTask):
 
 def _refuse_kinds(splits: DatasetDict, column: str) -> None:
     """Refuse labels of a kind that names no classes, and of another kind than in training."""
+    from datasets import Json
+
     kinds = {name: _kind(split.features[column]) for name, split in splits.items()}
     for name, kind in kinds.items():
         if kind is None:
@@ -194,6 +203,8 @@ def _refuse_kinds(splits: DatasetDict, column: str) -> None:
 
 def _kind(feature: Any) -> str | None:
     """Return what a column of classes holds, in words; None if that cannot be classes."""
+    from datasets import ClassLabel, Value
+
     if isinstance(feature, ClassLabel):
         return "whole numbers"
     dtype = feature.dtype if isinstance(feature, Value) else ""
@@ -246,6 +257,9 @@ class Regression(_SequenceTask):
     predicts_numbers = True
 
     def labels(self, splits: DatasetDict) -> tuple[Callable[[Any], Any], dict[str, Any]]:
+        import pyarrow.compute as pc
+        from datasets import Value
+
         column = self.config.label
         _refuse_missing(splits, column)
         for name, split in splits.items():
