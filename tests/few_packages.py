@@ -26,8 +26,9 @@ def only(needed: Collection[str], without: Collection[str] = ()) -> dict[str, st
         for module, distributions in packages_distributions().items()
         if module.isidentifier() and not found & set(map(_normal, distributions))
     }
+    paths = [str(Path(__file__).parent / "without"), os.environ.get("PYTHONPATH", "")]
     return {
-        "PYTHONPATH": f"{Path(__file__).parent / 'without'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "MGPP_WITHOUT": " ".join(sorted((hidden | set(without)) - {"mgpp", "pipeline", "launch"})),
     }
 
