@@ -18,7 +18,7 @@ _DISPLACEMENT_BINS, _DISPLACEMENT_SHIFT, _DISPLACEMENT_FIRST = 2048, 16, 0x39800
 _MAGNITUDE_BINS, _MAGNITUDE_SHIFT = 2048, 17
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _block(blocks, pointers):  # type: ignore[no-untyped-def]
     """Return the patterns of this program's tensor, its first element, its end and its matrix."""
     row = blocks + tl.program_id(0) * 4

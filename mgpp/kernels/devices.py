@@ -8,7 +8,7 @@ chunk only bounds the memory that buffers take.
 import torch
 from torch import Tensor
 
-_LEAST, _PER_THREAD = 1 << 18, 1 << 16
+_LEAST, _PER_THREAD = 1 << 17, 1 << 16
 _ON_GPU = 1 << 26  # 256 MiB of float32
 
 

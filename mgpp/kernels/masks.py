@@ -98,7 +98,7 @@ def _factor(number, MIX0: tl.constexpr, MIX1: tl.constexpr):  # type: ignore[no-
     return (mixed ^ (mixed >> 29)) | 1
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _num_set(byte):  # type: ignore[no-untyped-def]
     pairs = byte - ((byte >> 1) & 0x55)
     fours = (pairs & 0x33) + ((pairs >> 2) & 0x33)

@@ -1,6 +1,7 @@
 """Operators of torch: plain torch for CPUs, a kernel for GPUs, and what the result looks like."""
 
 from collections.abc import Callable
+from functools import wraps
 from importlib import import_module
 from typing import Any, ParamSpec, TypeVar
 
@@ -8,6 +9,8 @@ import torch
 
 P = ParamSpec("P")
 R = TypeVar("R")
+# Not `torch.library.custom_op`: its first call imports torch's compiler, which takes a second.
+_LIBRARY = torch.library.Library("mgpp", "DEF")
 
 
 def operator(
@@ -27,11 +30,11 @@ def operator(
         def on_cuda(*args: Any) -> Any:
             return getattr(import_module(f"mgpp.kernels.{kernels}"), name)(*args)
 
-        made = torch.library.custom_op(
-            f"mgpp::{name}", on_cpu, mutates_args=mutates, device_types="cpu"
-        )
-        made.register_kernel("cuda")(on_cuda)
-        made.register_fake(fake)
+        _LIBRARY.define(name + torch.library.infer_schema(on_cpu, mutates_args=mutates))
+        _LIBRARY.impl(name, on_cpu, "CPU")
+        _LIBRARY.impl(name, on_cuda, "CUDA")
+        torch.library.register_fake(f"mgpp::{name}", fake, lib=_LIBRARY)
+        made: Callable[P, R] = wraps(on_cpu)(getattr(torch.ops.mgpp, name))
         return made
 
     return decorate

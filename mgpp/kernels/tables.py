@@ -1,4 +1,4 @@
-"""What one launch is told of many tensors: their addresses, and the block that each program has."""
+"""For one launch over many tensors: their addresses, and the block of them that each program has."""
 
 from collections.abc import Sequence
 from functools import lru_cache

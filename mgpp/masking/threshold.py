@@ -83,8 +83,8 @@ def find_cuts(
     for batch in _batches(busy):
         asked = [Asked(indices=groups[i].indices, k=groups[i].k, total=totals[i]) for i in batch]
         held = stacks.holding({index for group in asked for index in group.indices})
-        found = kth_smallest(held, asked, collectives)
-        quotas = _tied_quotas(held, asked, found, collectives)
+        found, with_equal = kth_smallest(held, asked, collectives)
+        quotas = _tied_quotas(with_equal, asked, found, collectives)
         for i, kth, quota in zip(batch, found, quotas, strict=True):
             cuts[i] = Cut(k=groups[i].k, bits=kth.bits, tied_quota=quota)
     return cuts
@@ -129,7 +129,14 @@ def _batches(groups: Sequence[int]) -> Iterator[Sequence[int]]:
 def _tied_quotas(
     stacks: Stacks, asked: Sequence[Asked], found: Sequence[Kth], collectives: Collectives
 ) -> list[Mapping[int, int] | None]:
-    """Return each cut's `tied_quota`: ties to prune are divided among the ranks in global order."""
+    """Return each cut's `tied_quota`: ties to prune are divided among the ranks in global order.
+
+    Args:
+        stacks: this rank's values, or some that have all that are equal to the cut of their group.
+        asked: the groups.
+        found: the k-th of each.
+        collectives: the group over which the weights are sharded.
+    """
     tied = [i for i, kth in enumerate(found) if kth.place < kth.num_equal]
     quotas: list[Mapping[int, int] | None] = [None] * len(asked)
     if not tied:

@@ -20,7 +20,8 @@ GREATEST = 0x7FFFFFFF  # above the patterns of all numbers
 
 def magnitude_bits(weight: Tensor, out: Tensor | None = None) -> Tensor:
     """Return the bit pattern of |w| as int32, ordered as the magnitudes are; in `out` if given."""
-    return torch.bitwise_and(weight.view(torch.int32), GREATEST, out=out)
+    magnitudes = torch.abs(weight, out=None if out is None else out.view(torch.float32))
+    return magnitudes.view(torch.int32)
 
 
 def magnitude_of(pattern: int) -> float:

@@ -12,7 +12,7 @@ the sample was wrong, or too many values are tied, all are.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,7 @@ from mgpp.sharding.collectives import Collectives
 from mgpp.sharding.counting import GREATEST, count_digits, magnitude_bits
 from mgpp.sharding.stacks import Stacks, runs
 
-_CPU = torch.device("cpu")
+_NONE = torch.empty(0)
 _LEAST_SAMPLE, _MOST_SAMPLE = 1 << 16, 1 << 18
 # A stride that shares a factor with a matrix's width would see few of its columns.
 _AVOIDED = (2, 3, 5, 7, 11, 13)
@@ -76,13 +76,19 @@ def sent_bytes(num_groups: int) -> int:
     return 8 * num_groups * (sampled + 4 + sum(1 << bits for _, bits in digits))
 
 
-def kth_smallest(stacks: Stacks, asked: Sequence[Asked], collectives: Collectives) -> list[Kth]:
+def kth_smallest(
+    stacks: Stacks, asked: Sequence[Asked], collectives: Collectives
+) -> tuple[list[Kth], Stacks]:
     """Find the k-th smallest of each group.
 
     Args:
         stacks: this rank's values; matrices in no group are passed over.
         asked: the same on all ranks; no matrix is in two.
         collectives: the group of ranks over which the values are spread.
+
+    Returns:
+        The k-th of each group; and values by the same matrices, not in their order, among which are all
+        that are equal to the k-th of their group.
     """
     groups = [-1] * stacks.num_matrices
     for i, group in enumerate(asked):
@@ -91,9 +97,10 @@ def kth_smallest(stacks: Stacks, asked: Sequence[Asked], collectives: Collective
     ks = [group.k for group in asked]
     digits = digits_of(len(asked))
     if not devices.has_kernels(stacks.device):
-        stacks, groups, ks = _narrowed(stacks, groups, asked, digits, collectives)
+        stacks, ks = _narrowed(stacks, groups, asked, digits, collectives)
     found = _search(stacks, groups, ks, digits, collectives)
-    return [Kth(bits=bits, place=place, num_equal=size) for bits, place, size in found.t().tolist()]
+    kths = [Kth(bits=bits, place=place, num_equal=size) for bits, place, size in found.t().tolist()]
+    return kths, stacks
 
 
 def _search(
@@ -130,67 +137,71 @@ def _narrowed(
     asked: Sequence[Asked],
     digits: Sequence[tuple[int, int]],
     collectives: Collectives,
-) -> tuple[Stacks, list[int], list[int]]:
-    """Return fewer values, each group's k-th among them; their groups; and its place there."""
-    parts: list[list[Tensor]] = [[] for _ in asked]
-    for which, begin, end, group in runs(stacks.values, stacks.places, groups):
-        if group >= 0:
-            parts[group].append(stacks.values[which][begin:end])
-    brackets = _brackets(parts, asked, digits, collectives)
+) -> tuple[Stacks, list[int]]:
+    """Return fewer values, each group's k-th and its equals among them, and its place there."""
+    matrices: list[dict[int, Tensor]] = [{} for _ in asked]
+    for which, begin, end, number in runs(stacks.values, stacks.places, range(len(groups))):
+        if groups[number] >= 0:
+            matrices[groups[number]][number] = stacks.values[which][begin:end]
+    brackets = _brackets(matrices, asked, digits, collectives)
     asides = [
         _set_aside(of_group, *bracket, least=_LEAST_ASIDE // len(asked))
-        for of_group, bracket in zip(parts, brackets, strict=True)
+        for of_group, bracket in zip(matrices, brackets, strict=True)
     ]
     sums = collectives.sum(
-        [n for a in asides for n in (a.below, a.between, a.below_among_values, a.values is None)]
+        [n for a in asides for n in (a.below, a.between, a.below_among_values, a.is_lost)]
     )
     ks = []
     for i, (group, aside) in enumerate(zip(asked, asides, strict=True)):
         below, between, below_among_values, lost = sums[4 * i : 4 * i + 4]
         k = group.k
-        if aside.values is not None and not lost and below < k <= below + between:
-            parts[i], k = aside.values, k - below + below_among_values
+        if not lost and below < k <= below + between:
+            matrices[i], k = aside.values, k - below + below_among_values
         ks.append(k)
-    return *_apart(parts), ks
+    return _whole(matrices, len(groups)), ks
 
 
-def _apart(parts: Sequence[Sequence[Tensor]]) -> tuple[Stacks, list[int]]:
-    """Return the values of each group as matrices of their own, and their groups."""
-    values = [part for of_group in parts for part in of_group]
-    places = [n for i, part in enumerate(values) for n in (i, 0, max(len(part), 1))]
-    groups = [i for i, of_group in enumerate(parts) for _ in of_group]
-    stacks = Stacks(values=values, places=places, num_matrices=len(values), device=_CPU)
-    return stacks, groups
+def _whole(matrices: Sequence[Mapping[int, Tensor]], num_matrices: int) -> Stacks:
+    """Return values, by group and matrix, as whole matrices."""
+    return Stacks(
+        values=[value for of_group in matrices for value in of_group.values()],
+        places=[
+            n
+            for of_group in matrices
+            for number, value in of_group.items()
+            for n in (number, 0, max(len(value), 1))
+        ],
+        num_matrices=num_matrices,
+        device=torch.device("cpu"),
+    )
 
 
 def _brackets(
-    parts: Sequence[Sequence[Tensor]],
+    matrices: Sequence[Mapping[int, Tensor]],
     asked: Sequence[Asked],
     digits: Sequence[tuple[int, int]],
     collectives: Collectives,
 ) -> list[tuple[int, int]]:
     """Return patterns between which, both included, each group's k-th lies, going by a sample."""
-    samples = [
-        [part[::stride] for part in of_group]
-        for of_group, stride in zip(
-            parts, (_stride(group, len(asked)) for group in asked), strict=True
-        )
-    ]
-    sizes = collectives.sum([sum(map(len, of_group)) for of_group in samples])
-    ends = []
+    samples = []
+    for of_group, group in zip(matrices, asked, strict=True):
+        stride = _stride(group, len(asked))
+        samples.append(torch.cat([_NONE, *(value[::stride] for value in of_group.values())]))
+    sizes = collectives.sum(list(map(len, samples)))
+    lowest, highest = [], []
     for group, size in zip(asked, sizes, strict=True):
         share = group.k / group.total
         margin = _SIGMAS * math.sqrt(share * (1 - share) * size) + 1
-        ends.append([max(int(share * size - margin), 1), min(int(share * size + margin) + 1, size)])
-    joined = [[torch.cat(of_group)] if of_group else [] for of_group in samples]
-    stacks, groups = _apart([*joined, *joined])
-    lowest, highest = zip(*ends, strict=True)
-    found = _search(stacks, groups, [*lowest, *highest], digits[:2], collectives)[0].tolist()
+        lowest.append(max(int(share * size - margin), 1))
+        highest.append(min(int(share * size + margin) + 1, size))
+    both = range(2 * len(asked))  # each sample twice: where the bracket begins, and where it ends
+    twice = _whole([dict(zip(both, [*samples, *samples], strict=True))], len(both))
+    found = _search(twice, both, [*lowest, *highest], digits[:2], collectives)[0].tolist()
     last = (1 << digits[1][0]) - 1
     return [
         (low if first > 1 else 0, high + last if end < size else GREATEST)
-        for low, high, (first, end), size in zip(
-            found[: len(asked)], found[len(asked) :], ends, sizes, strict=True
+        for low, high, first, end, size in zip(
+            found[: len(asked)], found[len(asked) :], lowest, highest, sizes, strict=True
         )
     ]
 
@@ -207,51 +218,59 @@ def _stride(group: Asked, num_groups: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class _Aside:
-    """How many patterns lie below and in a bracket, and values: all in it, with some others.
+    """How many patterns lie below and in a bracket, and values by matrix: all in it, with some others.
 
-    Of the values `below_among_values` lie below the bracket. They are None where they would be too many
+    Of the values `below_among_values` lie below the bracket. They are lost where they would be too many
     to be worth their memory.
     """
 
     below: int
     between: int
     below_among_values: int
-    values: list[Tensor] | None
+    values: dict[int, Tensor]
+    is_lost: bool
 
 
-def _set_aside(parts: Sequence[Tensor], low: int, high: int, *, least: int) -> _Aside:
+def _set_aside(matrices: Mapping[int, Tensor], low: int, high: int, *, least: int) -> _Aside:
     """Count patterns below `low` and those from there to `high`, and keep the latter."""
-    size = min(devices.chunk_size(_CPU), max(map(len, parts), default=0))
-    most = max(sum(map(len, parts)) // _MOST_ASIDE, least)
+    most = max(sum(map(len, matrices.values())) // _MOST_ASIDE, least)
+    size = min(devices.chunk_size(torch.device("cpu")), max(map(len, matrices.values()), default=0))
     room = torch.empty(2, size, dtype=torch.int32)
     found = torch.zeros(4, size // _TOGETHER, dtype=torch.int32)
-    kept, rests, num_kept = [], [room[0, :0]], 0
-    for chunk in (chunk for part in parts for chunk in part.split(size)):
-        bits, marks = room[:, : len(chunk)]
-        magnitude_bits(chunk, out=bits)
-        # _TOGETHER at a time, far apart, are looked at as one: few columns then hold any that is wanted.
-        # Comparisons written as int32 are four times faster than as bool, on AVX2.
-        width = len(chunk) // _TOGETHER
-        rows, marked = (t[: _TOGETHER * width].view(_TOGETHER, width) for t in (bits, marks))
-        below, upto, all_below, all_upto = found[:, :width]
-        torch.sum(torch.lt(rows, low, out=marked), dim=0, dtype=torch.int32, out=below)
-        torch.sum(torch.le(rows, high, out=marked), dim=0, dtype=torch.int32, out=upto)
-        all_below.add_(below)
-        all_upto.add_(upto)
-        if num_kept <= most:
-            wanted = upto.sub_(below).nonzero().squeeze(1)
-            kept.append(rows.index_select(1, wanted).view(-1))
-            num_kept += len(kept[-1])
-        if width * _TOGETHER < len(chunk):
-            rests.append(bits[width * _TOGETHER :].clone())
-    rest = torch.cat(rests)
-    num_below, num_upto = found[2:].sum(dim=1).tolist()
-    num_below += int((rest < low).sum())
-    num_upto += int((rest <= high).sum())
-    values = [] if num_kept > most else [torch.cat([*kept, rest])]
+    values: dict[int, Tensor] = {}
+    num_below = num_upto = num_kept = 0
+    for number, matrix in matrices.items():
+        kept = [room[0, :0]]
+        for chunk in matrix.split(size):
+            bits, marks = room[:, : len(chunk)]
+            magnitude_bits(chunk, out=bits)
+            # _TOGETHER at a time, far apart, are looked at as one: few columns then hold any that is
+            # wanted. Comparisons written as int32 are four times faster than as bool, on AVX2.
+            width = len(chunk) // _TOGETHER
+            rows, marked = (t[: _TOGETHER * width].view(_TOGETHER, width) for t in (bits, marks))
+            below, upto, all_below, all_upto = found[:, :width]
+            torch.sum(torch.lt(rows, low, out=marked), dim=0, dtype=torch.int32, out=below)
+            torch.sum(torch.le(rows, high, out=marked), dim=0, dtype=torch.int32, out=upto)
+            all_below.add_(below)
+            all_upto.add_(upto)
+            if num_kept <= most:
+                wanted = upto.sub_(below).nonzero().squeeze(1)
+                kept.append(rows.index_select(1, wanted).view(-1))
+                num_kept += len(kept[-1])
+            if width * _TOGETHER < len(chunk):
+                rest = bits[width * _TOGETHER :]
+                num_below += int((rest < low).sum())
+                num_upto += int((rest <= high).sum())
+                kept.append(rest.clone())
+        values[number] = torch.cat(kept).view(torch.float32)
+    num_below += int(found[2].sum())
+    num_upto += int(found[3].sum())
+    is_lost = num_kept > most
+    patterns = [] if is_lost else map(magnitude_bits, values.values())
     return _Aside(
         below=num_below,
         between=num_upto - num_below,
-        below_among_values=sum(int((v < low).sum()) for v in values),
-        values=[v.view(torch.float32) for v in values] or None,
+        below_among_values=sum(int((bits < low).sum()) for bits in patterns),
+        values=values,
+        is_lost=is_lost,
     )

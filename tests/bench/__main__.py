@@ -21,6 +21,7 @@ LIMITS: dict[str, tuple[str, str]] = {
     "peak_memory_ratio": ("peak memory over plain fine-tuning", "<= 1.05"),
     "pruner_bytes_per_weight": ("bytes the pruner holds per weight of the shard", "<= 0.2"),
     "threshold_speedup": ("torch.kthvalue's time over the exact threshold's", ">= 8"),
+    "threshold_reads": ("the exact threshold's time over that of one read of the weights", "<= 6"),
     "threshold_extra_mib": ("MiB the threshold takes beyond the weights", "<= 64"),
     "threshold_sent_bytes": ("bytes a rank sends for a threshold", "<= 1048576"),
     "scaling_elements": ("share of the weights a rank touches, times the ranks", "<= 1.01"),
