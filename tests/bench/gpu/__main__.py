@@ -25,6 +25,7 @@ from tests.bench.gpu.process import found_in, run_part
 from tests.bench.gpu.sizes import DRY_RUN, GPU, Part
 
 _LOG_END = 3000  # characters of what a failed part said that are shown
+_PRELOADED = "tests.bench.gpu.parts"
 _DEVICE = """
 import json, torch
 if torch.cuda.is_available():
@@ -39,12 +40,14 @@ def find_device() -> dict[str, Any] | None:
 
     Asked in a process of its own: this one starts others, and must not hold memory of the device.
     """
-    done = subprocess.run([sys.executable, "-c", _DEVICE], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", _DEVICE], capture_output=True, text=True, check=False
+    )
     if not done.stdout.strip():
         return None
-    found: dict[str, Any] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     try:
-        said = subprocess.run(_DRIVER, capture_output=True, text=True)
+        said = subprocess.run(_DRIVER, capture_output=True, text=True, check=False)
         found["driver"] = said.stdout.strip() or None
     except OSError:
         found["driver"] = None
@@ -105,14 +108,14 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.gpu", description=__doc__)
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
-    parser.add_argument("parts", nargs="*", help="; ".join(dict.fromkeys(p.module for p in GPU)))
+    parser.add_argument("parts", nargs="*", help="; ".join(dict.fromkeys(p.group for p in GPU)))
     given = parser.parse_args(arguments)
     found = None if given.dry_run else find_device()
     if found is None and not given.dry_run:
         print("torch sees no CUDA device; --dry-run tries the same at tiny sizes on the CPU")
         return 2
     parts = DRY_RUN if given.dry_run else GPU
-    unknown = set(given.parts) - {part.module for part in parts}
+    unknown = set(given.parts) - {part.group for part in parts}
     if unknown:
         print(f"no such parts: {', '.join(sorted(unknown))}")
         return 2
@@ -120,11 +123,11 @@ def main(arguments: list[str]) -> int:
     os.environ |= {"DS_ACCELERATOR": device, "HF_HUB_OFFLINE": "1"}
     if given.dry_run:
         os.environ |= {"OMP_NUM_THREADS": "1"}
-        multiprocessing.set_forkserver_preload(["tests.bench.gpu.parts"])
+        multiprocessing.set_forkserver_preload([_PRELOADED])
     figures, failed, seconds = [], {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for part in parts:
-            if given.parts and part.module not in given.parts:
+            if given.parts and part.group not in given.parts:
                 continue
             print(f"{part.name} ...", flush=True)
             begin = time.monotonic()
@@ -149,7 +152,9 @@ def main(arguments: list[str]) -> int:
         if figure.value is False:
             print(f"\n{figure.key} FAILED:\n{figure.detail}")
     print(
-        "\n" + table([("", "", "measured", "limit"), *(f.row(given.dry_run) for f in figures)]) + "\n"
+        "\n"
+        + table([("", "", "measured", "limit"), *(f.row(given.dry_run) for f in figures)])
+        + "\n"
     )
     broken = [f.key for f in figures if f.is_kept(given.dry_run) is False]
     wrong = [*failed, *broken]

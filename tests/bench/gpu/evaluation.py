@@ -49,7 +49,7 @@ def measure(size: Mapping[str, Any], device: torch.device, folder: Path) -> Iter
     assert loss is not None
     yield Figure(
         key="evaluation_loss",
-        text="loss in bf16 over that of transformers in float32, less 1, in size",
+        text="how far the loss in bf16 is from that of transformers in float32, as a share of it",
         value=abs(loss / fmean(losses) - 1),
         limit="<= 0.01",
     )
@@ -61,7 +61,7 @@ def measure(size: Mapping[str, Any], device: torch.device, folder: Path) -> Iter
     )
     yield Figure(
         key="evaluation_peak_logits",
-        text="of it beyond the weights, over a batch's logits in float32",
+        text="what of it lies beyond the weights, over a batch's logits in float32",
         value=None if peak is None else (peak - 2 * num_weights) / (4 * logits),
         limit="<= 4",
     )

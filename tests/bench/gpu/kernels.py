@@ -112,7 +112,8 @@ def _operators(numels: Sequence[int]) -> list[tuple[Any, list[tuple[Any, ...]]]]
         for share in (0.4, 0.6)
     )
     firsts = [sum(numels[:i]) + 3 for i in range(len(numels))]
-    lowest = torch.full((num_matrices,), 100)
+    tops = lamp.largest_patterns(values, places, num_matrices) >> lamp._SHIFT
+    lowest = (tops.long() - lamp.NUM_BINS + 1).clamp(min=0)
     digits = [(20, 11, [0, 0, 0]), (9, 11, [0x3C000000, 0, 0x3D000000])]
     return [
         (

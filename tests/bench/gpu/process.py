@@ -13,8 +13,9 @@ from tests.bench.gpu.figures import Figure
 from tests.bench.gpu.sizes import Part
 from tests.processes import free_port, leave
 
+
 def run_part(part: Part, device: str, folder: Path) -> None:
-    """Measure, write each figure to `figures.jsonl` as it is found and what is said to `log`; and leave."""
+    """Measure; write figures to `figures.jsonl` as they are found, and what is printed to `log`."""
     os.setsid()
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -29,7 +30,7 @@ def run_part(part: Part, device: str, folder: Path) -> None:
     }
     import torch
 
-    module = import_module(f"tests.bench.gpu.{part.module}")
+    module = import_module(part.module)
     with (folder / "figures.jsonl").open("a") as found:
         for figure in module.measure(part.size, torch.device(device), folder):
             print(json.dumps(vars(figure)), file=found, flush=True)

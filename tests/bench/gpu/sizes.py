@@ -14,7 +14,7 @@ class Part:
 
     Attributes:
         name: its own.
-        module: of `tests.bench.gpu`.
+        module: in full.
         seconds: after so many it is ended, and counts as failed.
         size: what its module is given.
     """
@@ -23,6 +23,15 @@ class Part:
     module: str
     seconds: float
     size: Mapping[str, Any]
+
+    @property
+    def group(self) -> str:
+        """The name by which it can be asked for."""
+        return self.module.split(".")[-1]
+
+
+def _part(name: str, module: str, seconds: float, **size: Any) -> Part:
+    return Part(name=name, module=f"tests.bench.gpu.{module}", seconds=seconds, size=size)
 
 
 _BF16 = ("stage0-bf16", "stage1-bf16", "stage2-bf16", "stage3-bf16")
@@ -68,136 +77,64 @@ _TINY_GPT2 = {
 def _throughput(size: Mapping[str, Any], rounds: int, seconds: float) -> list[Part]:
     """Both in turn, each time in a new process."""
     return [
-        Part(
-            name=f"throughput-{mode}-{turn}",
-            module="throughput",
-            seconds=seconds,
-            size={**size, "mode": mode, "turn": turn},
-        )
+        _part(f"throughput-{mode}-{turn}", "throughput", seconds, **size, mode=mode, turn=turn)
         for turn in range(rounds)
         for mode in ("ours", "trainer")
     ]
 
 
+_LLAMA_1B = {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 32768,
+    "tie_word_embeddings": True,
+}
+_TINY = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "vocab_size": 64,
+}
+_BERT, _LLAMA = (
+    {"model": "bert", "kind": "BertForSequenceClassification"},
+    {"model": "llama-1b", "kind": "LlamaForCausalLM"},
+)
+_FEW = {"rows": 2, "length": 8, "rounds": 1}
 GPU = [
-    Part(name="layouts", module="layouts", seconds=240, size={"cases": _LAYOUTS}),
-    Part(
-        name="kernels",
-        module="kernels",
-        seconds=150,
-        size={"numels": (35, 131, 8191, 70_001, 3_000_017, 0), "matrices": (12, 256, 300)},
+    _part("layouts", "layouts", 240, cases=_LAYOUTS),
+    _part(
+        "kernels",
+        "kernels",
+        150,
+        numels=(35, 131, 8191, 70_001, 3_000_017, 0),
+        matrices=(12, 256, 300),
     ),
-    Part(
-        name="pruning",
-        module="pruning",
-        seconds=150,
-        size={
-            "weights": {"85m": (36, 768, 3072), "1b": (62, 2048, 8192)},
-            "rounds": 15,
-        },
+    _part(
+        "pruning",
+        "pruning",
+        140,
+        weights={"85m": (36, 768, 3072), "1b": (62, 2048, 8192)},
+        rounds=15,
     ),
-    Part(
-        name="steps",
-        module="steps",
-        seconds=240,
-        size={
-            "bert": {
-                "kind": "BertForSequenceClassification",
-                "settings": {},
-                "rows": 32,
-                "length": 128,
-                "rounds": 12,
-            },
-            "llama-1b": {
-                "kind": "LlamaForCausalLM",
-                "settings": {
-                    "hidden_size": 2048,
-                    "intermediate_size": 8192,
-                    "num_hidden_layers": 16,
-                    "num_attention_heads": 32,
-                    "num_key_value_heads": 8,
-                    "vocab_size": 32768,
-                    "tie_word_embeddings": True,
-                },
-                "rows": 8,
-                "length": 1024,
-                "rounds": 8,
-            },
-        },
+    _part("steps-bert", "steps", 100, **_BERT, settings={}, rows=32, length=128, rounds=12),
+    _part(
+        "steps-llama-1b", "steps", 150, **_LLAMA, settings=_LLAMA_1B, rows=8, length=1024, rounds=8
     ),
     *_throughput(_GPT2, rounds=2, seconds=75),
-    Part(
-        name="batches",
-        module="batches",
-        seconds=45,
-        size={"rows": 4096, "length": 1024, "batch": 32, "vocabulary": 50304},
-    ),
-    Part(
-        name="evaluation",
-        module="evaluation",
-        seconds=60,
-        size={**_GPT2, "batches": 8},
-    ),
+    _part("batches", "batches", 45, rows=4096, length=1024, batch=32, vocabulary=50304),
+    _part("evaluation", "evaluation", 60, **_GPT2, batches=8),
 ]
 DRY_RUN = [
-    Part(name="layouts", module="layouts", seconds=60, size={"cases": _BF16}),
-    Part(
-        name="kernels",
-        module="kernels",
-        seconds=60,
-        size={"numels": (35, 131, 8191, 0), "matrices": (4, 16, 20)},
-    ),
-    Part(
-        name="pruning",
-        module="pruning",
-        seconds=60,
-        size={"weights": {"85m": (6, 24, 32), "1b": (4, 32, 48)}, "rounds": 2},
-    ),
-    Part(
-        name="steps",
-        module="steps",
-        seconds=60,
-        size={
-            "bert": {
-                "kind": "BertForSequenceClassification",
-                "settings": {
-                    "hidden_size": 16,
-                    "num_hidden_layers": 1,
-                    "num_attention_heads": 2,
-                    "intermediate_size": 32,
-                    "vocab_size": 64,
-                },
-                "rows": 2,
-                "length": 8,
-                "rounds": 1,
-            },
-            "llama-1b": {
-                "kind": "LlamaForCausalLM",
-                "settings": {
-                    "hidden_size": 16,
-                    "intermediate_size": 32,
-                    "num_hidden_layers": 1,
-                    "num_attention_heads": 4,
-                    "num_key_value_heads": 2,
-                    "vocab_size": 64,
-                },
-                "rows": 2,
-                "length": 8,
-                "rounds": 1,
-            },
-        },
-    ),
+    _part("layouts", "layouts", 60, cases=_BF16),
+    _part("kernels", "kernels", 60, numels=(35, 131, 8191, 0), matrices=(4, 16, 20)),
+    _part("pruning", "pruning", 60, weights={"85m": (6, 24, 32), "1b": (4, 32, 48)}, rounds=2),
+    _part("steps-bert", "steps", 60, **_BERT, settings=_TINY, **_FEW),
+    _part("steps-llama-1b", "steps", 60, **_LLAMA, settings=_TINY, **_FEW),
     *_throughput(_TINY_GPT2, rounds=1, seconds=60),
-    Part(
-        name="batches",
-        module="batches",
-        seconds=60,
-        size={"rows": 64, "length": 16, "batch": 4, "vocabulary": 64},
-    ),
-    Part(
-        name="evaluation",
-        module="evaluation",
-        seconds=60,
-        size={**_TINY_GPT2, "batches": 3},
-    ),
+    _part("batches", "batches", 60, rows=64, length=16, batch=4, vocabulary=64),
+    _part("evaluation", "evaluation", 60, **_TINY_GPT2, batches=3),
 ]

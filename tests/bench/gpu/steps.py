@@ -1,7 +1,7 @@
 """What pruning adds to the steps of a fine-tune under ZeRO 2 in bf16: time and memory."""
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,11 @@ from tests.bench.step import INTERVAL, attach_pruner, make_engine, overhead, tra
 
 
 def measure(size: Mapping[str, Any], device: torch.device, folder: Path) -> Iterator[Figure]:
-    """Take steps of random models in turn, plain and pruned, every tenth with a pruning."""
+    """Take steps of a random model in turn, plain and pruned, every tenth with a pruning."""
     start_group(device.type)
     init_deepspeed("nccl" if device.type == "cuda" else "gloo")
     torch.manual_seed(0)
-    for name, of_model in size.items():
-        yield from _of_one_model(name, of_model, device)
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-
-
-def _of_one_model(name: str, size: Mapping[str, Any], device: torch.device) -> Iterator[Figure]:
+    name = size["model"]
     memory = _Memory(device)
     shape = size["rows"], size["length"]
     plain, _ = make_engine(_random_model(size, device), shape[0], "bf16")
@@ -36,14 +29,8 @@ def _of_one_model(name: str, size: Mapping[str, Any], device: torch.device) -> I
     attach_pruner(pruned, names)
     train(pruned, INTERVAL, *shape)  # the next step prunes, and every tenth from there
     held_by_pruned = memory.held() - held_by_plain
-    pairs, peaks = [], ([], [])
-    for _ in range(size["rounds"] * INTERVAL):
-        pairs.append((*train(plain, 1, *shape), *train(pruned, 1, *shape)))
-    for engine, found in zip((plain, pruned), peaks, strict=True):
-        memory.begin_peak()
-        train(engine, INTERVAL, *shape)
-        found.append(memory.peak())
-    figures = overhead(pairs)
+    turns = range(size["rounds"] * INTERVAL)
+    figures = overhead([(*train(plain, 1, *shape), *train(pruned, 1, *shape)) for _ in turns])
     yield Figure(
         key=f"step_overhead_{name}",
         text="step time over plain fine-tuning, pruning every tenth step",
@@ -64,25 +51,21 @@ def _of_one_model(name: str, size: Mapping[str, Any], device: torch.device) -> I
         value=figures["plain_step_seconds"],
         of_device=True,
     )
-    # Both are in memory all the while: what the other holds is none of a step's own.
-    ratio = None
-    if device.type == "cuda":
-        ratio = (peaks[1][0] - held_by_plain) / (peaks[0][0] - held_by_pruned)
+    # Both are in memory all the while: what the other holds is no part of a step's own peak.
+    of_plain = memory.peak(lambda: train(plain, INTERVAL, *shape)) - held_by_pruned
+    of_pruned = memory.peak(lambda: train(pruned, INTERVAL, *shape)) - held_by_plain
     yield Figure(
         key=f"peak_memory_ratio_{name}",
         text="peak memory over plain fine-tuning",
-        value=ratio,
+        value=of_pruned / of_plain if device.type == "cuda" else None,
         limit="<= 1.05",
     )
-    plain.destroy()
-    pruned.destroy()
 
 
 def _random_model(size: Mapping[str, Any], device: torch.device) -> Any:
     kind = getattr(transformers, size["kind"])
-    settings = kind.config_class(**{"max_position_embeddings": 2048, **size["settings"]})
-    with device:
-        return kind(settings).to(torch.bfloat16)
+    with device:  # a billion weights are drawn in a moment there
+        return kind(kind.config_class(**size["settings"])).to(torch.bfloat16)
 
 
 class _Memory:
@@ -95,9 +78,8 @@ class _Memory:
         gc.collect()
         return torch.cuda.memory_allocated() if self._on_gpu else 0
 
-    def begin_peak(self) -> None:
+    def peak(self, work: Callable[[], object]) -> int:
         if self._on_gpu:
             torch.cuda.reset_peak_memory_stats()
-
-    def peak(self) -> int:
+        work()
         return torch.cuda.max_memory_allocated() if self._on_gpu else 0

@@ -19,9 +19,10 @@ def measure(size: Mapping[str, Any], device: torch.device, folder: Path) -> Iter
     write_model(folder, Size(**size))
     yield Figure(
         key=f"tokens_per_second_{mode}_{turn}",
-        text={"ours": "tokens a second of the dense stage", "trainer": "of transformers.Trainer"}[
-            mode
-        ],
+        text={
+            "ours": "tokens a second of the dense stage",
+            "trainer": "tokens a second of transformers.Trainer",
+        }[mode],
         value=MODES[mode](folder, Size(**size)),
         of_device=True,
     )
