@@ -8,7 +8,7 @@ chunk only bounds the memory that buffers take.
 import torch
 from torch import Tensor
 
-_LEAST, _PER_THREAD = 1 << 17, 1 << 16
+_PER_THREAD = 1 << 17  # 512 KiB of float32
 _ON_GPU = 1 << 26  # 256 MiB of float32
 
 
@@ -21,7 +21,7 @@ def chunk_size(device: torch.device) -> int:
     """Return how many elements to work on at a time; a multiple of 8, to cut packed masks along."""
     if has_kernels(device):
         return _ON_GPU
-    return max(_LEAST, torch.get_num_threads() * _PER_THREAD)
+    return torch.get_num_threads() * _PER_THREAD
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:

@@ -24,11 +24,13 @@ from mgpp.sharding.counting import GREATEST, count_digits, magnitude_bits
 from mgpp.sharding.stacks import Stacks, runs
 
 _NONE = torch.empty(0)
-_LEAST_SAMPLE, _MOST_SAMPLE = 1 << 16, 1 << 18
+_LEAST_SAMPLE, _MOST_SAMPLE = 1 << 16, 1 << 20
 # A stride that shares a factor with a matrix's width would see few of its columns.
 _AVOIDED = (2, 3, 5, 7, 11, 13)
 _SIGMAS = 6.0  # neighbours are alike, so the sample's error exceeds the binomial one somewhat
+_LINE, _LEAST_LINES = 16, 64  # values that are read from memory together
 _TOGETHER = 8
+_SPAN = 1 << 22  # values in which those to be set aside are looked for at a time
 _MOST_ASIDE = 4  # at most one value in this many is set aside
 _LEAST_ASIDE = 1 << 18
 
@@ -63,10 +65,15 @@ class Kth:
     num_equal: int
 
 
-def digits_of(num_groups: int) -> list[tuple[int, int]]:
-    """Return (lowest bit, bits) of a pattern's digits, first digit first, for groups counted together."""
-    width = 11 if num_groups <= 64 else 8
-    return [(max(end - width, 0), min(width, end)) for end in range(31, 0, -width)]
+def digits_of(num_groups: int, width: int = 31) -> list[tuple[int, int]]:
+    """Return (lowest bit, bits) of the digits of so many bits, first digit first.
+
+    Args:
+        num_groups: that are counted together; where they are many, a digit has fewer bits.
+        width: the bits that are not known yet.
+    """
+    size = 11 if num_groups <= 64 else 8
+    return [(max(end - size, 0), min(size, end)) for end in range(width, 0, -size)]
 
 
 def sent_bytes(num_groups: int) -> int:
@@ -94,71 +101,77 @@ def kth_smallest(
     for i, group in enumerate(asked):
         for index in group.indices:
             groups[index] = i
-    ks = [group.k for group in asked]
-    digits = digits_of(len(asked))
+    ks, lows, width = [group.k for group in asked], [0] * len(asked), 31
     if not devices.has_kernels(stacks.device):
-        stacks, ks = _narrowed(stacks, groups, asked, digits, collectives)
-    found = _search(stacks, groups, ks, digits, collectives)
-    kths = [Kth(bits=bits, place=place, num_equal=size) for bits, place, size in found.t().tolist()]
-    return kths, stacks
+        stacks, ks, lows, width = _narrowed(stacks, groups, asked, collectives)
+    found = _search(stacks, groups, ks, lows, digits_of(len(asked), width), collectives)
+    return [Kth(bits=b, place=p, num_equal=n) for b, p, n in found.t().tolist()], stacks
 
 
 def _search(
     stacks: Stacks,
     groups: Sequence[int],
     ks: Sequence[int],
+    lows: Sequence[int],
     digits: Sequence[tuple[int, int]],
     collectives: Collectives,
 ) -> Tensor:
-    """Find the leading digits of each group's k-th.
+    """Find each group's k-th among the patterns that are not below its low, digit by digit.
 
     Returns:
-        int64 [3, groups]: the pattern with the other digits 0, the k-th's place among those with the same
-        leading digits, and their number.
+        int64 [3, groups]: the pattern, less what further digits would add; the k-th's place among those
+        that are the same so far, and their number.
     """
     of_matrix = stacks.of_matrices(groups)
-    places = torch.tensor(ks, device=stacks.device).unsqueeze(1)
-    lows, sizes = torch.zeros_like(places), torch.zeros_like(places)
+    places, found = (stacks.of_matrices(numbers).unsqueeze(1) for numbers in (ks, lows))
+    sizes = torch.zeros_like(places)
     for shift, bits in digits:
         counts = collectives.summed(
-            count_digits(stacks.values, stacks.places, of_matrix, lows.view(-1), shift, 1 << bits)
+            count_digits(stacks.values, stacks.places, of_matrix, found.view(-1), shift, 1 << bits)
         )
         ends = counts.cumsum(1)
         bins = torch.searchsorted(ends, places)
         sizes = counts.gather(1, bins)
         places = places - ends.gather(1, bins) + sizes
-        lows = lows + (bins << shift)
-    return torch.cat([lows, places, sizes], dim=1).t()
+        found = found + (bins << shift)
+    return torch.cat([found, places, sizes], dim=1).t()
 
 
 def _narrowed(
-    stacks: Stacks,
-    groups: Sequence[int],
-    asked: Sequence[Asked],
-    digits: Sequence[tuple[int, int]],
-    collectives: Collectives,
-) -> tuple[Stacks, list[int]]:
-    """Return fewer values, each group's k-th and its equals among them, and its place there."""
+    stacks: Stacks, groups: Sequence[int], asked: Sequence[Asked], collectives: Collectives
+) -> tuple[Stacks, list[int], list[int], int]:
+    """Return fewer values, with each group's k-th and its equals among them.
+
+    And its place there among those from a low on, the low, and how many bits may differ from that.
+    """
     matrices: list[dict[int, Tensor]] = [{} for _ in asked]
     for which, begin, end, number in runs(stacks.values, stacks.places, range(len(groups))):
         if groups[number] >= 0:
             matrices[groups[number]][number] = stacks.values[which][begin:end]
-    brackets = _brackets(matrices, asked, digits, collectives)
+    brackets = _brackets(matrices, asked, collectives)
     asides = [
         _set_aside(of_group, *bracket, least=_LEAST_ASIDE // len(asked))
         for of_group, bracket in zip(matrices, brackets, strict=True)
     ]
     sums = collectives.sum(
-        [n for a in asides for n in (a.below, a.between, a.below_among_values, a.is_lost)]
+        [
+            n
+            for a in asides
+            for n in (a.below, sum(map(len, (a.values or {}).values())), a.values is None)
+        ]
     )
-    ks = []
-    for i, (group, aside) in enumerate(zip(asked, asides, strict=True)):
-        below, between, below_among_values, lost = sums[4 * i : 4 * i + 4]
-        k = group.k
-        if not lost and below < k <= below + between:
-            matrices[i], k = aside.values, k - below + below_among_values
-        ks.append(k)
-    return _whole(matrices, len(groups)), ks
+    ks, lows, width = [], [], 0
+    for i, (group, aside, bracket) in enumerate(zip(asked, asides, brackets, strict=True)):
+        below, between, lost = sums[3 * i : 3 * i + 3]
+        low, high = bracket
+        if aside.values is None or lost or not below < group.k <= below + between:
+            below, low, high = 0, 0, GREATEST
+        else:
+            matrices[i] = aside.values
+        ks.append(group.k - below)
+        lows.append(low)
+        width = max(width, (high - low).bit_length())
+    return _whole(matrices, len(groups)), ks, lows, width
 
 
 def _whole(matrices: Sequence[Mapping[int, Tensor]], num_matrices: int) -> Stacks:
@@ -177,16 +190,13 @@ def _whole(matrices: Sequence[Mapping[int, Tensor]], num_matrices: int) -> Stack
 
 
 def _brackets(
-    matrices: Sequence[Mapping[int, Tensor]],
-    asked: Sequence[Asked],
-    digits: Sequence[tuple[int, int]],
-    collectives: Collectives,
+    matrices: Sequence[Mapping[int, Tensor]], asked: Sequence[Asked], collectives: Collectives
 ) -> list[tuple[int, int]]:
     """Return patterns between which, both included, each group's k-th lies, going by a sample."""
     samples = []
     for of_group, group in zip(matrices, asked, strict=True):
         stride = _stride(group, len(asked))
-        samples.append(torch.cat([_NONE, *(value[::stride] for value in of_group.values())]))
+        samples.append(torch.cat([_NONE, *(_sample(v, stride) for v in of_group.values())]))
     sizes = collectives.sum(list(map(len, samples)))
     lowest, highest = [], []
     for group, size in zip(asked, sizes, strict=True):
@@ -196,14 +206,24 @@ def _brackets(
         highest.append(min(int(share * size + margin) + 1, size))
     both = range(2 * len(asked))  # each sample twice: where the bracket begins, and where it ends
     twice = _whole([dict(zip(both, [*samples, *samples], strict=True))], len(both))
-    found = _search(twice, both, [*lowest, *highest], digits[:2], collectives)[0].tolist()
-    last = (1 << digits[1][0]) - 1
+    digits = digits_of(len(asked))[:2]
+    begins = [0] * len(both)
+    found = _search(twice, both, [*lowest, *highest], begins, digits, collectives)[0].tolist()
+    last = (1 << digits[-1][0]) - 1
     return [
         (low if first > 1 else 0, high + last if end < size else GREATEST)
         for low, high, first, end, size in zip(
             found[: len(asked)], found[len(asked) :], lowest, highest, sizes, strict=True
         )
     ]
+
+
+def _sample(values: Tensor, stride: int) -> Tensor:
+    """Return every stride-th line of values, or every stride-th value where there are few."""
+    if len(values) < stride * _LINE * _LEAST_LINES:
+        return values[::stride]
+    lines = values[: len(values) // _LINE * _LINE].view(-1, _LINE)
+    return lines[::stride].reshape(-1)
 
 
 def _stride(group: Asked, num_groups: int) -> int:
@@ -218,59 +238,50 @@ def _stride(group: Asked, num_groups: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class _Aside:
-    """How many patterns lie below and in a bracket, and values by matrix: all in it, with some others.
+    """How many patterns lie below a bracket, and by matrix the values whose patterns lie in it.
 
-    Of the values `below_among_values` lie below the bracket. They are lost where they would be too many
-    to be worth their memory.
+    The values are None where they would be too many to be worth their memory.
     """
 
     below: int
-    between: int
-    below_among_values: int
-    values: dict[int, Tensor]
-    is_lost: bool
+    values: dict[int, Tensor] | None
 
 
 def _set_aside(matrices: Mapping[int, Tensor], low: int, high: int, *, least: int) -> _Aside:
     """Count patterns below `low` and those from there to `high`, and keep the latter."""
     most = max(sum(map(len, matrices.values())) // _MOST_ASIDE, least)
-    size = min(devices.chunk_size(torch.device("cpu")), max(map(len, matrices.values()), default=0))
-    room = torch.empty(2, size, dtype=torch.int32)
-    found = torch.zeros(4, size // _TOGETHER, dtype=torch.int32)
+    num_below = num_kept = 0
     values: dict[int, Tensor] = {}
-    num_below = num_upto = num_kept = 0
     for number, matrix in matrices.items():
-        kept = [room[0, :0]]
-        for chunk in matrix.split(size):
-            bits, marks = room[:, : len(chunk)]
-            magnitude_bits(chunk, out=bits)
-            # _TOGETHER at a time, far apart, are looked at as one: few columns then hold any that is
-            # wanted. Comparisons written as int32 are four times faster than as bool, on AVX2.
-            width = len(chunk) // _TOGETHER
-            rows, marked = (t[: _TOGETHER * width].view(_TOGETHER, width) for t in (bits, marks))
-            below, upto, all_below, all_upto = found[:, :width]
-            torch.sum(torch.lt(rows, low, out=marked), dim=0, dtype=torch.int32, out=below)
-            torch.sum(torch.le(rows, high, out=marked), dim=0, dtype=torch.int32, out=upto)
-            all_below.add_(below)
-            all_upto.add_(upto)
+        kept = [_NONE]
+        for span in matrix.split(_SPAN):
+            rows = span[: len(span) // _TOGETHER * _TOGETHER].view(_TOGETHER, -1)
+            rest = span[rows.numel() :]
+            below, upto = _counts_by_column(rows, low, high)
+            num_below += int(below.sum(dtype=torch.int32)) + int((magnitude_bits(rest) < low).sum())
             if num_kept <= most:
                 wanted = upto.sub_(below).nonzero().squeeze(1)
-                kept.append(rows.index_select(1, wanted).view(-1))
-                num_kept += len(kept[-1])
-            if width * _TOGETHER < len(chunk):
-                rest = bits[width * _TOGETHER :]
-                num_below += int((rest < low).sum())
-                num_upto += int((rest <= high).sum())
-                kept.append(rest.clone())
-        values[number] = torch.cat(kept).view(torch.float32)
-    num_below += int(found[2].sum())
-    num_upto += int(found[3].sum())
-    is_lost = num_kept > most
-    patterns = [] if is_lost else map(magnitude_bits, values.values())
-    return _Aside(
-        below=num_below,
-        between=num_upto - num_below,
-        below_among_values=sum(int((bits < low).sum()) for bits in patterns),
-        values=values,
-        is_lost=is_lost,
-    )
+                kept += [rows.index_select(1, wanted).view(-1), rest]
+                num_kept += _TOGETHER * len(wanted)
+        patterns = magnitude_bits(torch.cat(kept))
+        patterns = patterns[(patterns >= low) & (patterns <= high)]
+        values[number] = patterns.view(torch.float32)
+    return _Aside(below=num_below, values=None if num_kept > most else values)
+
+
+def _counts_by_column(rows: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+    """Count in each column the patterns below `low`, and those up to `high`: int32.
+
+    Values far apart are so looked at as one, and few columns have any that is wanted.
+    """
+    below, upto = torch.empty(2, rows.shape[1], dtype=torch.int32)
+    size = devices.chunk_size(torch.device("cpu")) // _TOGETHER
+    bits, marks = torch.empty(2, len(rows), min(size, rows.shape[1]), dtype=torch.int32)
+    parts = (t.split(size, dim=-1) for t in (rows, below, upto))
+    for values, below_here, upto_here in zip(*parts, strict=True):
+        patterns, marked = (t[:, : values.shape[1]] for t in (bits, marks))
+        magnitude_bits(values, out=patterns)
+        # Written as int32 comparisons are four times faster than as bool (AVX2).
+        torch.sum(torch.lt(patterns, low, out=marked), 0, dtype=torch.int32, out=below_here)
+        torch.sum(torch.le(patterns, high, out=marked), 0, dtype=torch.int32, out=upto_here)
+    return below, upto
