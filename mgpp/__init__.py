@@ -30,7 +30,7 @@ from mgpp.methods import (
     settings_of,
 )
 from mgpp.prior import MixtureGaussianPrior, add_prior_grad_, log_prior
-from mgpp.prunable import select_prunable, transposed_weights
+from mgpp.prunable import select_prunable, towers_of, transposed_weights
 from mgpp.pruner import Pruner, Pruning
 from mgpp.schedule import PruningSchedule, SlabProbAnnealing
 from mgpp.sharding.collectives import Collectives
@@ -76,5 +76,6 @@ __all__ = [
     "select_prunable",
     "setting",
     "settings_of",
+    "towers_of",
     "transposed_weights",
 ]

@@ -1,6 +1,6 @@
 """The settings of pruning: one class for training loops and for the pipeline's configuration files."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -9,9 +9,9 @@ from torch import nn
 from mgpp.duration import ALLOWED, Duration
 from mgpp.masking.allocation import Placement, Scope, check_scope
 from mgpp.methods import METHODS, ONE_SHOT, Method, OneShotMethod, make_method, make_one_shot
-from mgpp.prunable import select_prunable
+from mgpp.prunable import check_known, select_prunable
 from mgpp.schedule import PruningSchedule
-from mgpp.settings import check_limits, default_of, documented, setting
+from mgpp.settings import check_limits, check_number, default_of, documented, setting
 
 # Settings that mean nothing for some methods.
 _SCHEDULED = ("initial_sparsity", "start_after", "finetune", "interval")
@@ -79,8 +79,7 @@ class PruningConfig:
             except ValueError as error:
                 raise ValueError(f"{name}: got {given!r}; {ALLOWED}") from error
         for name in ("include", "exclude"):
-            if isinstance(getattr(self, name), str):
-                raise TypeError(f"{name}: got a string; give a list of patterns")
+            _check_patterns(name, getattr(self, name))
         self._check_method()
         check_limits(self)
         placement = self.placement()
@@ -117,7 +116,7 @@ class PruningConfig:
     @property
     def method_name(self) -> str:
         """The method's name in the registry."""
-        return self.method if isinstance(self.method, str) else str(self.method.get("name"))
+        return str(self.method.get("name") if isinstance(self.method, Mapping) else self.method)
 
     @property
     def one_shot(self) -> OneShotMethod | None:
@@ -138,9 +137,15 @@ class PruningConfig:
         """Return the names of a model's prunable weights.
 
         Raises:
-            ValueError: if a pattern matches nothing.
+            ValueError: if a pattern matches nothing, or nothing says of a weight what `pattern`,
+                `scope` or `min_kept` go by.
         """
-        return select_prunable(model, self.include, self.exclude)
+        names = select_prunable(model, self.include, self.exclude)
+        by_matrix = "scope" if self.scope in ("uniform", "lamp") else None
+        if by_matrix is None and self.min_kept:
+            by_matrix = "min_kept"
+        check_known(model, names, pattern=self.pattern is not None, by_matrix=by_matrix)
+        return names
 
     def placement(self) -> Placement:
         """Return where sparsity is placed."""
@@ -169,8 +174,9 @@ class PruningConfig:
             steps_per_epoch: needed where a length is given in epochs.
 
         Raises:
-            ValueError: if prune_start is not before prune_end.
+            ValueError: if the steps are no number of them, or prune_start is not before prune_end.
         """
+        check_number("num_steps", num_steps, whole=True, at_least=1)
         if self.sparsity is None:
             return PruningSchedule.fixed_mask(num_steps)
         start_after, finetune = (
@@ -191,6 +197,18 @@ class PruningConfig:
             return length.steps(steps_per_epoch=steps_per_epoch, num_steps=num_steps)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
+
+
+def _check_patterns(name: str, given: Any) -> None:
+    """Check that a setting is a list of patterns.
+
+    Raises:
+        TypeError: naming it.
+    """
+    is_list = isinstance(given, Collection) and not isinstance(given, str | bytes | Mapping)
+    if not is_list or not all(isinstance(pattern, str) for pattern in given):
+        got = "a string" if isinstance(given, str) else repr(given)
+        raise TypeError(f"{name}: got {got}; give a list of patterns")
 
 
 def read_config(config: PruningConfig | Mapping[str, Any]) -> PruningConfig:

@@ -1,18 +1,16 @@
 """How much of a model its prunable weights are, and what was left out."""
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
 
-from mgpp.prunable import full_shapes, layer_matrices
+from mgpp.prunable import full_shapes, layer_matrices, patterns_of
 
 LEAST_SHARE = 0.9  # of the layers' matrices; below, something was probably missed
 _LARGE = 0.01  # of all parameters
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +73,7 @@ def coverage_of(model: nn.Module, prunable: Iterable[str], exclude: Sequence[str
     left: dict[str, int] = {}
     for name in matrices:
         if name not in taken:
-            pattern = _NUMBER.sub("*", name)
+            (pattern,) = patterns_of([name])
             left[pattern] = left.get(pattern, 0) + numels[name]
     missing = any(name not in taken for name in in_layers)
     wanted = [name for name in matrices if name in taken or name in set(in_layers)]
@@ -89,5 +87,5 @@ def coverage_of(model: nn.Module, prunable: Iterable[str], exclude: Sequence[str
             for name, numel in sorted(left.items(), key=lambda item: -item[1])
             if numel >= _LARGE * total
         },
-        include=tuple(dict.fromkeys(_NUMBER.sub("*", name) for name in wanted)) if missing else (),
+        include=tuple(patterns_of(wanted)) if missing else (),
     )

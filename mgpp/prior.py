@@ -127,7 +127,7 @@ def add_prior_grad_(
         )
     if grad.shape != weight.shape:
         raise ValueError(f"grad {tuple(grad.shape)} and weight {tuple(weight.shape)} differ")
-    if num_examples < 1:
+    if not num_examples >= 1:
         raise ValueError(f"num_examples must be at least 1, got {num_examples}")
     constant, slope = prior.log_odds_terms(slab_prob)
     spike_pull = (1 / prior.spike_var - 1 / prior.slab_var) / num_examples
@@ -173,7 +173,7 @@ def shrink_(
     """
     if weight.dtype != torch.float32:
         raise ValueError(f"the prior needs float32 master weights, got {weight.dtype}")
-    if step_size < 0:
+    if not step_size >= 0:
         raise ValueError(f"step_size must not be negative, got {step_size}")
     constant, slope = prior.log_odds_terms(slab_prob)
     spike_rate = step_size * (1 / prior.spike_var - 1 / prior.slab_var)

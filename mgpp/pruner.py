@@ -24,6 +24,7 @@ from mgpp.sharding.stacks import Stacks
 
 # A model with fewer zeros among its prunable weights was not pruned; a few happen to be zero anywhere.
 _LEAST_SPARSITY = 0.001
+_SHOWN = 3  # weights that a message names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +119,11 @@ class Pruner:
         check_scope(method, placement)
         self._settings = {
             "method": method.name,
+            **method.settings(),
             **{k: dict(v) if isinstance(v, Mapping) else v for k, v in vars(placement).items()},
             **asdict(schedule),
         }
+        self._shapes = {name: list(shape) for name, shape in full_shapes.items()}
         self.allocation = Allocation(placement, full_shapes, schedule, transposed)
         self._mask_search = MaskSearch(self.shards, self.allocation, self.collectives)
         self._keep = [all_kept(shard.numel, shard.flat.device) for shard in self.shards]
@@ -156,9 +159,15 @@ class Pruner:
             The counted share of the prunable weights that are zero. All ranks call.
 
         Raises:
-            RuntimeError: if the training ended before the last pruning, which fixes the mask, or weights
-                that were pruned are not zero.
+            RuntimeError: if the training ended before the last pruning, which fixes the mask, weights
+                that were pruned are not zero, or weights are not finite.
         """
+        broken = self.collectives.sum([stats.num_not_finite(self.shards)])[0]
+        if broken:
+            raise RuntimeError(
+                f"{broken} of {self.num_prunable} prunable weights are not finite: the training "
+                "diverged; lower the learning rate"
+            )
         zeros, schedule = self.num_zeros(), self.schedule
         count = f"{zeros} of {self.num_prunable} prunable weights are zero"
         if self.step <= schedule.prune_end:
@@ -244,6 +253,7 @@ class Pruner:
         return {
             "step": self.step,
             "settings": dict(self._settings),
+            "shapes": {name: list(shape) for name, shape in self._shapes.items()},
             "last_pruning": vars(self.last_pruning).copy() if self.last_pruning else None,
             "masks": [
                 {
@@ -267,16 +277,17 @@ class Pruner:
             state: as `state_dict` gave it; `masks` may be any iterable of such entries.
 
         Raises:
-            ValueError: if it was saved under another method, schedule or placement, or the saved masks do
-                not cover these shards.
+            ValueError: if it was saved under other settings of method, schedule or placement, for other
+                weights, or the saved masks do not cover these shards.
             RuntimeError: if the restored masks are not those that were saved.
         """
-        if "settings" not in state:
+        if not {"settings", "shapes"} <= set(state):
             raise ValueError(
                 "this is no state of a pruner, or one of another version of mgpp: give what `state_dict` "
                 "returned"
             )
         self._check_settings(state["settings"])
+        self._check_shapes(state["shapes"])
         places = {shard.name: i for i, shard in enumerate(self.shards)}
         missing = [shard.numel for shard in self.shards]
         for saved in state["masks"]:
@@ -312,6 +323,25 @@ class Pruner:
             raise ValueError(
                 f"the pruner's state was saved with {', '.join(other)}: resume with the settings the "
                 "run began with"
+            )
+
+    def _check_shapes(self, saved: Mapping[str, Any]) -> None:
+        missing = [name for name in self._shapes if name not in saved]
+        further = [name for name in saved if name not in self._shapes]
+        other = [n for n, shape in self._shapes.items() if n in saved and list(saved[n]) != shape]
+        wrong = ""
+        if missing:
+            wrong = f"does not hold {_counted(missing)} prunable here: {_listed(missing)}"
+        elif further:
+            wrong = f"holds {_counted(further)} not prunable here: {_listed(further)}"
+        elif other:
+            name = other[0]
+            ours = tuple(self._shapes[name])
+            wrong = f"holds {name} of shape {tuple(saved[name])}, here it is {ours}"
+        if wrong:
+            raise ValueError(
+                f"the pruner's state {wrong}; resume with the model and the patterns (include, "
+                "exclude) the run began with"
             )
 
     def _take_mask(self, place: int, saved: dict[str, Any]) -> int:
@@ -454,6 +484,14 @@ def claim(optimizer: Any, weights: Iterable[Tensor], pruner: Pruner) -> None:
             "optimizer to prune again"
         )
     claimed.update(dict.fromkeys(mine, pruner))
+
+
+def _counted(names: Sequence[str]) -> str:
+    return f"{len(names)} weight{'s that are' if len(names) > 1 else ' that is'}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join([*names[:_SHOWN], *(["..."] if len(names) > _SHOWN else [])])
 
 
 def _hexadecimal(hash_: int) -> str:

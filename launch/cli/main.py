@@ -135,9 +135,23 @@ def plan(
         float | None,
         typer.Option(min=0, help="Memory of each worker's device; adds whether the run fits."),
     ] = None,
+    bandwidth_gbit: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            help="Gigabits a second that each worker sends at; adds seconds of communication a step.",
+        ),
+    ] = None,
+    device_tflops: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            help="10^12 operations a second that each device reaches; adds seconds of compute a step.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a run needs per worker: memory, bytes sent, checkpoint size; start nothing."""
+    """Show what a run needs per worker: memory, bytes sent, checkpoint size, time; start nothing."""
     with reported_errors(as_json) as emit:
         from dataclasses import asdict
 
@@ -146,6 +160,7 @@ def plan(
         from pipeline.runs.config import parse_config, read_config
         from pipeline.runs.hardware import WITH_GPUS, settled
         from pipeline.runs.plan import plan_run
+        from pipeline.runs.speed import step_time
         from pipeline.runs.upstream import resolve_upstream
 
         values, problems = read_config(config, list(overrides or []))
@@ -159,11 +174,25 @@ def plan(
         room = None if gpu_memory_gib is None else gpu_memory_gib * 2**30
         fits = None if room is None else found.device_total <= room
         warnings = [found.coverage.warning] if found.coverage.warning else []
+        rates = {"device_tflops": device_tflops, "bandwidth_gbit": bandwidth_gbit}
+        time = step_time(flops=found.flops_per_step, sent=found.sent_per_step, **rates)
         if not as_json:
-            screen().print(_plan_table(settings, found, room))
+            table = _plan_table(settings, found, room)
+            _add_times(table, time, **rates)
+            screen().print(table)
             warn(warnings)
         totals = {"device_total": found.device_total, "host_total": found.host_total}
-        emit({"status": "planned", **asdict(found), **totals, "fits": fits, "warnings": warnings})
+        seconds = {**asdict(time), "shortest": time.shortest, "longest": time.longest, **rates}
+        emit(
+            {
+                "status": "planned",
+                **asdict(found),
+                **totals,
+                "fits": fits,
+                "seconds_per_step": seconds,
+                "warnings": warnings,
+            }
+        )
 
 
 @app.command(
@@ -292,6 +321,27 @@ def _plan_table(settings: Any, found: Any, room: float | None) -> Table:
     for name, numel in found.coverage.left_out.items():
         table.add_row(f"not prunable: {name}", f"{numel:,}")
     return table
+
+
+def _add_times(
+    table: Table, time: Any, *, device_tflops: float | None, bandwidth_gbit: float | None
+) -> None:
+    """Add how long a step takes to a plan's table, with what is assumed of devices and network."""
+    if device_tflops is None and bandwidth_gbit is None:
+        return
+    table.add_section()
+    if device_tflops is not None:
+        table.add_row(
+            f"compute of a step, at {device_tflops:g} TFLOP/s a device", f"{time.compute:.3g} s"
+        )
+    if bandwidth_gbit is not None:
+        table.add_row(
+            f"communication of a step, at {bandwidth_gbit:g} Gbit/s a worker",
+            f"{time.communication:.3g} s",
+        )
+    if time.shortest is not None:
+        table.add_row("a step, if they overlap entirely", f"{time.shortest:.3g} s")
+        table.add_row("a step, if they do not overlap", f"{time.longest:.3g} s")
 
 
 def _joins_a_cluster(config: str, overrides: list[str]) -> bool:

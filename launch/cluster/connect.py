@@ -211,6 +211,7 @@ def passed_on() -> dict[str, str]:
     """Return settings of this process that workers need too; no secrets among them."""
     names = (
         "HF_HUB_OFFLINE",
+        "HF_ENDPOINT",
         "HF_HOME",
         "HF_DATASETS_OFFLINE",
         "MGPP_DEEPSPEED_SHM",

@@ -12,8 +12,9 @@ import yaml
 from omegaconf import OmegaConf
 from pydantic import Field, ValidationError, model_validator
 
+from launch.cluster.node_sizes import planned_cores, planned_memory_gib, runs_of
 from pipeline.errors import ConfigError, Problem, SettingError
-from pipeline.runs.config import parse_config, problem_of, read_config, yaml_text
+from pipeline.runs.config import RunConfig, parse_config, problem_of, read_config, yaml_text
 from pipeline.runs.hardware import Capacity, Hardware, settled
 from pipeline.runs.plain_yaml import check_yaml
 from pipeline.runs.validate import cluster_problems
@@ -45,10 +46,10 @@ class ClusterDescription(Section):
     """Machines that train; one of them is the head, but for Kubernetes, where a small head is added."""
     gpus_per_node: NotNegative = 0
     """GPUs of each."""
-    cpus_per_node: Positive = 16
-    """Cores of each."""
-    memory_gib: Positive = 64
-    """Memory of each, GiB."""
+    cpus_per_node: Positive | None = None
+    """Cores of each; those that the run's workers have unless given."""
+    memory_gib: Positive | None = None
+    """Memory of each, GiB; what `mgpp plan` counts unless given."""
     shared_memory_gib: Positive | None = None
     """Of that for /dev/shm, GiB; a quarter unless given."""
     image: str | None = None
@@ -86,7 +87,7 @@ class ClusterDescription(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "ClusterDescription":
-        if (self.shared_memory_gib or 0) > self.memory_gib:
+        if self.memory_gib is not None and (self.shared_memory_gib or 0) > self.memory_gib:
             raise SettingError(
                 Problem(
                     "shared_memory_gib",
@@ -95,6 +96,20 @@ class ClusterDescription(Section):
                 )
             )
         return self
+
+    def sized_for(self, runs: Sequence[RunConfig]) -> "ClusterDescription":
+        """Return the description with cores and memory, as the runs need them where they are not given.
+
+        Raises:
+            ConfigError: if a run's memory cannot be planned, or is less than is to be shared.
+        """
+        sizes = {"cpus_per_node": self.cpus_per_node, "memory_gib": self.memory_gib}
+        if self.cpus_per_node is None:
+            sizes["cpus_per_node"] = planned_cores(runs, self.nodes)
+        if self.memory_gib is None:
+            has_gpus = self.gpus_per_node > 0
+            sizes["memory_gib"] = planned_memory_gib(runs, self.nodes, has_gpus=has_gpus)
+        return _checked(self.model_dump() | sizes)
 
     def problems_for(self, target: str) -> list[Problem]:
         """Return what a target needs and was not given."""
@@ -160,8 +175,12 @@ def describe_cluster(values: dict[str, object], changes: Sequence[str]) -> Clust
             problems.append(Problem(f"--set {change}", yaml_text(error)))
     if problems:
         raise ConfigError(problems)
+    return _checked({**values, **more})
+
+
+def _checked(values: dict[str, object]) -> ClusterDescription:
     try:
-        return ClusterDescription.model_validate({**values, **more})
+        return ClusterDescription.model_validate(values)
     except ValidationError as error:
         raise ConfigError(problem_of(item, whole="cluster") for item in error.errors()) from None
 
@@ -191,7 +210,10 @@ def render_cluster(
     problems += wrong
     storage = str(values.get("storage", "runs"))
     if not wrong and command == "run":
-        nodes = ((float(description.cpus_per_node), float(description.gpus_per_node)),)
+        cores = description.cpus_per_node or planned_cores(
+            [parse_config(values)], description.nodes
+        )
+        nodes = ((float(cores), float(description.gpus_per_node)),)
         capacity = Capacity(nodes=nodes * description.nodes)
         settings = settled(parse_config(values), Hardware(capacity=capacity, has_bf16=lambda: True))
         problems += cluster_problems(settings.cluster, capacity)
@@ -205,6 +227,10 @@ def render_cluster(
         )
     if problems:
         raise ConfigError(problems)
+    if description.cpus_per_node is None or description.memory_gib is None:
+        runs = runs_of(config, overrides, campaign=command == "campaign")
+        description = description.sized_for(runs)
+    assert description.memory_gib is not None
     environment = _environment()
     given = {
         **description.model_dump(),

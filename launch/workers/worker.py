@@ -39,13 +39,15 @@ def work(settings: dict[str, Any]) -> None:
     from pipeline.runs.stage import PlannedStage
     from pipeline.store.artifacts import Artifact, ArtifactStore
     from pipeline.training.deepspeed import load_operators, use_precision
-    from pipeline.worker_group import WorkerGroup
+    from pipeline.worker_group import WorkerGroup, set_collective_timeout
 
     config = RunConfig.model_validate(settings["config"])
     if config.cluster.gpus:
         torch.cuda.set_device(get_device())  # Ray shows a worker all of its node's GPUs
     use_precision(config.zero)
     workers = WorkerGroup.current()
+    # Ray has made the default group with it; DeepSpeed makes others.
+    set_collective_timeout(config.cluster.timeout_seconds)
     store = ArtifactStore(settings["storage"])
     artifacts = {name: Artifact(**values) for name, values in settings["inputs"].items()}
 

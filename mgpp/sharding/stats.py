@@ -25,6 +25,12 @@ def counts_around(shards: Sequence[Shard], magnitude: float) -> Tensor:
     return count_around([shard.weight for shard in shards], whole, cuts).view(2)
 
 
+def num_not_finite(shards: Sequence[Shard]) -> int:
+    """Count weights that are infinite or no number."""
+    finite = int(counts_around(shards, float("inf"))[0])
+    return sum(shard.numel for shard in shards) - finite
+
+
 def positions_hash(keep: Tensor, numel: int, first: int) -> int:
     """Hash which of `numel` weights are pruned, the first at global position `first`.
 

@@ -1,6 +1,7 @@
 """Rows of local files."""
 
 import csv
+from collections.abc import Mapping
 from logging import CRITICAL
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from pipeline.data.base import (
     AsWritten,
     DataConfig,
     SetName,
+    refuse_changed,
     root,
     with_columns,
 )
@@ -171,6 +173,15 @@ def identify_files(config: FilesConfig) -> dict[str, Any]:
     if files:
         values["extra_validation"] = files
     return values
+
+
+def confirm_files(config: FilesConfig, splits: DatasetDict, identity: Mapping[str, Any]) -> None:
+    """Check that the files are those that the run's keys were made of.
+
+    Raises:
+        ConfigError: if they changed since.
+    """
+    refuse_changed(identify_files(config), identity)
 
 
 def _wanted_files(config: FilesConfig) -> dict[str, tuple[str, list[str]]]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 _LAYER_NUMBER = re.compile(r"\.\d+\.")
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,9 @@ class CheckpointMatch:
         mismatched: by name of the weight, its shape in the checkpoint and in the model.
         head: names of the model's weights outside its base model, and of poolers: what a new task brings.
         inner: first parts of names inside the base model.
+        prefix: of these names, where the base model has a name of its own.
+        holders: names of the modules that hold the base model's weights, without its own name, and with
+            "*" for the numbers of layers.
     """
 
     missing: list[str]
@@ -29,6 +33,8 @@ class CheckpointMatch:
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
     head: frozenset[str]
     inner: frozenset[str]
+    prefix: str
+    holders: frozenset[str]
 
     @classmethod
     def of(cls, model: Any, info: Mapping[str, Any]) -> "CheckpointMatch":
@@ -45,6 +51,8 @@ class CheckpointMatch:
             },
             head=frozenset(head_names(model)),
             inner=frozenset(_inner_parts(model)),
+            prefix=f"{model.base_model_prefix}.",
+            holders=frozenset(_holders(model)),
         )
 
     @property
@@ -72,11 +80,23 @@ class CheckpointMatch:
         extra = [
             name
             for name in self.unexpected
-            if self._is_inner(name) and not (fewer_layers and _LAYER_NUMBER.search(f".{name}."))
+            if self._is_of_a_weight(name)
+            and not (fewer_layers and _LAYER_NUMBER.search(f".{name}."))
         ]
         if extra:
             found.append(f"holds {_counted(extra, 'tensor')} that the model has no place for")
         return found
+
+    @property
+    def left_over(self) -> list[str]:
+        """Tensors of the base model that this model has no module for: old buffers, a decoder."""
+        return [n for n in self.unexpected if self._is_inner(n) and not self._is_of_a_weight(n)]
+
+    def _is_of_a_weight(self, name: str) -> bool:
+        """Tell whether a tensor belongs to a module that holds weights, in whatever layer."""
+        parts = _NUMBER.sub("*", name.removeprefix(self.prefix)).split(".")
+        paths = {".".join(parts[:end]) for end in range(1, len(parts))}
+        return self._is_inner(name) and not paths.isdisjoint(self.holders)
 
     def _is_inner(self, name: str) -> bool:
         return not _is_pooler(name) and any(name.startswith(part) for part in self.inner)
@@ -143,6 +163,14 @@ def _inner_parts(model: Any) -> Iterable[str]:
     for name, _ in model.base_model.named_children():
         if name != "lm_head":
             yield f"{name}."
+
+
+def _holders(model: Any) -> Iterable[str]:
+    prefix = f"{model.base_model_prefix}."
+    for name, _ in model.named_parameters(remove_duplicate=False):
+        path = name.removeprefix(prefix).rpartition(".")[0]
+        if path:
+            yield _NUMBER.sub("*", path)
 
 
 def _is_pooler(name: str) -> bool:

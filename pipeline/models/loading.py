@@ -22,15 +22,14 @@ from pipeline.models.checkpoint_check import (
     integer_problems,
 )
 from pipeline.models.labels import follow_labels
-from pipeline.models.overrides import apply_overrides
+from pipeline.models.overrides import apply_overrides, has_fewer_layers
 from pipeline.models.passed_over import gather_experts_whole
 from pipeline.models.weight_files import DamagedFileError, check_texts, integer_tensors
 from pipeline.section import Section, Share
+from pipeline.store.hub import cached_commit, hub_commit, refusal
 from pipeline.store.locations import content_sha256, resolve_path
 from pipeline.worker_group import WorkerGroup
 
-# What transformers raises for a model that cannot be built.
-BUILD_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError, AttributeError)
 # What transformers and the libraries it reads files with raise for files that are not right.
 _LOAD_ERRORS = (
     OSError,
@@ -94,8 +93,7 @@ def load_model_config(config: ModelConfig, model_kwargs: dict[str, Any] | None =
         ConfigError: if it cannot be read, or an override names what it does not have.
     """
     location = _location(config)
-    with _named(config):
-        loaded = transformers.AutoConfig.from_pretrained(location, **_common(config))
+    loaded = _saved_config(config)
     if not config.random_init and Path(location).is_dir() and not _has_weights(Path(location)):
         raise ConfigError(
             [
@@ -125,6 +123,12 @@ def load_model_config(config: ModelConfig, model_kwargs: dict[str, Any] | None =
     return loaded
 
 
+def _saved_config(config: ModelConfig) -> Any:
+    """Return the model's own configuration as it was saved."""
+    with _named(config):
+        return transformers.AutoConfig.from_pretrained(_location(config), **_common(config))
+
+
 def _override(loaded: Any, config: ModelConfig) -> None:
     """Apply the overrides and the dropout to a model's own configuration.
 
@@ -145,14 +149,35 @@ def _override(loaded: Any, config: ModelConfig) -> None:
 
 
 def build_empty(config: ModelConfig, auto_model: str) -> nn.Module:
-    """Build the model on the meta device: its parameters have names and shapes, no memory."""
+    """Build the model on the meta device: its parameters have names and shapes, no memory.
+
+    Raises:
+        ConfigError: if it cannot be built, in the words of its own code.
+    """
     model_config = load_model_config(config)
-    extra = _attention(config)
-    with torch.device("meta"):
-        model: nn.Module = getattr(transformers, auto_model).from_config(
-            model_config, trust_remote_code=config.trust_remote_code, **extra
-        )
+    try:
+        with torch.device("meta"):
+            model: nn.Module = getattr(transformers, auto_model).from_config(
+                model_config,
+                trust_remote_code=config.trust_remote_code,
+                **_attention(config),
+            )
+    except Exception as error:  # a model's code raises anything for settings that do not fit
+        kind = auto_model.removeprefix("AutoModelFor")
+        why = f"{config.path!r} cannot be built as a {kind} model: {_build_reason(error)}"
+        hint = "model.overrides change what it is" if config.overrides else ""
+        key = "model.attention" if config.attention else "model.path"
+        raise ConfigError([Problem(key, why, hint=hint)]) from error
     return model
+
+
+def _build_reason(error: Exception) -> str:
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return (
+        line
+        if isinstance(error, ValueError | ImportError) and line
+        else (f"{type(error).__name__}: {line}".removesuffix(": "))
+    )
 
 
 def match_checkpoint(
@@ -185,21 +210,69 @@ def match_checkpoint(
     return match
 
 
-def check_weights(config: ModelConfig, auto_model: str, *, new_head: bool) -> None:
+def check_weights(
+    config: ModelConfig,
+    auto_model: str,
+    model_kwargs: dict[str, Any] | None = None,
+    *,
+    new_head: bool,
+    sharded: bool = False,
+) -> None:
     """Check the weights of a model that lies on this machine, as `match_checkpoint` does.
+
+    Args:
+        config: which model.
+        auto_model: the transformers auto class.
+        model_kwargs: what the data asks of the model, if that is known.
+        new_head: whether a head may be new.
+        sharded: whether ZeRO 3 is to load them.
 
     Raises:
         ConfigError: if they are not those of the model.
     """
     if _folder(config) is not None and not (config.random_init or config.gguf_file):
-        match_checkpoint(config, auto_model, {}, new_head=new_head)
+        kwargs = model_kwargs or {}
+        match = match_checkpoint(config, auto_model, kwargs, new_head=new_head)
+        if sharded:
+            _refuse_other_labels(config, match, kwargs)
+
+
+def _refuse_other_labels(
+    config: ModelConfig, match: CheckpointMatch, model_kwargs: dict[str, Any]
+) -> None:
+    """Refuse a head of another shape under ZeRO 3: one worker would find it, the others wait."""
+    if match.mismatched:
+        raise ConfigError(
+            [
+                Problem(
+                    "model.path",
+                    f"the head of {config.path!r} is for another number of labels than the "
+                    f"data's {model_kwargs.get('num_labels')}",
+                    hint="ZeRO 3 cannot leave it out: use zero.stage: 2",
+                )
+            ]
+        )
+
+
+def has_head(config: ModelConfig, auto_model: str, *, num_labels: int) -> bool:
+    """Return whether a model that lies on this machine brings all weights of a head for so many labels.
+
+    Raises:
+        ConfigError: as `match_checkpoint`.
+    """
+    if _folder(config) is None or config.random_init or config.gguf_file:
+        return False
+    kwargs = {"num_labels": num_labels}
+    return not match_checkpoint(config, auto_model, kwargs, new_head=True).new
 
 
 def _refuse(
     config: ModelConfig, match: CheckpointMatch, further: list[str], *, new_head: bool
 ) -> None:
     """Raise what is wrong with the weights of a checkpoint, if anything is."""
-    fewer_layers = any("layer" in name for name in config.overrides)
+    fewer_layers = bool(config.overrides) and has_fewer_layers(
+        load_model_config(config), _saved_config(config)
+    )
     found = [*match.problems(new_head=new_head, fewer_layers=fewer_layers), *further]
     hint = "model.overrides change what it is" if config.overrides else ""
     if found:
@@ -245,19 +318,8 @@ def load_model(
         match = None
         if not (config.random_init or config.gguf_file):
             match = match_checkpoint(config, auto_model, model_kwargs, new_head=new_head)
-            if (
-                zero3 and match.mismatched
-            ):  # one worker would find the shapes wrong, others wait for it
-                raise ConfigError(
-                    [
-                        Problem(
-                            "model.path",
-                            f"the head of {config.path!r} is for another number of labels than the "
-                            f"data's {model_kwargs.get('num_labels')}",
-                            hint="ZeRO 3 cannot leave it out: use zero.stage: 2",
-                        )
-                    ]
-                )
+            if zero3:
+                _refuse_other_labels(config, match, model_kwargs)
     auto = getattr(transformers, auto_model)
     torch.manual_seed(seed)
     if config.random_init:
@@ -301,10 +363,12 @@ def load_model(
     _set_padding(model, config, auto_model)
     if zero3:
         gather_experts_whole(model)
+    if match.left_over:
+        notify(f"not used of {config.path}: {', '.join(match.left_over)}")
     if match.new:
         notify(f"newly initialized in {config.path}: {', '.join(match.new)}")
     elif "id2label" in model_kwargs:
-        follow_labels(model, load_model_config(config), model_kwargs["id2label"])
+        follow_labels(model, load_model_config(config), model_kwargs["id2label"], notify)
     return model
 
 
@@ -343,10 +407,12 @@ def load_tokenizer(config: ModelConfig) -> Any:
         if Path(location).is_dir():
             check_texts(Path(location))
         tokenizer = transformers.AutoTokenizer.from_pretrained(location, **_common(config))
+    except ConfigError:
+        raise
     except Exception as error:  # the library of tokenizers raises nothing narrower
-        raise ConfigError(
-            [Problem("model.path", f"no tokenizer in {config.path!r}: {_first_line(error)}")]
-        ) from error
+        refused = refusal("model", config.path, error)
+        why = f"no tokenizer in {config.path!r}: {_first_line(error)}"
+        raise ConfigError([refused or Problem("model.path", why)]) from error
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
         raise ConfigError(
             [
@@ -371,8 +437,22 @@ def model_identity(config: ModelConfig) -> dict[str, Any]:
             location / config.gguf_file if config.gguf_file else location
         )
     else:
-        values["revision"] = getattr(load_model_config(config), "_commit_hash", None)
+        revision = pinned_model(config).revision
+        # Offline, the copy on this machine is what is loaded.
+        values["revision"] = cached_commit("model", config.path, revision)
     return values
+
+
+def pinned_model(config: ModelConfig) -> ModelConfig:
+    """Return a model with the commit that its revision stands for, where it is on the hub.
+
+    Raises:
+        ConfigError: if the hub does not say, which it need not in offline mode.
+    """
+    if Path(_location(config)).exists():
+        return config
+    commit = hub_commit("model", config.path, config.revision, section="model")
+    return config.model_copy(update={"revision": commit})
 
 
 def _location(config: ModelConfig) -> str:
@@ -396,9 +476,9 @@ def _named(config: ModelConfig) -> Iterator[None]:
     except ConfigError:
         raise
     except _LOAD_ERRORS as error:
-        raise ConfigError(
-            [Problem("model.path", f"{config.path!r} does not load: {_reason(config, error)}")]
-        ) from error
+        refused = refusal("model", config.path, error)
+        why = f"{config.path!r} does not load: {_reason(config, error)}"
+        raise ConfigError([refused or Problem("model.path", why)]) from error
 
 
 def _reason(config: ModelConfig, error: Exception) -> str:
@@ -450,8 +530,9 @@ def _attention(config: ModelConfig) -> dict[str, Any]:
 
 def _common(config: ModelConfig) -> dict[str, Any]:
     values: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
-    if config.revision:
-        values["revision"] = config.revision
+    revision = pinned_model(config).revision
+    if revision:
+        values["revision"] = revision
     if config.gguf_file:
         values["gguf_file"] = config.gguf_file
     return values

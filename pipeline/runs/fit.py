@@ -1,34 +1,41 @@
 """Whether a model, its tokenizer and a task fit: tokens, lengths, padding, direction of attention."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
 
+from mgpp import towers_of
 from pipeline.errors import Problem
+from pipeline.models.trial import Behaviour, pattern_of
 from pipeline.tasks import TASKS
 
 _POSITIONS = re.compile(r"^(wpe|(?!rel).*pos(ition)?s?_?embed.*|.*embed_pos.*)$")
-_CAUSAL = "AutoModelForCausalLM"
+_FIXED_POSITIONS = ("embed_positions", "pos_encoding")  # of GPT-J and CodeGen; of CTRL
+_CAUSAL, _TO_TEXT = "AutoModelForCausalLM", "AutoModelForSeq2SeqLM"
 _UNPADDED = ("causal-lm", "masked-lm")  # their rows are blocks of one length
 _OF_SEQUENCES = ("classification", "regression")
 
 
-def fit_problems(model: Any, tokenizer: Any, task: Any) -> list[Problem]:
+def fit_problems(
+    model: Any, tokenizer: Any, task: Any, behaviour: Behaviour | None
+) -> list[Problem]:
     """Return in what a model, its tokenizer and a task do not fit.
 
     Args:
         model: on the meta device.
         tokenizer: the model's.
         task: the task's settings.
+        behaviour: of the model, if it is known.
     """
     return [
         *_of_vocabulary(model, tokenizer),
         *_of_lengths(model, tokenizer, task),
         *_of_padding(model, tokenizer, task),
-        *_of_direction(model, task),
-        *_of_start(model),
+        *_of_direction(model, task, behaviour),
+        *_of_start(model, task, behaviour),
+        *_of_kind(model, task),
     ]
 
 
@@ -52,16 +59,28 @@ def num_positions(model: Any, *, decoder: bool = False) -> int | None:
 
 
 def _position_tables(model: nn.Module) -> Iterator[tuple[str, int]]:
-    """Yield the names of tables of positions, and how many tokens each is for."""
+    """Yield the names of tables of positions of tokens, and how many tokens each is for."""
+    others = towers_of(model)
     for name, module in model.named_modules():
+        if f"{name}.".startswith(others):
+            continue
         if isinstance(module, nn.Embedding) and _POSITIONS.match(name.rpartition(".")[2]):
             # RoBERTa's positions begin after that of padding, BART's and OPT's at an offset.
             padding = 0 if module.padding_idx is None else module.padding_idx + 1
             yield name, module.num_embeddings - (getattr(module, "offset", 0) or padding)
+        for own, table in module.named_buffers(recurse=False):
+            if own in _FIXED_POSITIONS and table.dim() == 2:
+                yield f"{name}.{own}", table.shape[0]
 
 
 def _of_vocabulary(model: Any, tokenizer: Any) -> list[Problem]:
-    rows = model.get_input_embeddings().weight.shape[0]
+    try:
+        rows = model.get_input_embeddings().weight.shape[0]
+    except (
+        NotImplementedError,
+        AttributeError,
+    ):  # CANINE hashes characters, Perceiver embeds bytes
+        return []
     token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
     if largest < rows:
         return []
@@ -113,28 +132,65 @@ def _of_padding(model: Any, tokenizer: Any, task: Any) -> list[Problem]:
                 hint="name one in its tokenizer_config.json (pad_token)",
             )
         ]
-    pads = model.config.get_text_config().pad_token_id
+    settings = model.config.get_text_config()
+    pads = getattr(settings, "pad_token_id", None)
     if task.type in _OF_SEQUENCES and pads not in (None, tokenizer.pad_token_id):
-        return [
-            Problem(
-                "model.path",
-                f"its tokenizer pads with token {tokenizer.pad_token_id}, the model takes {pads} for "
-                "padding",
-                hint=f"set model.overrides.pad_token_id: {tokenizer.pad_token_id}",
-            )
-        ]
-    return []
+        return [_other_token("pad", "pads with", pads, tokenizer.pad_token_id)]
+    if TASKS[task.type].auto_model != _TO_TEXT:
+        return []
+    # The model shifts labels itself, whose gaps it fills with its padding, and generates up to its end.
+    settings = model.config
+    tokens = [("pad", "pads with"), ("eos", "ends texts with")]
+    found = []
+    for kind, does in tokens:
+        ours = getattr(settings, f"{kind}_token_id", None)
+        theirs = getattr(tokenizer, f"{kind}_token_id")
+        if theirs is not None and theirs not in (ours if isinstance(ours, list) else [ours]):
+            found.append(_other_token(kind, does, ours, theirs))
+    return found
 
 
-def _of_direction(model: nn.Module, task: Any) -> list[Problem]:
+def _other_token(kind: str, does: str, ours: Any, theirs: int) -> Problem:
+    takes = {"pad": "padding", "eos": "the end"}[kind]
+    return Problem(
+        "model.path",
+        f"its tokenizer {does} token {theirs}, the model takes {ours} for {takes}",
+        hint=f"set model.overrides.{kind}_token_id: {theirs}",
+    )
+
+
+def unreached_problems(
+    names: Sequence[str], exclude: Sequence[str], behaviour: Behaviour | None
+) -> list[Problem]:
+    """Return which of the prunable weights have no part in what a model makes of texts.
+
+    Args:
+        names: of the prunable weights.
+        exclude: the patterns of names that are left out already.
+        behaviour: of the model, if it is known.
+    """
+    patterns = {name: pattern_of(name) for name in names}
+    unreached = [name for name in names if behaviour and patterns[name] in behaviour.unreached]
+    if not unreached:
+        return []
+    excluded = [*exclude, *dict.fromkeys(patterns[name] for name in unreached)]
+    return [
+        Problem(
+            "prune.exclude",
+            f"texts do not reach {len(unreached)} of the {len(names)} prunable weights, the first "
+            f"{unreached[0]}: without a gradient they would be pruned in the stead of others",
+            hint=f"set prune.exclude: {excluded}",
+        )
+    ]
+
+
+def _of_direction(model: Any, task: Any, behaviour: Behaviour | None) -> list[Problem]:
     if TASKS[task.type].auto_model != _CAUSAL:
         return []
-    flags = [
-        module.is_causal
-        for module in model.modules()
-        if isinstance(getattr(module, "is_causal", None), bool)
-    ]
-    if not flags or any(flags):
+    looks_ahead = behaviour.looks_ahead if behaviour else None
+    if looks_ahead is None:
+        looks_ahead = _is_marked_bidirectional(model)
+    if not looks_ahead:
         return []
     return [
         Problem(
@@ -142,22 +198,50 @@ def _of_direction(model: nn.Module, task: Any) -> list[Problem]:
             f"{type(model).__name__} sees the tokens after the one it predicts, so that its perplexity "
             "means nothing",
             got=task.type,
-            hint="use masked-lm, or model.overrides.is_decoder: true",
+            hint="use masked-lm, or model.overrides.is_decoder: true"
+            if hasattr(model.config, "is_decoder")
+            else "use masked-lm, or another model",
         )
     ]
 
 
-def _of_start(model: Any) -> list[Problem]:
-    """T5's configuration alone does not say it; its checkpoints do."""
+def _is_marked_bidirectional(model: nn.Module) -> bool:
+    flags = [
+        module.is_causal
+        for module in model.modules()
+        if isinstance(getattr(module, "is_causal", None), bool)
+    ]
+    return bool(flags) and not any(flags)
+
+
+def _of_start(model: Any, task: Any, behaviour: Behaviour | None) -> list[Problem]:
+    """T5's configuration alone does not say it; its checkpoints do.
+
+    What classifies needs it where the decoder's inputs are made of the encoder's: not in mBART.
+    """
     if (
         not model.config.is_encoder_decoder
         or getattr(model.config, "decoder_start_token_id", None) is not None
+        or (TASKS[task.type].auto_model != _TO_TEXT and behaviour is not None)
     ):
         return []
     return [
         Problem(
             "model.path",
             "its configuration does not say with which token the decoder begins",
-            hint="name it in its config.json (decoder_start_token_id)",
+            hint="name it: model.overrides.decoder_start_token_id",
+        )
+    ]
+
+
+def _of_kind(model: Any, task: Any) -> list[Problem]:
+    if TASKS[task.type].auto_model != _TO_TEXT or model.config.is_encoder_decoder:
+        return []
+    return [
+        Problem(
+            "task.type",
+            f"{type(model).__name__} has no decoder beside an encoder",
+            got=task.type,
+            hint="use instruction, or another model",
         )
     ]

@@ -9,6 +9,7 @@ from pipeline.errors import ConfigError, Problem
 from pipeline.runs.config import RunConfig
 from pipeline.store.artifacts import make_key
 from pipeline.store.storage import create_json, open_storage, read_json
+from pipeline.training.deepspeed import problems_of
 
 AUTO = "auto"
 _FOLDER = "auto"
@@ -148,8 +149,11 @@ def checked(config: RunConfig) -> RunConfig:
     """Return a settled configuration.
 
     Raises:
-        ConfigError: if its precision needs GPUs and it has none.
+        ConfigError: if its precision needs GPUs and it has none, or goes with no such ZeRO stage.
     """
+    problems = problems_of(config.zero)
+    if problems:
+        raise ConfigError(problems)
     if config.zero.precision == "tf32" and not config.cluster.gpus:
         raise ConfigError(
             [

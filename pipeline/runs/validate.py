@@ -10,17 +10,20 @@ from mgpp import transposed_weights
 from pipeline.data.stage import is_local, load_splits, missing_columns
 from pipeline.data.unknown_tokens import unknown_problems
 from pipeline.errors import ConfigError, Problem
+from pipeline.models.labels import label_order, names_of
 from pipeline.models.loading import (
-    BUILD_ERRORS,
     build_empty,
     check_weights,
+    has_head,
     load_model_config,
     load_tokenizer,
 )
 from pipeline.models.passed_over import passed_over_problems
+from pipeline.models.trial import Behaviour, behaviour_of
 from pipeline.pruning.one_shot import calibration_problems, prunable_layers
 from pipeline.runs.config import RunConfig, parse_sections, read_config
-from pipeline.runs.fit import fit_problems
+from pipeline.runs.fit import fit_problems, unreached_problems
+from pipeline.runs.flow import pinned
 from pipeline.runs.hardware import AUTO, Capacity
 from pipeline.runs.upstream import resolve_upstream
 from pipeline.tasks import Task, make_task
@@ -40,6 +43,9 @@ def validate(path: str, overrides: Sequence[str], capacity: Capacity | None) -> 
         overrides: `key=value` changes.
         capacity: what the cluster has, or None if that is not to be checked.
 
+    Returns:
+        The run, with the commits of what it takes from the hub.
+
     Raises:
         ConfigError: with every problem found, in the file's own terms.
     """
@@ -51,17 +57,21 @@ def validate(path: str, overrides: Sequence[str], capacity: Capacity | None) -> 
     if unresolved:
         sections.pop("model", None)
         problems += unresolved
-    of_model = _model_problems(sections)
     splits, of_data = read_data(sections)
+    of_model = _model_problems(sections, splits)
     of_training = _training_problems(sections)
     problems += [*of_model, *of_data, *of_training]
     if not (of_model or of_data or of_training):
-        problems += _text_problems(sections, splits) or _length_problems(sections, splits)
+        problems += (
+            _text_problems(sections, splits)
+            or _label_problems(sections, splits)
+            or _length_problems(sections, splits)
+        )
     if "cluster" in sections and capacity is not None:
         problems += cluster_problems(sections["cluster"], capacity)
     if problems:
         raise ConfigError(problems)
-    return RunConfig(**sections)
+    return pinned(RunConfig(**sections))
 
 
 def check_schedule(config: RunConfig, num_rows: int) -> None:
@@ -77,7 +87,7 @@ def check_schedule(config: RunConfig, num_rows: int) -> None:
         raise ConfigError(problems)
 
 
-def _model_problems(sections: dict[str, Any]) -> list[Problem]:
+def _model_problems(sections: dict[str, Any], splits: DatasetDict | None) -> list[Problem]:
     if "model" not in sections:
         return []
     model, task, prune = sections["model"], sections.get("task"), sections.get("prune")
@@ -90,24 +100,34 @@ def _model_problems(sections: dict[str, Any]) -> list[Problem]:
         return error.problems
     if task is None:
         return []
+    auto_model = make_task(task).auto_model
     try:
-        empty = build_empty(model, make_task(task).auto_model)
-    except BUILD_ERRORS as error:
-        key = "model.attention" if model.attention else "model.path"
-        reason = str(error).splitlines()[0]
-        return [Problem(key, f"{model.path!r} cannot be built for a {task.type} task: {reason}")]
-    try:
-        check_weights(model, make_task(task).auto_model, new_head=True)
+        empty = build_empty(model, auto_model)
+        # What a one-shot method prunes is not trained before, unless it starts from the dense model.
+        untrained = prune is not None and prune.one_shot and prune.start_from == "pretrained"
+        check_weights(
+            model,
+            auto_model,
+            {} if splits is None else make_task(task).model_kwargs(splits),
+            new_head=not untrained,
+            sharded="zero" in sections and sections["zero"].stage == 3 and _trains(sections),
+        )
     except ConfigError as error:
         return error.problems
-    problems += fit_problems(empty, tokenizer, task)
+    behaviour = behaviour_of(
+        load_model_config(model),
+        auto_model,
+        max_length=task.max_length,
+        trust_remote_code=model.trust_remote_code,
+    )
+    problems += fit_problems(empty, tokenizer, task, behaviour)
     if "train" in sections:
         problems += _frozen_problems(empty, sections["train"].freeze)
     if {"zero", "cluster"} <= set(sections) and _trains(sections):
         stage, num_workers = sections["zero"].stage, sections["cluster"].num_workers
         problems += passed_over_problems(empty, stage, num_workers)
     if prune is not None:
-        problems += _selection_problems(prune, make_task(task), empty)
+        problems += _selection_problems(prune, make_task(task), empty, behaviour)
     if distill is not None and prune is not None and prune.one_shot is not None:
         problems.append(
             Problem(
@@ -117,7 +137,7 @@ def _model_problems(sections: dict[str, Any]) -> list[Problem]:
             )
         )
     elif distill is not None:
-        problems += teacher_problems(distill, model, make_task(task).auto_model)
+        problems += teacher_problems(distill, model, auto_model)
     return problems
 
 
@@ -131,20 +151,23 @@ def _frozen_problems(empty: nn.Module, patterns: list[str]) -> list[Problem]:
     return [Problem("train.freeze", "leaves nothing to train", got=patterns)]
 
 
-def _selection_problems(prune: Any, task: Task, empty: nn.Module) -> list[Problem]:
+def _selection_problems(
+    prune: Any, task: Task, empty: nn.Module, behaviour: Behaviour | None
+) -> list[Problem]:
     """Check what is pruned, and where sparsity goes, against the model."""
     try:
         names = prune.settings.select(empty)
     except ValueError as error:
-        key = "prune.exclude" if str(error).startswith("exclude") else "prune.include"
-        return [Problem(key, str(error))]
+        return [_of_selection(str(error))]
+    problems = unreached_problems(names, prune.settings.exclude, behaviour)
+    if problems and prune.settings.sparsity is not None:
+        return problems
     if prune.one_shot is not None:
-        try:
-            prunable_layers(empty, task, names, prune.one_shot)
-        except ValueError as error:
-            return [Problem("prune.method", f"{prune.method.name}: {error}")]
-        return []
+        return _one_shot_problems(prune, task, empty, names)
     chosen = set(names)
+    frozen = [n for n, p in empty.named_parameters() if n in chosen and not p.requires_grad]
+    if frozen and any(parameter.requires_grad for parameter in empty.parameters()):
+        return [_frozen(frozen, names)]
     shapes = {name: tuple(p.shape) for name, p in empty.named_parameters() if name in chosen}
     try:
         prune.allocation(shapes, transposed_weights(empty))
@@ -152,6 +175,32 @@ def _selection_problems(prune: Any, task: Task, empty: nn.Module) -> list[Proble
         key, _, why = str(error).partition(": ")
         return [Problem(f"prune.{key}", why)]
     return []
+
+
+def _one_shot_problems(
+    prune: Any, task: Task, empty: nn.Module, names: Sequence[str]
+) -> list[Problem]:
+    try:
+        prunable_layers(empty, task, names, prune.one_shot)
+    except ValueError as error:
+        return [Problem("prune.method", f"{prune.method.name}: {error}")]
+    return []
+
+
+def _frozen(frozen: Sequence[str], names: Sequence[str]) -> Problem:
+    return Problem(
+        "train.freeze",
+        f"{len(frozen)} of the {len(names)} weights that are pruned are not trained, the first "
+        f"{frozen[0]}",
+        hint="add the same patterns to prune.exclude, or freeze other weights",
+    )
+
+
+def _of_selection(why: str) -> Problem:
+    setting, colon, reason = why.partition(": ")
+    if colon and setting in ("pattern", "scope", "min_kept"):
+        return Problem(f"prune.{setting}", reason)
+    return Problem("prune.exclude" if why.startswith("exclude") else "prune.include", why)
 
 
 def read_data(sections: dict[str, Any]) -> tuple[DatasetDict | None, list[Problem]]:
@@ -273,6 +322,21 @@ def _text_problems(sections: dict[str, Any], splits: DatasetDict | None) -> list
         return []
     columns = list(make_task(sections["task"]).text_columns().values())
     return unknown_problems(splits["train"], columns, load_tokenizer(sections["model"]))
+
+
+def _label_problems(sections: dict[str, Any], splits: DatasetDict | None) -> list[Problem]:
+    """Check the labels of a head against the data's, where the rows were read."""
+    if not {"model", "task"} <= set(sections) or splits is None:
+        return []
+    model, task = sections["model"], make_task(sections["task"])
+    known, wanted = load_model_config(model).id2label, task.label_names(splits)
+    if wanted is None or not has_head(model, task.auto_model, num_labels=len(wanted)):
+        return []
+    try:
+        label_order(names_of(known), wanted)
+    except ConfigError as error:
+        return error.problems
+    return []
 
 
 def _length_problems(sections: dict[str, Any], splits: DatasetDict | None) -> list[Problem]:

@@ -100,12 +100,20 @@ class Task(ABC):
         """Return the names of the columns that hold classes, as text or whole numbers."""
         return []
 
+    def label_names(self, splits: DatasetDict) -> list[str] | None:
+        """Return the names of the classes of raw rows by number; None if the task has none."""
+        return None
+
     def check(self, splits: DatasetDict) -> None:  # noqa: B027  # most have no more to ask
         """Check raw rows beyond that; nothing unless a task has more to ask.
 
         Raises:
             ConfigError: if rows are not what the task needs.
         """
+
+    def model_kwargs(self, splits: DatasetDict) -> dict[str, Any]:
+        """Return what the model's config takes from raw rows (num_labels, ...)."""
+        return {}
 
     @abstractmethod
     def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:

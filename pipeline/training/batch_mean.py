@@ -72,17 +72,28 @@ def with_a_target(task: Task, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**batch, "labels": labels}
 
 
+def without_labels(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the inputs of a model whose loss is not used: given labels, it would compute it."""
+    return {name: values for name, values in batch.items() if name != "labels"}
+
+
 def weighted_loss(outputs: Any, batch: Mapping[str, Tensor], task: Task, weight: Tensor) -> Tensor:
     """Return the loss of a model's outputs with its mean over targets weighted.
 
     What the model adds to that for itself (the auxiliary losses of routers) is a mean over micro-batches,
-    and counts once.
+    and counts once. Of a model that was given no labels, it is the loss of the next token.
     """
-    loss: Tensor = outputs.loss
+    loss: Tensor | None = outputs.get("loss")
+    if loss is None:
+        return _mean_loss(outputs, batch, task) * weight
     beside = [name for name in outputs if name.endswith(_BESIDE_THE_TASK)]
     if not any(outputs[name] is not None for name in beside):
         return loss * weight
+    mean = _mean_loss(outputs, batch, task)
+    return loss - mean + mean * weight
+
+
+def _mean_loss(outputs: Any, batch: Mapping[str, Tensor], task: Task) -> Tensor:
     (logits,) = task.distillation_outputs(outputs, batch)
     labels = task.targets(batch)
-    mean = functional.cross_entropy(logits.float(), labels[labels != UNLABELLED])
-    return loss - mean + mean * weight
+    return functional.cross_entropy(logits.float(), labels[labels != UNLABELLED])

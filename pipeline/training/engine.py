@@ -16,7 +16,12 @@ from pipeline.pruning.config import PruneSection
 from pipeline.section import Section, Seed, Share
 from pipeline.tasks import Task
 from pipeline.training.batches import BatchPlan
-from pipeline.training.deepspeed import ZeroConfig, check_capabilities, deepspeed_config
+from pipeline.training.deepspeed import (
+    ZeroConfig,
+    check_capabilities,
+    deepspeed_config,
+    widen_gradients,
+)
 from pipeline.worker_group import WorkerGroup
 
 
@@ -103,6 +108,7 @@ def make_engine(
         fused=True,
     )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    widen_gradients(zero, engine.module)
     engine.train()
     return engine
 

@@ -19,7 +19,8 @@ from mgpp import Pruner, PruningSchedule, transposed_weights
 from mgpp.backends.deepspeed import attach, clear_gradients, training_state
 from pipeline.context import Context
 from pipeline.errors import ConfigError, Problem, StageError
-from pipeline.models.loading import ModelConfig, load_tokenizer
+from pipeline.models.loading import ModelConfig, load_model_config, load_tokenizer
+from pipeline.models.trial import predicts_next_token
 from pipeline.models.weights import full_state_dict, write_model
 from pipeline.pruning.config import PruneSection
 from pipeline.store.checkpoints import CheckpointStore
@@ -27,7 +28,14 @@ from pipeline.tasks import Task
 from pipeline.tasks.base import token_lengths
 from pipeline.tracking.recorder import Recorder
 from pipeline.training import checkpoint
-from pipeline.training.batch_mean import Weights, num_attended, weigh, weighted_loss, with_a_target
+from pipeline.training.batch_mean import (
+    Weights,
+    num_attended,
+    weigh,
+    weighted_loss,
+    with_a_target,
+    without_labels,
+)
 from pipeline.training.batches import BatchPlan, DrawnRows, loaded
 from pipeline.training.config import TrainConfig
 from pipeline.training.deepspeed import ZeroConfig, init_deepspeed
@@ -61,6 +69,7 @@ class _Run:
     distillation: Distillation | None
     recorder: Recorder | None
     plan: BatchPlan
+    own_loss: bool
     num_steps: int
     warmup_steps: int
     done: checkpoint.TrainingState
@@ -100,11 +109,14 @@ def train(
     lengths = token_lengths(rows) if config.group_by_length else None
     plan = config.batch_plan(num_rows=len(rows), world_size=workers.world_size, lengths=lengths)
     num_steps = config.num_steps(plan.steps_per_epoch)
+    own_loss = uses_own_loss(model_config, task)
     engine = make_engine(context, model_config, task, config, zero, prune, plan)
     done, history, pruner = _take_up(context, engine, prune, plan, num_steps)
     distillation = None
     if teacher is not None:
-        distillation = teacher.begin(engine.module, task, zero, plan.micro_batch_size, workers)
+        distillation = teacher.begin(
+            engine.module, task, zero, plan.micro_batch_size, workers, own_loss=own_loss
+        )
     run = _Run(
         config=config,
         task=task,
@@ -115,6 +127,7 @@ def train(
         distillation=distillation,
         recorder=Recorder(context.output, context.progress, history) if workers.is_main else None,
         plan=plan,
+        own_loss=own_loss,
         num_steps=num_steps,
         warmup_steps=config.lr_warmup_length.steps(
             steps_per_epoch=plan.steps_per_epoch, num_steps=num_steps
@@ -129,6 +142,16 @@ def train(
     if distillation is not None:
         distillation.close()
     return figures
+
+
+def uses_own_loss(model: ModelConfig, task: Task) -> bool:
+    """Tell whether the loss is what the model makes of labels; otherwise it is made of its logits."""
+    if task.auto_model != "AutoModelForCausalLM":
+        return True
+    predicts = predicts_next_token(
+        load_model_config(model), task.auto_model, trust_remote_code=model.trust_remote_code
+    )
+    return predicts is not False
 
 
 def _micro_batches(run: _Run, context: Context, rows: Any) -> Iterator[dict[str, Tensor]]:
@@ -315,7 +338,7 @@ def forward_backward(run: _Run, batch: dict[str, Tensor], weights: Weights) -> N
 def _losses(run: _Run, batch: dict[str, Tensor], weights: Weights) -> dict[str, Any]:
     if run.distillation is not None:
         return dict(run.distillation.losses(run.engine, batch, weights))
-    outputs = run.engine(**batch)
+    outputs = run.engine(**(batch if run.own_loss else without_labels(batch)))
     return {"loss": weighted_loss(outputs, batch, run.task, weights.targets)}
 
 

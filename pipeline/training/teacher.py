@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError, Problem
+from pipeline.models.labels import label_order, names_of
 from pipeline.models.loading import (
-    BUILD_ERRORS,
     ModelConfig,
     build_empty,
     check_weights,
@@ -19,7 +19,7 @@ from pipeline.models.loading import (
 )
 from pipeline.tasks import Task
 from pipeline.tasks.base import UNLABELLED
-from pipeline.training.batch_mean import WHOLE, Weights, weighted_loss
+from pipeline.training.batch_mean import WHOLE, Weights, weighted_loss, without_labels
 from pipeline.training.deepspeed import ZeroConfig
 from pipeline.training.distill import DistillConfig, hidden_loss, output_loss, soft_target_loss
 from pipeline.training.engine import make_inference_model
@@ -39,7 +39,14 @@ class TeacherSpec:
     model: ModelConfig
 
     def begin(
-        self, student: Any, task: Task, zero: ZeroConfig, batch_size: int, workers: WorkerGroup
+        self,
+        student: Any,
+        task: Task,
+        zero: ZeroConfig,
+        batch_size: int,
+        workers: WorkerGroup,
+        *,
+        own_loss: bool = True,
     ) -> "Distillation":
         """Load the teacher: whole on each worker, or sharded like its student under ZeRO 3.
 
@@ -49,6 +56,7 @@ class TeacherSpec:
             zero: precision, and whether the teacher is sharded.
             batch_size: rows a worker takes in one forward pass.
             workers: all of them; all call this function.
+            own_loss: whether the task's loss is what the student makes of labels.
 
         Raises:
             ConfigError: if it does not load, or does not fit the student.
@@ -59,7 +67,7 @@ class TeacherSpec:
             if found:
                 raise ConfigError(_of_teacher(self.model, found))
             teacher = make_inference_model(self.model, task, zero, batch_size, workers)
-        return Distillation(config=self.config, task=task, teacher=teacher)
+        return Distillation(config=self.config, task=task, teacher=teacher, own_loss=own_loss)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +78,13 @@ class Distillation:
         config: the weights of the losses.
         task: says which outputs are held together.
         teacher: the model or its DeepSpeed engine, in evaluation mode.
+        own_loss: whether the task's loss is what the student makes of labels.
     """
 
     config: DistillConfig
     task: Task
     teacher: Any
+    own_loss: bool = True
 
     def losses(
         self, student: Any, batch: Mapping[str, Tensor], weights: Weights = WHOLE
@@ -94,7 +104,7 @@ class Distillation:
         extra = {"output_hidden_states": True} if config.hidden_weight else {}
         with torch.no_grad():  # first, so that its activations are gone when the student's come
             target = self.teacher(**batch, **extra)
-        learned = student(**batch, **extra)
+        learned = student(**(batch if self.own_loss else without_labels(batch)), **extra)
         task_loss = weighted_loss(learned, batch, self.task, weights.targets)
         distilled = self._distill_loss(learned, target, batch) * weights.targets
         loss = (1 - config.weight) * task_loss + config.weight * distilled
@@ -142,9 +152,6 @@ def teacher_problems(
             check_weights(model, auto_model, new_head=True)
     except ConfigError as error:
         return error.problems
-    except BUILD_ERRORS as error:
-        reason = str(error).splitlines()[0]
-        return _of_teacher(model, [f"cannot be built for the task: {reason}"])
     found = mismatches(load_model_config(student), settings, distill, heads=False)
     trained_as = settings.architectures or [kind]
     if kind not in trained_as:
@@ -189,11 +196,12 @@ def mismatches(student: Any, teacher: Any, distill: DistillConfig, *, heads: boo
         if ours != theirs:
             problems.append(f"has {theirs} {what}, the model that learns {ours}")
     if heads and not problems:
-        names = [
-            [str(settings.id2label[i]).casefold() for i in sorted(settings.id2label)]
-            for settings in (student, teacher)
-        ]
-        if names[0] != names[1] and sorted(names[0]) == sorted(names[1]):
+        names = [names_of(settings.id2label) for settings in (student, teacher)]
+        try:
+            order = label_order(names[1], names[0])
+        except ConfigError:
+            order = []
+        if order not in (None, list(range(len(names[0])))):
             problems.append(f"has the labels {names[1]}, the model that learns {names[0]}")
     return problems
 
@@ -207,8 +215,12 @@ def in_terms_of_teacher() -> Iterator[None]:
         raise ConfigError(
             replace(
                 problem,
-                key=problem.key.replace("model.path", "distill.teacher"),
-                hint="" if "model.random_init" in problem.hint else problem.hint,
+                key=problem.key.replace("model.path", "distill.teacher").replace(
+                    "model.revision", "distill.revision"
+                ),
+                hint=""
+                if "model.random_init" in problem.hint
+                else problem.hint.replace("model.revision", "distill.revision"),
             )
             for problem in error.problems
         ) from error

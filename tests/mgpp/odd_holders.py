@@ -23,7 +23,7 @@ class NoisyRouter(nn.Module):
 
 
 class Layer(nn.Module):
-    """A layer of all of these."""
+    """A layer of all of these, and of some that only look like them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,13 +33,14 @@ class Layer(nn.Module):
         self.gate = nn.Linear(8, 4)
         self.head_gate = nn.Linear(8, 2)
         self.gate_proj = nn.Linear(8, 16)
+        self.output_gate = nn.Linear(8, 8)
         self.conv = nn.Conv1d(8, 8, 4, groups=8)
         self.scan = nn.Parameter(torch.empty(8, 16))
+        self.per_head = nn.Parameter(torch.empty(8, 2, 4))
 
 
 def make_model() -> nn.Module:
     """Return two layers and a head, on the meta device."""
     with torch.device("meta"):
-        return nn.ModuleDict(
-            {"layers": nn.ModuleList(Layer() for _ in range(2)), "head": nn.Linear(8, 3)}
-        )
+        head = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 3))
+        return nn.ModuleDict({"layers": nn.ModuleList(Layer() for _ in range(2)), "head": head})

@@ -34,15 +34,15 @@ def _part(name: str, module: str, seconds: float, **size: Any) -> Part:
     return Part(name=name, module=f"tests.bench.gpu.{module}", seconds=seconds, size=size)
 
 
-_BF16 = ("stage0-bf16", "stage1-bf16", "stage2-bf16", "stage3-bf16")
+_STAGES = (0, 1, 2, 3)
+_BF16 = tuple(f"stage{stage}-bf16+fp32" for stage in _STAGES)  # gradients as they are by default
 _LAYOUTS = (
     *_BF16,
-    "stage1-bf16+fp32",
-    "stage3-subgroups-bf16",
-    "stage2-offload-bf16",
-    "stage3-offload-bf16",
-    *(f"stage{stage}-fp32" for stage in (0, 1, 2, 3)),
-    *(f"stage{stage}-fp16" for stage in (1, 2, 3)),
+    *(f"stage{stage}-bf16" for stage in _STAGES),
+    *(f"stage{stage}-offload-bf16+fp32" for stage in (1, 2, 3)),
+    "stage3-subgroups-bf16+fp32",
+    *(f"stage{stage}-fp32" for stage in _STAGES),
+    *(f"stage{stage}-fp16+fp32" for stage in (1, 2, 3)),
 )
 _GPT2 = {
     "settings": {

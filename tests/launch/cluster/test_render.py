@@ -1,6 +1,7 @@
 """Files that start clusters: each valid for what reads it, the SLURM scripts run on this machine."""
 
 import json
+import math
 import subprocess
 from pathlib import Path
 
@@ -8,11 +9,12 @@ import jsonschema
 import pytest
 import ray
 import yaml
+from transformers import LlamaConfig
 
 from launch.cluster.render import describe_cluster, render_cluster
 from pipeline.errors import ConfigError
 from tests.launch.slurm import render_for_two_nodes, run_script
-from tests.processes import free_port
+from tests.processes import ROOT, free_port
 
 GPUS = {
     "name": "llama",
@@ -191,6 +193,76 @@ def test_the_slurm_script_runs_a_whole_pipeline_on_two_nodes(project, tmp_path):
     assert "the cluster has 2 nodes" in done.stdout
     assert "sparsity" in done.stdout
     assert list((tmp_path / "runs").glob("report-*/a-*/report.html"))
+
+
+# Sizes that are not given.
+
+
+def sizes(config, *settings, **values):
+    """Cores and memory that SLURM is asked for of each node."""
+    given = {key: GPUS[key] for key in ("name", "nodes", "gpus_per_node")} | values
+    files = render_cluster("slurm", describe_cluster(given, settings), config)
+    lines = files["llama.classic.sbatch"].splitlines()
+    asked = dict(
+        line.split("=", 1) for line in lines if line.startswith("#SBATCH --") and "=" in line
+    )
+    return int(asked["#SBATCH --cpus-per-task"]), asked["#SBATCH --mem"]
+
+
+def test_cores_and_memory_come_from_the_plan(tmp_path):
+    """As counted by hand: ZeRO 3 over 16 workers with the optimizer offloaded, in bf16."""
+    LlamaConfig(
+        vocab_size=128256,
+        hidden_size=8192,
+        intermediate_size=28672,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        architectures=["LlamaForCausalLM"],
+    ).save_pretrained(tmp_path / "70b")
+    recipe = tmp_path / "run.yaml"
+    base = ROOT / "configs" / "large" / "llama-3.1-70b.yaml"
+    recipe.write_text(f"extends: {base}\nstorage: /mnt/runs\nmodel: {{path: {tmp_path / '70b'}}}\n")
+    # Of 70,553,706,496 parameters 20 bytes each over 16 workers (the gradients twice, masters, Adam), a
+    # bit of each of 68,451,041,280 prunable ones; 2 bytes each for the model once. And 6 GiB a worker.
+    offloaded = 8 * (70_553_706_496 * 20 + 68_451_041_280 / 8) / 16
+    memory = math.ceil((offloaded + 2 * 70_553_706_496) / 2**30) + 8 * 6 + 8
+    assert sizes(str(recipe), nodes=2) == (8 * 12, f"{memory}G")
+    assert 840 < memory < 860
+    assert sizes(str(recipe), "cpus_per_node=128", "memory_gib=1900", nodes=2) == (128, "1900G")
+
+
+def test_sizes_of_a_campaign_are_those_of_its_largest_run(config, tmp_path):
+    campaign = {
+        "name": "several",
+        "storage": "s3://bucket/runs",
+        "recipe": config,
+        "tasks": {"words": {}},
+        "methods": {"mgpp": {"prune": {"method": {"name": "mgpp"}}}},
+        "sparsities": [0.5],
+        "runs": [
+            {
+                "task": "words",
+                "method": "mgpp",
+                "sparsity": 0.7,
+                "changes": {"cluster": {"num_workers": 32, "cpus_per_worker": 3}},
+            }
+        ],
+    }
+    path = tmp_path / "campaign.yaml"
+    path.write_text(yaml.safe_dump(campaign))
+    description = describe_cluster({"name": "llama", "nodes": 4, "gpus_per_node": 8}, [])
+    files = render_cluster("slurm", description, str(path), command="campaign")
+    assert "#SBATCH --cpus-per-task=24" in files["llama.classic.sbatch"].splitlines()
+
+
+def test_a_run_that_cannot_be_planned_is_told_what_to_give(config):
+    values = yaml.safe_load(Path(config).read_text())
+    values["model"] = {"path": "someone/gated-model"}
+    Path(config).write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigError, match=r"^--memory-gib: missing, and the run cannot be planned"):
+        sizes(config)
+    assert sizes(config, memory_gib=100) == (8, "100G")
 
 
 # What is refused.

@@ -5,11 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn import functional
-from transformers import LlamaForCausalLM, MixtralForCausalLM
+from transformers import BartForCausalLM, LlamaForCausalLM, MixtralForCausalLM
 
 from pipeline.tasks import make_task
 from pipeline.tasks.instruction import InstructionConfig
-from pipeline.training.batch_mean import WHOLE, num_attended, weigh, weighted_loss, with_a_target
+from pipeline.training.batch_mean import (
+    WHOLE,
+    num_attended,
+    weigh,
+    weighted_loss,
+    with_a_target,
+    without_labels,
+)
 from pipeline.worker_group import WorkerGroup
 from tests import tiny
 
@@ -35,12 +42,15 @@ def micro_batches(batch, size):
 def gradient_of(model, loss):
     model.zero_grad()
     loss.backward()
-    return torch.cat([p.grad.flatten() for p in model.parameters()])
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_the_gradient_is_that_of_the_mean_over_all_targets(size):
-    model = tiny.model(LlamaForCausalLM, num_key_value_heads=2).double()
+@pytest.mark.parametrize("head", [LlamaForCausalLM, BartForCausalLM])
+def test_the_gradient_is_that_of_the_mean_over_all_targets(head, size):
+    """Also of a decoder like BART's, whose own loss is not that of the next token."""
+    own_loss = head is LlamaForCausalLM
+    model = tiny.model(head, **({"num_key_value_heads": 2} if own_loss else {})).double().eval()
     batch = make_batch()
     logits = model(input_ids=batch["input_ids"]).logits[:, :-1]
     targets = batch["labels"][:, 1:]
@@ -52,7 +62,8 @@ def test_the_gradient_is_that_of_the_mean_over_all_targets(size):
     losses = []
     for cut, weight in zip(cuts, weights, strict=True):
         given = with_a_target(TASK, cut)
-        losses.append(weighted_loss(model(**given), given, TASK, weight.targets.double()))
+        outputs = model(**(given if own_loss else without_labels(given)))
+        losses.append(weighted_loss(outputs, given, TASK, weight.targets.double()))
     mean = torch.stack(losses).mean()
     assert torch.allclose(gradient_of(model, mean), expected, atol=1e-7)
     assert [float(weight.tokens) for weight in weights] == [1.0] * len(cuts)
