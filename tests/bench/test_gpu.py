@@ -17,7 +17,7 @@ COMMAND = [sys.executable, "-m", "tests.bench.gpu"]
 @pytest.fixture
 def environment(monkeypatch):
     """Have what `main` sets taken back."""
-    for name in ("DS_ACCELERATOR", "HF_HUB_OFFLINE", "OMP_NUM_THREADS"):
+    for name in ("DS_ACCELERATOR", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "PYTHONWARNINGS"):
         monkeypatch.setenv(name, "")
 
 
@@ -92,7 +92,6 @@ def test_a_part_that_fails_is_named_and_stops_no_other(environment, monkeypatch,
     assert "as planned" in record["failed_parts"]["raises"]
     assert "killed is about to end" in record["failed_parts"]["killed"]
     assert "ran longer than 5 s" in record["failed_parts"]["hangs"]
-    assert "time.sleep" in record["failed_parts"]["hangs"] or "hangs" in said
     kept = {figure["key"]: figure["kept"] for figure in record["figures"]}
     assert kept == {"raises_few": True, "ends_many": False, "ends_wrong": False}
     assert "not as it must be: raises, killed, hangs, ends_many, ends_wrong" in said

@@ -120,7 +120,12 @@ def main(arguments: list[str]) -> int:
         print(f"no such parts: {', '.join(sorted(unknown))}")
         return 2
     device = "cpu" if given.dry_run else "cuda"
-    os.environ |= {"DS_ACCELERATOR": device, "HF_HUB_OFFLINE": "1"}
+    os.environ |= {
+        "DS_ACCELERATOR": device,
+        "HF_HUB_OFFLINE": "1",
+        # Parts leave without the interpreter's teardown, and with it locks that nobody waits for.
+        "PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker",
+    }
     if given.dry_run:
         os.environ |= {"OMP_NUM_THREADS": "1"}
         multiprocessing.set_forkserver_preload([_PRELOADED])
