@@ -24,6 +24,23 @@ from tests.processes import forbid_ranks
 from tests.tiny import BAD, GOOD
 
 
+def pytest_collection_modifyitems(config, items):
+    """Deselect what needs a device where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and not has_gpu():
+        items[:] = [item for item in items if item not in marked]
+        config.hook.pytest_deselected(items=marked)
+
+
+def has_gpu():
+    """Return whether torch sees a CUDA device; torch is not imported where there is no driver."""
+    if shutil.which("nvidia-smi") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
     """Run a test, its fixtures and their ends."""

@@ -1,18 +1,21 @@
 """Classification and regression of one or two texts."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict
 from pydantic import Field
 from torch import Tensor
 from transformers import DataCollatorWithPadding
 
 from pipeline import metric
 from pipeline.tasks.base import Metrics, Predictions, Task, TaskConfig, TokenizedData
-from pipeline.tasks.label_checks import named_classes, refuse_no_numbers
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
 
 Columns = Annotated[list[str], Field(min_length=1, max_length=2)]
 
@@ -72,6 +75,8 @@ class _SequenceTask(Task):
             encoded = tokenizer(*texts, truncation=True, max_length=self.config.max_length)
             return {**encoded, "labels": [labels(value) for value in rows[self.config.label]]}
 
+        from datasets import DatasetDict
+
         mapped = DatasetDict(
             {
                 name: split.map(
@@ -110,9 +115,13 @@ class Classification(_SequenceTask):
         return [self.config.label]
 
     def label_names(self, splits: DatasetDict) -> list[str]:
+        from pipeline.tasks.label_checks import named_classes
+
         return named_classes(splits, self.config.label)[0]
 
     def labels(self, splits: DatasetDict) -> tuple[Callable[[Any], Any], dict[str, Any]]:
+        from pipeline.tasks.label_checks import named_classes
+
         names, index = named_classes(splits, self.config.label)
         id2label = dict(enumerate(names))
         return index.__getitem__, {
@@ -154,6 +163,8 @@ class Regression(_SequenceTask):
     predicts_numbers = True
 
     def labels(self, splits: DatasetDict) -> tuple[Callable[[Any], Any], dict[str, Any]]:
+        from pipeline.tasks.label_checks import refuse_no_numbers
+
         refuse_no_numbers(splits, self.config.label)
         return float, {"num_labels": 1, "problem_type": "regression"}
 

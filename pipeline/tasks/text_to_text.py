@@ -1,11 +1,12 @@
 """Text to text: summaries and other texts written by an encoder-decoder, scored by ROUGE."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from datasets import Dataset, DatasetDict
 from torch import Tensor
 from torch.nn import functional
 from transformers import DataCollatorForSeq2Seq
@@ -14,6 +15,9 @@ from pipeline import metric
 from pipeline.errors import ConfigError, Problem
 from pipeline.section import NotNegative, Positive
 from pipeline.tasks.base import Metrics, Predictions, Task, TaskConfig, TokenizedData
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 _INPUTS = ("input_ids", "attention_mask", "labels")
@@ -76,6 +80,8 @@ class TextToText(Task):
 
         def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
             return self._encode(rows, tokenizer)
+
+        from datasets import DatasetDict
 
         mapped = DatasetDict()
         for name, split in splits.items():

@@ -17,18 +17,16 @@ class Recorder:
     """Writes records as they come; only the main worker has one.
 
     Args:
-        folder: where `metrics.jsonl` and `tensorboard/` go.
-        progress: called with each step record.
+        folder: where `metrics.jsonl` and `tensorboard/` go; the latter if tensorboard is installed.
+        progress: called with each step record, and with a note where tensorboard is missing.
         history: lines of the run that this one resumes, written again first.
     """
 
     def __init__(self, folder: Path, progress: Progress, history: str = "") -> None:
-        from torch.utils.tensorboard import SummaryWriter  # heavy; only the main worker needs it
-
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / METRICS_FILE
         self._file = self.path.open("w", encoding="utf-8")
-        self._events = SummaryWriter(str(folder / "tensorboard"))
+        self._events = _event_writer(folder / "tensorboard", progress)
         self._progress = progress
         for line in history.splitlines():
             record = _read(line)
@@ -43,7 +41,7 @@ class Recorder:
         }
         self._file.write(json.dumps(record, default=_number, allow_nan=False) + "\n")
         self._file.flush()
-        for name, value in values.items():
+        for name, value in values.items() if self._events else ():
             if isinstance(value, int | float) and math.isfinite(value):
                 self._events.add_scalar(f"{event}/{name}", value, step)
         if event == "step":
@@ -52,7 +50,21 @@ class Recorder:
     def close(self) -> None:
         """Flush everything to disk."""
         self._file.close()
-        self._events.close()
+        if self._events:
+            self._events.close()
+
+
+def _event_writer(folder: Path, progress: Progress) -> Any:
+    """Return a writer of TensorBoard's events; None, with a note, where tensorboard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # heavy; only the main worker needs it
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "tensorboard":
+            raise
+        text = f"tensorboard is not installed: the run's records are in {METRICS_FILE} alone"
+        progress({"event": "note", "text": text})
+        return None
+    return SummaryWriter(str(folder))
 
 
 def _number(value: Any) -> float | None:

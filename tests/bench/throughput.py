@@ -24,6 +24,7 @@ from pipeline.section import Duration
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import make_task
 from pipeline.tasks.causal_lm import CausalLMConfig
+from pipeline.tracking.recorder import Progress
 from pipeline.training.config import TrainConfig
 from pipeline.training.deepspeed import ZeroConfig, deepspeed_config
 from pipeline.training.loop import train
@@ -56,13 +57,33 @@ SMALL = Size(settings={**_SMALL, "eos_token_id": 0}, rows=8, length=64, steps=40
 
 
 @dataclass(frozen=True, kw_only=True)
-class _InMemory(Context):
-    """Rows that were never written: random tokens."""
+class InMemory(Context):
+    """Rows that were never written.
 
-    tokens: torch.Tensor
+    Attributes:
+        splits: lists of rows.
+    """
+
+    splits: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, folder: Path, splits: Mapping[str, Any], progress: Progress) -> "InMemory":
+        """Return a context of this process's group that writes into a folder."""
+        workers = WorkerGroup.current()
+        output = folder / "output"
+        output.mkdir(exist_ok=True)
+        return cls(
+            inputs={"data": folder},
+            model_kwargs={},
+            output=output,
+            workers=workers,
+            checkpoints=CheckpointStore(str(folder / "checkpoints"), workers),
+            progress=progress,
+            splits=splits,
+        )
 
     def rows(self) -> Mapping[str, Any]:
-        return {"train": [{"input_ids": row} for row in self.tokens.tolist()]}
+        return self.splits
 
 
 def write_model(folder: Path, size: Size) -> None:
@@ -80,17 +101,9 @@ def ours(folder: Path, size: Size) -> float:
         if "step_seconds" in record:
             seconds.append(record["step_seconds"])
 
-    workers = WorkerGroup.current()
-    context = _InMemory(
-        inputs={"data": folder},
-        model_kwargs={},
-        output=folder / "ours",
-        workers=workers,
-        checkpoints=CheckpointStore(str(folder / "checkpoints"), workers),
-        progress=progress,
-        tokens=_tokens(folder, size),
-    )
-    context.output.mkdir(exist_ok=True)
+    rows = [{"input_ids": row} for row in random_tokens(folder, size).tolist()]
+    context = InMemory.of(folder, {"train": rows}, progress)
+    workers = context.workers
     train(
         context,
         model_config=ModelConfig(path=str(folder / "model")),
@@ -145,7 +158,9 @@ def theirs(folder: Path, size: Size) -> float:
             report_to=[],
             disable_tqdm=True,
         ),
-        train_dataset=[{"input_ids": row, "labels": row} for row in _tokens(folder, size).tolist()],
+        train_dataset=[
+            {"input_ids": row, "labels": row} for row in random_tokens(folder, size).tolist()
+        ],
         data_collator=transformers.default_data_collator,
         callbacks=[Clock()],
     )
@@ -153,7 +168,8 @@ def theirs(folder: Path, size: Size) -> float:
     return _rate(seconds, size, workers)
 
 
-def _tokens(folder: Path, size: Size) -> torch.Tensor:
+def random_tokens(folder: Path, size: Size) -> torch.Tensor:
+    """Return int64 [rows, length]: the same tokens in every process."""
     vocabulary = json.loads((folder / "model" / "config.json").read_text())["vocab_size"]
     generator = torch.Generator().manual_seed(0)
     return torch.randint(vocabulary, (256, size.length), generator=generator)
@@ -166,11 +182,14 @@ def _rate(seconds: list[float], size: Size, workers: WorkerGroup) -> float:
     return size.rows * size.length * workers.world_size / median(late)
 
 
+MODES = {"ours": ours, "trainer": theirs}
+
+
 def main(mode: str, folder: str, out: str) -> None:
     """Measure one mode and write its figure."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    rate = {"ours": ours, "trainer": theirs}[mode](Path(folder), SMALL)
+    rate = MODES[mode](Path(folder), SMALL)
     if dist.get_rank() == 0:
         Path(out).write_text(json.dumps(rate))
     leave()

@@ -7,6 +7,10 @@ from mgpp import GMP, Pruner
 from mgpp.sharding.bitmask import pack_bits
 from tests.cases import launch_cases
 from tests.mgpp import odd_transformer as odd
+from tests.mgpp.backends.checks import (
+    check_is_near_reference,
+    check_sparsity_is_exact_and_the_ranks_agree,
+)
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]  # one launch for all layouts
 
@@ -116,28 +120,6 @@ def test_how_far_pruned_weights_moved_is_that_of_one_process(case, trained, move
         for name, share in (("moved_median", 0.5), ("moved_p99", 0.99)):
             expected = float(moved.quantile(share, interpolation="higher"))
             assert pruning[name] == pytest.approx(expected, rel=0.01)
-
-
-def check_is_near_reference(result, reference):
-    """Rounding moves weights by a few steps of the optimizer, not by more."""
-    for name, expected in reference[0].items():
-        found = result["weights"][name]
-        assert (found - expected).abs().mean() < 3 * odd.ADAMW["lr"], name
-
-
-def check_sparsity_is_exact_and_the_ranks_agree(results, reference):
-    _, masks = reference
-    num_prunable = sum(keep.numel() for keep in masks[-1].values())
-    k = int(num_prunable * 0.85)
-    first, second = results
-    assert first["hashes"] == second["hashes"]
-    assert first["pruning"] == second["pruning"]
-    assert first["pruning"]["num_pruned"] == k
-    assert first["zeros"] == k
-    zeros = sum(int((first["weights"][name] == 0).sum()) for name in masks[-1])
-    assert zeros == k
-    for name, weight in first["weights"].items():
-        assert torch.equal(weight, second["weights"][name])
 
 
 @pytest.mark.parametrize("case", FLOAT32)

@@ -86,7 +86,7 @@ def train(
     while pruner.step < schedule.num_steps:
         step = pruner.step
         for micro in range(odd.ACCUMULATION):
-            tokens = odd.micro_batch(step * odd.ACCUMULATION + micro, rank)
+            tokens = odd.micro_batch(step * odd.ACCUMULATION + micro, rank).to(engine.device)
             engine.backward(odd.loss(engine, tokens))
             engine.step()
         if pruner.step > step:
@@ -160,10 +160,10 @@ def main(which: str, folder: str) -> None:
     )
 
 
-def start() -> None:
+def start(backend: str = "gloo") -> None:
     from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
     from deepspeed.ops import __compatible_ops__
 
     CPU_Accelerator.is_fp16_supported = lambda _: True  # slow on most CPUs, but it computes
     __compatible_ops__["deepspeed_shm_comm"] = False  # gloo carries everything; nothing to compile
-    deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)

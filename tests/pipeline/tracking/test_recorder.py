@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -136,3 +137,17 @@ def test_tensorboard_gets_the_finite_numbers(tmp_path):
 def test_missing_records_are_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_records(tmp_path / METRICS_FILE)
+
+
+def test_without_tensorboard_records_are_kept_and_a_note_says_so(tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    shown = []
+    recorder = Recorder(tmp_path, shown.append)
+    recorder.write("step", 0, {"loss": 1.5})
+    recorder.close()
+    assert [record["event"] for record in shown] == ["note", "step"]
+    assert "tensorboard is not installed" in shown[0]["text"]
+    assert read_records(recorder.path)["step"][0]["loss"] == 1.5
+    assert not (tmp_path / "tensorboard").exists()
