@@ -35,6 +35,7 @@ class Hub:
             status, a status with headers, or DROP.
         everywhere: whether requests for files fail, too.
         asked: the commits that were asked for: kind, name, revision.
+        sent: the files whose bodies were sent, in order.
     """
 
     url: str = ""
@@ -44,6 +45,7 @@ class Hub:
     answers: list[Any] = field(default_factory=list)
     everywhere: bool = False
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)
+    sent: list[str] = field(default_factory=list)
 
     def add(self, kind: str, name: str, folder: Path) -> str:
         """Add a commit with the files of a folder; return its hash."""
@@ -144,6 +146,8 @@ class _Handler(BaseHTTPRequestHandler):
             headers = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}
             return self.send(404, {"error": "Entry not found"}, headers)
         body = (folder / file).read_bytes()
+        if self.command == "GET":
+            self.hub.sent.append(file)
         etag = f'"{hashlib.sha1(body).hexdigest()}"'
         return self.send(200, body, {"X-Repo-Commit": commit, "ETag": etag})
 

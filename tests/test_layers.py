@@ -53,8 +53,8 @@ ALLOWED = {
         "pipeline.store pipeline.tasks pipeline.tracking"
     ),
     "launch.workers": (
-        "launch.cluster pipeline.errors pipeline.runs pipeline.store pipeline.training "
-        "pipeline.worker_group"
+        "launch.cluster pipeline.errors pipeline.models pipeline.runs pipeline.store "
+        "pipeline.training pipeline.worker_group"
     ),
     "launch.cluster": (
         "pipeline.campaigns pipeline.errors pipeline.planner pipeline.runs pipeline.section"

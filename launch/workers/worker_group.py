@@ -14,6 +14,9 @@ from launch.workers.worker import work
 from pipeline.errors import ConfigError, StageError
 from pipeline.runs import config as run_config
 from pipeline.runs.stage import PlannedStage
+from pipeline.runs.stages.dense import DENSE
+from pipeline.runs.stages.one_shot import ONE_SHOT
+from pipeline.runs.stages.prune import PRUNE
 from pipeline.store.artifacts import Artifact, ArtifactStore
 from pipeline.store.storage import is_local, open_storage
 
@@ -98,6 +101,7 @@ def _run_once(
         torch_config=WorkerGroupConfig(
             backend="nccl" if cluster.gpus else "gloo",
             timeout_s=cluster.timeout_seconds,
+            models=_models(stages, config),
         ),
         run_config=RunConfig(
             name=_RAY_FOLDER,
@@ -117,6 +121,14 @@ def _run_once(
             kind, detail = failure
             raise ConfigError(detail) if kind == "config" else StageError(detail)
     store.discard(f"{folder}/{_RAY_FOLDER}")
+
+
+def _models(stages: list[PlannedStage], config: run_config.RunConfig) -> tuple[dict[str, Any], ...]:
+    """Return the models that these stages start from or learn from, as plain values."""
+    if not {stage.name for stage in stages} & {DENSE.name, PRUNE.name, ONE_SHOT.name}:
+        return ()
+    teacher = config.distill.model(config.model) if config.distill else None
+    return tuple(m.model_dump(mode="json") for m in (config.model, teacher) if m is not None)
 
 
 def _fewer_workers(config: run_config.RunConfig, num_workers: int) -> int | None:

@@ -26,7 +26,7 @@ from pipeline.models.overrides import apply_overrides, has_fewer_layers
 from pipeline.models.passed_over import gather_experts_whole
 from pipeline.models.weight_files import DamagedFileError, check_texts, integer_tensors
 from pipeline.section import Section, Share
-from pipeline.store.hub import cached_commit, hub_commit, refusal
+from pipeline.store.hub import cached_commit, fetch_model, hub_commit, refusal
 from pipeline.store.locations import content_sha256, resolve_path
 from pipeline.worker_group import WorkerGroup
 
@@ -453,6 +453,12 @@ def pinned_model(config: ModelConfig) -> ModelConfig:
         return config
     commit = hub_commit("model", config.path, config.revision, section="model")
     return config.model_copy(update={"revision": commit})
+
+
+def fetch(config: ModelConfig) -> None:
+    """Download a model of the hub to this machine, where it is not: loading it then takes no download."""
+    if not Path(_location(config)).exists():
+        fetch_model(config.path, pinned_model(config).revision, config.gguf_file)
 
 
 def _location(config: ModelConfig) -> str:

@@ -7,6 +7,7 @@ kept for the process, or reported. Only offline mode leaves a revision as it is 
 import logging
 import re
 import time
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,8 @@ _BUSY = (408, 425, 429)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _RESET = re.compile(r"\br=0\s*;\s*t=(\d+)")  # of the header RateLimit: "api";r=0;t=55
 ACCESS = "accept its terms there, and give a token with access by HF_TOKEN or `hf auth login`"
+# Configuration, tokenizer, code and the indices of weights.
+_BESIDE_WEIGHTS = (".json", ".txt", ".model", ".py", ".jinja", ".tiktoken")
 _logger = logging.getLogger(__name__)
 
 
@@ -67,6 +70,36 @@ def cached_commit(kind: Kind, repository: str, revision: str | None) -> str | No
         return _cached(kind, repository, revision).read_text(encoding="utf-8").strip()
     except (OSError, ValueError):  # not there, or no name that a file system takes
         return None
+
+
+def fetch_model(repository: str, commit: str | None, gguf_file: str | None = None) -> None:
+    """Download what a model is loaded from to this machine's cache, if it is not there.
+
+    Of several processes of a machine that call it at once, each file is downloaded by one; the others
+    wait. Nothing is done in offline mode.
+
+    Args:
+        repository: its name on the hub.
+        commit: hash of the commit, or a branch or tag; None for the default branch.
+        gguf_file: the one file of weights that is meant, where they are in GGUF.
+    """
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    files = HfApi().list_repo_files(repository, revision=commit)
+    wanted = [file for file in files if "/" not in file and file.endswith(_BESIDE_WEIGHTS)]
+    wanted += [gguf_file] if gguf_file else _weights(files)
+    snapshot_download(repository, revision=commit, allow_patterns=wanted)
+
+
+def _weights(files: Sequence[str]) -> list[str]:
+    """Return the files that transformers loads: safetensors, or pickles where there are none."""
+    for suffix in (".safetensors", ".bin"):
+        found = [file for file in files if "/" not in file and file.endswith(suffix)]
+        if found:
+            return found
+    return []
 
 
 def refusal(section: str, repository: str, error: BaseException | None) -> Problem | None:
