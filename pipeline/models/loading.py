@@ -1,6 +1,5 @@
 """Models and tokenizers: from a folder, an installed package, a GGUF file or the hub."""
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -521,13 +520,16 @@ def _refused_by_all(workers: WorkerGroup) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep transformers from reporting a load that is only a look at the files."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    said = transformers.logging
+    verbosity, shows_progress = said.get_verbosity(), said.is_progress_bar_enabled()
+    said.set_verbosity_error()
+    said.disable_progress_bar()
     try:
         yield
     finally:
-        logger.setLevel(level)
+        said.set_verbosity(verbosity)
+        if shows_progress:
+            said.enable_progress_bar()
 
 
 def _attention(config: ModelConfig) -> dict[str, Any]:
