@@ -72,7 +72,7 @@ def count_digits(
             # What lies below and above has bins of its own, which is faster than leaving it out.
             digits.clamp_(-1, num_bins).add_(1)
             counts[group].add_(torch.bincount(digits, minlength=num_bins + 2))
-    return counts[:, 1:-1].contiguous()
+    return counts[:, 1:-1].clone(memory_format=torch.contiguous_format)
 
 
 @operator(
