@@ -68,10 +68,7 @@ class _SequenceTask(Task):
         labels, model_kwargs = self.labels(splits)
 
         def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
-            texts = [
-                ["" if text is None else str(text) for text in rows[column]]
-                for column in self.config.text
-            ]
+            texts = [rows[column] for column in self.config.text]
             encoded = tokenizer(*texts, truncation=True, max_length=self.config.max_length)
             return {**encoded, "labels": [labels(value) for value in rows[self.config.label]]}
 

@@ -226,13 +226,30 @@ def test_text_stays_as_it_is_written(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
-def test_an_empty_field_is_no_text(tmp_path, suffix):
+def test_an_empty_field_is_the_empty_text(tmp_path, suffix):
     path = tmp_path / f"rows{suffix}"
-    WRITERS[suffix](path, [*ROWS, {"text": "", "label": 1}])
+    WRITERS[suffix](path, [*ROWS, {"text": "", "label": 1}, {"text": " ", "label": 0}])
+    splits = load_for_a_task(train=str(path), validation=str(path))
+    assert splits["train"].to_list()[-2:] == [{"text": "", "label": 1}, {"text": " ", "label": 0}]
+    as_json = tmp_path / "rows.jsonl"
+    as_json.write_text("".join(json.dumps(row) + "\n" for row in splits["train"]))
+    again = load_for_a_task(train=str(as_json), validation=str(path))
+    assert again["train"].to_list() == splits["train"].to_list()
+
+
+def test_empty_fields_are_empty_texts_however_they_are_written(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text('text,label\nx,0\n,1\n"",0\nnull,1\n', encoding="utf-8")
+    splits = load_for_a_task(train=str(path), validation=str(path))
+    assert splits["train"]["text"][:] == ["x", "", "", "null"]
+    path.write_text('text,label\n,1\n"",0\n', encoding="utf-8")
+    splits = load_for_a_task(train=str(path), validation=str(path))
+    assert splits["train"]["text"][:] == ["", ""]
+    path.write_text("text,label\nx,0\ny,\n", encoding="utf-8")
     with pytest.raises(
-        ConfigError, match="row 6 of the train data holds no text in column 'text', got None"
+        ConfigError, match="1 rows of the train data have no value in column 'label'"
     ):
-        load_for_a_task(train=str(path))
+        load_for_a_task(train=str(path), validation=str(path))
 
 
 def test_text_of_a_json_field_stays_as_it_is_written(tmp_path):
