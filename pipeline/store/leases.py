@@ -193,13 +193,15 @@ class HeldLease:
         self._record: dict[str, Any] | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._watcher.start()
 
     def give_back(self) -> None:
         """Let others work on the key, as far as storage can be reached: what was done is done."""
         self._stop.set()
         self._thread.join(timeout=RENEW_SECONDS)
+        self._watcher.join(timeout=1.0)  # what it asks is gone next, unless it hangs
         try:
             self._folder.give_back(self._number)
         except Exception as error:  # noqa: BLE001  # every storage raises its own
