@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import datasets
+import pandas
 import pyarrow.compute as pc
 from datasets import DatasetDict
+from datasets.packaged_modules.csv.csv import CsvConfig
 
 from pipeline.data.base import (
     NOTHING_AS_WRITTEN,
@@ -26,12 +28,12 @@ from pipeline.section import OneOrMore
 from pipeline.store.locations import content_sha256, is_file, resolve_path
 
 # Words such as "null" and "NA" are words; of columns that are no text an empty field is a missing value.
-_AS_WRITTEN: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
-
-# suffix -> (builder of `datasets`, its arguments). TSV has no quoting in the form GLUE is given in.
+_MISSING = [""]
+_AS_WRITTEN: dict[str, Any] = {"keep_default_na": False, "na_values": _MISSING}
 # What `datasets` and pyarrow say of a file without rows.
 _NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
 _WHOLE_NUMBER = r"^(0|-?[1-9][0-9]{0,17})$"  # that int64 holds, as Python writes it
+# suffix -> (builder of `datasets`, its arguments). TSV has no quoting in the form GLUE is given in.
 _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("csv", _AS_WRITTEN),
     ".tsv": ("csv", {"delimiter": "\t", "quoting": csv.QUOTE_NONE, **_AS_WRITTEN}),
@@ -136,6 +138,10 @@ def _read_table(
         column: _as_it_is if column in as_written.text else _filled
         for column in sorted({*labels, *as_written.text})
     }
+    if options.get("na_values") == _MISSING:
+        # pandas takes what a converter returns for missing, too, unless told which columns are meant.
+        others = set(_header(paths[0], options)) - set(as_written.text)
+        options = {**options, "na_values": dict.fromkeys(sorted(others), _MISSING)}
     rows = _read("csv", paths, streaming, {"converters": converters, **options})
     for column in labels & set(rows.column_names):
         values = rows.data.column(column)
@@ -144,6 +150,13 @@ def _read_table(
         if pc.all(pc.match_substring_regex(values, _WHOLE_NUMBER)).as_py():
             rows = rows.cast_column(column, datasets.Value("int64"))
     return rows
+
+
+def _header(path: Path, options: dict[str, Any]) -> list[str]:
+    """Return the names of a CSV file's columns, as `datasets` reads it with these options."""
+    settings = CsvConfig(**options).pd_read_csv_kwargs | {"nrows": 0, "iterator": False}
+    settings.pop("chunksize", None)
+    return list(map(str, pandas.read_csv(path, **settings).columns))
 
 
 def _as_it_is(field: str) -> str:
