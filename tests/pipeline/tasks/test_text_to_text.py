@@ -89,7 +89,7 @@ def test_tokens_decode_to_the_texts():
 
 def test_the_prefix_goes_before_each_source_alone():
     task = make_task_of(prefix="green two ")
-    rows = task.tokenize(make_splits(["one", None], ["red", "red"]), make_tokenizer(), None).splits
+    rows = task.tokenize(make_splits(["one", ""], ["red", "red"]), make_tokenizer(), None).splits
     assert rows["train"]["input_ids"][:] == [ids_of("green two one"), ids_of("green two")]
     assert rows["train"]["labels"][:] == [ids_of("red")] * 2
 
