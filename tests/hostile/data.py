@@ -437,7 +437,7 @@ _TEXT = [
         "empty-target",
         "rows.csv",
         "text,label\na,b\nc,\nd, \n",
-        "task.target: 2 rows of the train data have no text in column 'label'; leave them out",
+        "task.target: 1 rows of the train data have no text in column 'label'; leave them out",
         WRITING,
     ),
     _rows(
