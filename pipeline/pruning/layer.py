@@ -201,16 +201,17 @@ def matrix_owners(layer: DecoderLayer, world_size: int) -> dict[str, int]:
 
 
 def _check_statistic(name: str, total: Tensor, num_tokens: int) -> None:
-    if not num_tokens:
-        raise StageError(
-            f"no token of the calibration rows is routed to {name}; give more rows "
-            "(prune.calibration_rows) or leave these experts alone (prune.exclude)"
-        )
     finite = bool(total.isfinite().all())
-    if finite and bool(total.any()):
+    if num_tokens and finite and bool(total.any()):
         return
-    kind = "nothing but zeros" if finite else "values that are not finite"
+    weight = name.partition("[")[0]  # of a stack of experts, the parameter
+    whole = "" if weight == name else ", with all experts in it"
+    if num_tokens:
+        kind = "nothing but zeros" if finite else "values that are not finite"
+        why = f"the calibration rows send {kind} into {name}"
+    else:
+        why = f"no token of the calibration rows is routed to {name}"
     raise StageError(
-        f"the calibration rows send {kind} into {name}; give more rows (prune.calibration_rows) or leave "
-        "it alone (prune.exclude)"
+        f"{why}; give more rows (prune.calibration_rows) or leave {weight} alone{whole} "
+        f"(prune.exclude: ['{weight}'])"
     )

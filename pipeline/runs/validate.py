@@ -116,7 +116,12 @@ def _model_problems(sections: dict[str, Any], splits: DatasetDict | None) -> lis
     try:
         empty = build_empty(model, auto_model)
         # What a one-shot method prunes is not trained before, unless it starts from the dense model.
-        untrained = prune is not None and prune.one_shot and prune.start_from == "pretrained"
+        untrained = (
+            prune is not None
+            and prune.one_shot is not None
+            and prune.start_from == "pretrained"
+            and auto_model == "AutoModelForCausalLM"  # others are refused for that
+        )
         check_weights(
             model,
             auto_model,

@@ -1,6 +1,7 @@
 """One-shot pruning of whole decoders, held against whole forward passes and one matrix at a time."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -259,8 +260,17 @@ def test_an_expert_without_tokens_is_named(folder, workers, tmp_path):
     shutil.copytree(folder / "data", tmp_path / "data")
     model.save_pretrained(tmp_path / "mixtral")
     store = CheckpointStore(str(tmp_path / "kept"), workers)
-    with pytest.raises(StageError, match=r"no token .* routed to model\.layers\.0\.mlp\.experts"):
+    with pytest.raises(
+        StageError, match=r"no token .* routed to model\.layers\.0\.mlp\.experts\..*\[\d+\]"
+    ) as caught:
         run("mixtral-wanda", tmp_path, tmp_path / "out", store)
+    # What it advises matches a parameter: the stack, with all its experts.
+    advised = re.search(
+        r"with all experts in it \(prune\.exclude: \['(.*)'\]\)$", str(caught.value)
+    )
+    assert advised is not None
+    left = select_prunable(model, exclude=[advised[1]])
+    assert set(select_prunable(model)) - set(left) == {advised[1]}
 
 
 def test_matrices_are_dealt_out_by_what_they_cost():
