@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo quick test test-all bench compare consistency torture docs lint format schema clean
+.PHONY: demo quick test test-all bench gpu compare consistency torture docs lint format schema clean
 
 demo: $(VENV)/demo
 	$(BIN)/mgpp run configs/demo.yaml
@@ -28,6 +28,10 @@ test-all: lint docs
 
 bench: $(VENV)/dev
 	$(BIN)/python -m tests.bench
+
+# With the Python at hand, whose packages fit its GPU: nothing is installed. ARGS=--dry-run needs no GPU.
+gpu:
+	$(PYTHON) -m tests.bench.gpu $(ARGS)
 
 # Methods on one budget; rerun it to resume.
 compare: $(VENV)/demo

@@ -1,6 +1,6 @@
 """The settings of pruning: one class for training loops and for the pipeline's configuration files."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,7 +11,7 @@ from mgpp.masking.allocation import Placement, Scope, check_scope
 from mgpp.methods import METHODS, ONE_SHOT, Method, OneShotMethod, make_method, make_one_shot
 from mgpp.prunable import check_known, select_prunable
 from mgpp.schedule import PruningSchedule
-from mgpp.settings import check_limits, default_of, documented, setting
+from mgpp.settings import check_limits, check_number, default_of, documented, setting
 
 # Settings that mean nothing for some methods.
 _SCHEDULED = ("initial_sparsity", "start_after", "finetune", "interval")
@@ -79,8 +79,7 @@ class PruningConfig:
             except ValueError as error:
                 raise ValueError(f"{name}: got {given!r}; {ALLOWED}") from error
         for name in ("include", "exclude"):
-            if isinstance(getattr(self, name), str):
-                raise TypeError(f"{name}: got a string; give a list of patterns")
+            _check_patterns(name, getattr(self, name))
         self._check_method()
         check_limits(self)
         placement = self.placement()
@@ -117,7 +116,7 @@ class PruningConfig:
     @property
     def method_name(self) -> str:
         """The method's name in the registry."""
-        return self.method if isinstance(self.method, str) else str(self.method.get("name"))
+        return str(self.method.get("name") if isinstance(self.method, Mapping) else self.method)
 
     @property
     def one_shot(self) -> OneShotMethod | None:
@@ -175,8 +174,9 @@ class PruningConfig:
             steps_per_epoch: needed where a length is given in epochs.
 
         Raises:
-            ValueError: if prune_start is not before prune_end.
+            ValueError: if the steps are no number of them, or prune_start is not before prune_end.
         """
+        check_number("num_steps", num_steps, whole=True, at_least=1)
         if self.sparsity is None:
             return PruningSchedule.fixed_mask(num_steps)
         start_after, finetune = (
@@ -197,6 +197,18 @@ class PruningConfig:
             return length.steps(steps_per_epoch=steps_per_epoch, num_steps=num_steps)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
+
+
+def _check_patterns(name: str, given: Any) -> None:
+    """Check that a setting is a list of patterns.
+
+    Raises:
+        TypeError: naming it.
+    """
+    is_list = isinstance(given, Collection) and not isinstance(given, str | bytes | Mapping)
+    if not is_list or not all(isinstance(pattern, str) for pattern in given):
+        got = "a string" if isinstance(given, str) else repr(given)
+        raise TypeError(f"{name}: got {got}; give a list of patterns")
 
 
 def read_config(config: PruningConfig | Mapping[str, Any]) -> PruningConfig:

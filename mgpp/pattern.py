@@ -80,7 +80,7 @@ def parse_pattern(text: object) -> Pattern:
     """
     if not isinstance(text, str):
         hint = ""
-        if isinstance(text, int):
+        if isinstance(text, int) and not isinstance(text, bool):
             read = f"{text // 60}:{text % 60}"
             hint = f"; YAML reads {read} without quotes as a number, so quote it"
         raise TypeError(f"pattern: got {text!r}; {_ALLOWED}{hint}")

@@ -1,8 +1,9 @@
 """The lifecycle of pruning: what is done to the shards before and after each optimizer step."""
 
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -10,23 +11,20 @@ from torch import Tensor
 
 from mgpp.masking.allocation import Allocation, Placement, check_scope
 from mgpp.masking.mask_search import MaskSearch
+from mgpp.masking.threshold import Cut, packed_masks
 from mgpp.methods.base import Method
 from mgpp.schedule import PruningSchedule
 from mgpp.sharding import stats
-from mgpp.sharding.bitmask import (
-    all_kept,
-    count_bits,
-    pack_bits,
-    slice_bits,
-    unpack_bits,
-    zero_where_not_,
-)
+from mgpp.sharding.bitmask import all_kept, pack_bits, unpack_bits
 from mgpp.sharding.collectives import Collectives
-from mgpp.sharding.displacement import NUM_BINS, displacement_counts, displacement_quantile
-from mgpp.sharding.shards import CHUNK, Shard, check_coverage
+from mgpp.sharding.displacement import NUM_BINS, count_displacements, displacement_quantile
+from mgpp.sharding.masks import compare_masks, zero_pruned_
+from mgpp.sharding.shards import Shard, check_coverage
+from mgpp.sharding.stacks import Stacks
 
 # A model with fewer zeros among its prunable weights was not pruned; a few happen to be zero anywhere.
 _LEAST_SPARSITY = 0.001
+_SHOWN = 3  # weights that a message names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +119,11 @@ class Pruner:
         check_scope(method, placement)
         self._settings = {
             "method": method.name,
+            **method.settings(),
             **{k: dict(v) if isinstance(v, Mapping) else v for k, v in vars(placement).items()},
             **asdict(schedule),
         }
+        self._shapes = {name: list(shape) for name, shape in full_shapes.items()}
         self.allocation = Allocation(placement, full_shapes, schedule, transposed)
         self._mask_search = MaskSearch(self.shards, self.allocation, self.collectives)
         self._keep = [all_kept(shard.numel, shard.flat.device) for shard in self.shards]
@@ -159,9 +159,15 @@ class Pruner:
             The counted share of the prunable weights that are zero. All ranks call.
 
         Raises:
-            RuntimeError: if the training ended before the last pruning, which fixes the mask, or weights
-                that were pruned are not zero.
+            RuntimeError: if the training ended before the last pruning, which fixes the mask, weights
+                that were pruned are not zero, or weights are not finite.
         """
+        broken = self.collectives.sum([stats.num_not_finite(self.shards)])[0]
+        if broken:
+            raise RuntimeError(
+                f"{broken} of {self.num_prunable} prunable weights are not finite: the training "
+                "diverged; lower the learning rate"
+            )
         zeros, schedule = self.num_zeros(), self.schedule
         count = f"{zeros} of {self.num_prunable} prunable weights are zero"
         if self.step <= schedule.prune_end:
@@ -192,14 +198,14 @@ class Pruner:
             for shard in shards:
                 self.method.adjust_grad(shard, self.step, self.schedule)
 
-    def after_update(self, shards: Iterable[Shard]) -> None:
+    def after_update(self, shards: Sequence[Shard]) -> None:
         """Let the method see shards that were just updated; hold them to the mask once it is fixed."""
         fixed = self.step > self.schedule.prune_end
-        for shard in shards:
-            if not fixed:
+        if not fixed:
+            for shard in shards:
                 self.method.observe(shard, self.step, self.schedule)
-            if fixed or (self.method.holds_mask and self.last_pruning):
-                self._apply_mask(self._position[id(shard)])
+        if fixed or (self.method.holds_mask and self.last_pruning):
+            self._apply_masks(shards)
 
     def finish_step(self) -> Pruning | None:
         """End a step, after all shards were updated; return the pruning if there was one.
@@ -220,8 +226,9 @@ class Pruner:
     def sparsity_by_weight(self) -> dict[str, float]:
         """Return the share pruned of each weight by the current mask, over all ranks."""
         pruned = [0] * len(self.names)
-        for shard, keep in zip(self.shards, self._keep, strict=True):
-            pruned[shard.index] += shard.numel - count_bits(keep)
+        _, kept, *_ = self._compare_masks(self._keep).tolist()
+        for shard, count in zip(self.shards, kept, strict=True):
+            pruned[shard.index] += shard.numel - count
         totals = self.collectives.sum(pruned)
         return {
             name: count / numel
@@ -230,22 +237,23 @@ class Pruner:
 
     def num_zeros(self) -> int:
         """Count the prunable weights that are zero at this moment, over all ranks."""
-        return self.collectives.sum([stats.num_zeros(self.shards)])[0]
+        return self.collectives.sum(stats.counts_around(self.shards, 0.0))[1]
 
     def spike_share(self, spike_threshold: float) -> float:
         """Return the share of prunable weights with magnitude below `spike_threshold`."""
-        count = self.collectives.sum([stats.num_below(self.shards, spike_threshold)])[0]
-        return count / self.num_prunable
+        counts = stats.counts_around(self.shards, spike_threshold)
+        return self.collectives.sum(counts)[0] / self.num_prunable
 
     def mask_hash(self) -> str:
         """Return a hash of all masks over all ranks; it does not depend on the sharding."""
-        return _hexadecimal(self.collectives.sum([self._local_hash()])[0])
+        return _hexadecimal(self.collectives.sum(self._compare_masks(self._keep).sum(dim=1))[0])
 
     def state_dict(self) -> dict[str, Any]:
         """Return this rank's state: step, settings, last pruning, packed masks, what the method keeps."""
         return {
             "step": self.step,
             "settings": dict(self._settings),
+            "shapes": {name: list(shape) for name, shape in self._shapes.items()},
             "last_pruning": vars(self.last_pruning).copy() if self.last_pruning else None,
             "masks": [
                 {
@@ -269,16 +277,17 @@ class Pruner:
             state: as `state_dict` gave it; `masks` may be any iterable of such entries.
 
         Raises:
-            ValueError: if it was saved under another method, schedule or placement, or the saved masks do
-                not cover these shards.
+            ValueError: if it was saved under other settings of method, schedule or placement, for other
+                weights, or the saved masks do not cover these shards.
             RuntimeError: if the restored masks are not those that were saved.
         """
-        if "settings" not in state:
+        if not {"settings", "shapes"} <= set(state):
             raise ValueError(
                 "this is no state of a pruner, or one of another version of mgpp: give what `state_dict` "
                 "returned"
             )
         self._check_settings(state["settings"])
+        self._check_shapes(state["shapes"])
         places = {shard.name: i for i, shard in enumerate(self.shards)}
         missing = [shard.numel for shard in self.shards]
         for saved in state["masks"]:
@@ -316,6 +325,25 @@ class Pruner:
                 "run began with"
             )
 
+    def _check_shapes(self, saved: Mapping[str, Any]) -> None:
+        missing = [name for name in self._shapes if name not in saved]
+        further = [name for name in saved if name not in self._shapes]
+        other = [n for n, shape in self._shapes.items() if n in saved and list(saved[n]) != shape]
+        wrong = ""
+        if missing:
+            wrong = f"does not hold {_counted(missing)} prunable here: {_listed(missing)}"
+        elif further:
+            wrong = f"holds {_counted(further)} not prunable here: {_listed(further)}"
+        elif other:
+            name = other[0]
+            ours = tuple(self._shapes[name])
+            wrong = f"holds {name} of shape {tuple(saved[name])}, here it is {ours}"
+        if wrong:
+            raise ValueError(
+                f"the pruner's state {wrong}; resume with the model and the patterns (include, "
+                "exclude) the run began with"
+            )
+
     def _take_mask(self, place: int, saved: dict[str, Any]) -> int:
         """Copy what of a saved mask is of one shard; return how many elements that were."""
         shard, keep = self.shards[place], self._keep[place]
@@ -334,12 +362,11 @@ class Pruner:
 
     def _take_zeros(self) -> Pruning:
         """Take the weights that are zero as pruned, whatever made them so."""
-        for shard, keep in zip(self.shards, self._keep, strict=True):
-            for chunk, bits in zip(shard.chunks(), keep.split(CHUNK // 8), strict=True):
-                bits.copy_(pack_bits(chunk != 0))
-        num_pruned, digest = self.collectives.sum(
-            [stats.num_zeros(self.shards), self._local_hash()]
-        )
+        zeros = Cut(k=0, bits=0, tied_quota=None)
+        stacks = self._stacks()
+        self._keep = packed_masks(stacks, dict.fromkeys(range(stacks.num_matrices), zeros))
+        digest, kept, *_ = self.collectives.sum(self._compare_masks(self._keep).sum(dim=1))
+        num_pruned = self.num_prunable - kept
         sparsity = num_pruned / self.num_prunable
         if sparsity < _LEAST_SPARSITY:
             raise ValueError(
@@ -358,18 +385,26 @@ class Pruner:
         )
 
     def _prune(self, k: int) -> Pruning:
-        if "pruned_weight" in self.method.state_names:
-            for shard in self.shards:
-                shard.weight.add_(self.method.state(shard)["pruned_weight"])
+        weights = [shard.weight for shard in self.shards]
+        aside = [
+            state["pruned_weight"]
+            for state in map(self.method.state, self.shards)
+            if "pruned_weight" in state
+        ]
+        if aside:
+            torch._foreach_add_(weights, aside)
         found = self._mask_search.search(self.method, k, self.step)
         moved = self._displacement(found.cuts)
-        before = sum(shard.numel for shard in self.shards) - sum(map(count_bits, self._keep))
-        newly = sum(self._cut_shard(i, found.keeps(i)) for i in range(len(self.shards)))
-        kept = sum(count_bits(keep) for keep in self._keep)
-        held = sum(shard.numel for shard in self.shards)
-        num_pruned, churned, before, digest = self.collectives.sum(
-            [held - kept, newly, before, self._local_hash()]
+        digest, kept, kept_before, churned = self.collectives.sum(
+            self._compare_masks(found.keep).sum(dim=1)
         )
+        self._keep = found.keep
+        if aside:
+            torch._foreach_copy_(aside, weights)
+        self._apply_masks(self.shards)
+        if aside:
+            torch._foreach_sub_(aside, weights)
+        num_pruned, before = self.num_prunable - kept, self.num_prunable - kept_before
         self._check_agreement(found.num_pruned, num_pruned, digest ^ found.digest)
         self.last_pruning = Pruning(
             step=self.step,
@@ -387,17 +422,21 @@ class Pruner:
         """Return how far pruned weights have moved, before the new masks are applied."""
         if self.last_pruning is None or cuts is None or not all(cuts.values()):
             return {}
-        counts = torch.zeros(NUM_BINS, dtype=torch.int64, device=self.collectives.device)
-        parts, places = self.allocation.matrices.split(self.shards, self.allocation.numels)
-        for shard, keep, place in zip(self.shards, self._keep, places, strict=True):
-            for part in parts[place.start : place.stop]:
-                bits = slice_bits(keep, part.start - shard.start, part.numel)
-                counts.add_(displacement_counts(part, bits, cuts[part.index]).to(counts.device))
-        self.collectives.all_reduce(counts)
-        if not counts.sum():
+        counts = torch.zeros(NUM_BINS, dtype=torch.int64)
+        if self.shards:
+            stacks = self._stacks()
+            by_matrix = [cuts[number] for number in range(stacks.num_matrices)]
+            counts = count_displacements(
+                stacks.values,
+                stacks.places,
+                self._keep,
+                stacks.of_matrices(by_matrix, torch.float32),
+            )
+        summed = self.collectives.sum(counts)
+        if not any(summed):
             return {}
         shares = {"moved_median": 0.5, "moved_p99": 0.99}
-        return {name: displacement_quantile(counts, share) for name, share in shares.items()}
+        return {name: displacement_quantile(summed, share) for name, share in shares.items()}
 
     def _check_agreement(self, k: int, num_pruned: int, digest: int) -> None:
         digests = self.replica_group.by_rank(digest)
@@ -409,36 +448,26 @@ class Pruner:
                 "and is the pruner attached on every one?"
             )
 
-    def _local_hash(self) -> int:
-        starts = [0]
-        for numel in self.full_numels:
-            starts.append(starts[-1] + numel)
-        return stats.wrap_int64(
-            sum(
-                stats.positions_hash(keep, shard.numel, starts[shard.index] + shard.offset)
-                for shard, keep in zip(self.shards, self._keep, strict=True)
-            )
+    def _stacks(self) -> Stacks:
+        sizes, device = self.allocation.numels, self.collectives.device
+        return self.allocation.matrices.stacks(self.shards, sizes, device)
+
+    def _compare_masks(self, keep: list[Tensor]) -> Tensor:
+        """Compare masks of this rank's shards with the current ones: as `compare_masks`."""
+        if not self.shards:
+            return torch.zeros(4, 0, dtype=torch.int64)
+        starts = list(accumulate(self.full_numels, initial=0))
+        return compare_masks(
+            keep,
+            self._keep,
+            [shard.numel for shard in self.shards],
+            [starts[shard.index] + shard.offset for shard in self.shards],
         )
 
-    def _cut_shard(self, position: int, keeps: Iterator[Tensor]) -> int:
-        """Zero the weights pruned of one shard, store its mask; return how many were kept before."""
-        shard, old, newly = self.shards[position], self._keep[position], 0
-        pruned = self.method.state(shard).get("pruned_weight")
-        # CHUNK is a multiple of 8, so each chunk's mask begins on a byte.
-        for i, (chunk, keep) in enumerate(zip(shard.chunks(), keeps, strict=True)):
-            if pruned is not None:
-                torch.mul(chunk, 1 - keep, out=pruned[i * CHUNK :][: chunk.numel()])
-            zero_where_not_(chunk, keep)
-            packed = pack_bits(keep.to(torch.bool))
-            old_part = old[i * CHUNK // 8 : (i + 1) * CHUNK // 8]
-            newly += count_bits(old_part & ~packed)
-            old_part.copy_(packed)
-        return newly
-
-    def _apply_mask(self, position: int) -> None:
-        packed = self._keep[position].split(CHUNK // 8)
-        for chunk, bits in zip(self.shards[position].chunks(), packed, strict=True):
-            zero_where_not_(chunk, unpack_bits(bits, chunk.numel()).to(torch.int32))
+    def _apply_masks(self, shards: Sequence[Shard]) -> None:
+        if shards:
+            keep = [self._keep[self._position[id(shard)]] for shard in shards]
+            zero_pruned_([shard.weight for shard in shards], keep)
 
 
 def claim(optimizer: Any, weights: Iterable[Tensor], pruner: Pruner) -> None:
@@ -455,6 +484,14 @@ def claim(optimizer: Any, weights: Iterable[Tensor], pruner: Pruner) -> None:
             "optimizer to prune again"
         )
     claimed.update(dict.fromkeys(mine, pruner))
+
+
+def _counted(names: Sequence[str]) -> str:
+    return f"{len(names)} weight{'s that are' if len(names) > 1 else ' that is'}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join([*names[:_SHOWN], *(["..."] if len(names) > _SHOWN else [])])
 
 
 def _hexadecimal(hash_: int) -> str:

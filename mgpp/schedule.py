@@ -8,6 +8,8 @@ fixed, and in between sparsity rises along a cubic (Zhu & Gupta, arXiv 1710.0187
 from dataclasses import dataclass
 from typing import Literal
 
+from mgpp.settings import check_number
+
 Phase = Literal["warm-up", "gradual", "fixed mask"]
 
 
@@ -35,11 +37,11 @@ class PruningSchedule:
     initial_sparsity: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.num_steps != int(self.num_steps):
-            raise ValueError(
-                f"num_steps must be a whole number of optimizer steps, got {self.num_steps!r}"
-            )
+        check_number("num_steps", self.num_steps, whole=True, at_least=1)
+        for name in ("warmup_steps", "finetune_steps", "interval"):
+            check_number(name, getattr(self, name), whole=True)
         for name in ("initial_sparsity", "final_sparsity"):
+            check_number(name, getattr(self, name))
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)!r}")
         if self.initial_sparsity > self.final_sparsity:

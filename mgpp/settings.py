@@ -53,7 +53,9 @@ def documented(cls: type[_Class]) -> type[_Class]:
     return cls
 
 
-def check_number(name: str, value: Any, *, whole: bool = False) -> None:
+def check_number(
+    name: str, value: Any, *, whole: bool = False, at_least: int | None = None
+) -> None:
     """Check that a setting is a number: no boolean, no text, finite, and with `whole` a whole one.
 
     Raises:
@@ -63,17 +65,22 @@ def check_number(name: str, value: Any, *, whole: bool = False) -> None:
         raise ValueError(f"{name} must be a number, got {value!r}")
     if whole and value % 1:
         raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if at_least is not None and value < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, got {value!r}")
 
 
 def check_limits(instance: Any) -> None:
-    """Check the settings of a dataclass against their limits.
+    """Check the settings of a dataclass against their limits; None is one only by default.
 
     Raises:
-        ValueError: naming the first that is out of range.
+        ValueError: naming the first that is out of range or of another type.
     """
     for entry in fields(instance):
         value, limits = getattr(instance, entry.name), entry.metadata
-        limited = value is not None and not _LIMITS.keys().isdisjoint(limits)
+        if entry.type is bool and limits and not isinstance(value, bool):
+            raise ValueError(f"{entry.name} must be true or false, got {value!r}")
+        is_left_out = value is None and default_of(entry) is None
+        limited = not is_left_out and not _LIMITS.keys().isdisjoint(limits)
         if limited:
             check_number(entry.name, value, whole=entry.type is int)
         for key, (within, words) in _LIMITS.items():

@@ -30,6 +30,13 @@ class Context:
     checkpoints: CheckpointStore
     progress: Progress
 
+    def rows(self) -> Mapping[str, Any]:
+        """Return the tokenized rows by split: each a `datasets.Dataset`."""
+        from datasets import load_from_disk
+
+        splits: Mapping[str, Any] = load_from_disk(str(self.data / "dataset"))
+        return splits
+
     @property
     def data(self) -> Path:
         """The data stage's folder: tokenized rows in `dataset`, the tokenizer in `tokenizer`."""

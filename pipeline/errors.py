@@ -96,6 +96,23 @@ class StageError(RuntimeError):
     """A stage that failed for a reason its user can act on."""
 
 
+# What follows from the settings or the code, not from a machine or a network.
+OF_THE_CODE = (ValueError, TypeError, LookupError, AttributeError, AssertionError, ImportError)
+
+
+def error_text(error: BaseException) -> str:
+    """Return an error's kind and text in one line, shortened."""
+    return _short(": ".join(filter(None, [type(error).__name__, " ".join(str(error).split())])))
+
+
+def may_pass(error: Exception) -> bool:
+    """Return whether what a storage library raised may be gone at the next try.
+
+    Their errors have no base in common: it is known by what they are not.
+    """
+    return not (isinstance(error, (StageError, *OF_THE_CODE)) or is_storage_failure(error))
+
+
 def is_storage_failure(error: BaseException) -> bool:
     """Return whether storage was full or not writable, which a retry does not fix."""
     if isinstance(error, StageError):

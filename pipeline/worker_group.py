@@ -1,6 +1,7 @@
 """The workers of one training or evaluation: who this process is among them."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -80,3 +81,16 @@ class WorkerGroup:
         """Wait until every worker is here."""
         if self.world_size > 1:
             dist.barrier()
+
+
+def set_collective_timeout(seconds: float) -> None:
+    """Let collectives of every process group made from now on wait this long, whoever makes the group.
+
+    DeepSpeed and others make groups of their own and give none: torch then takes its own default, which
+    it has no function to change (10 minutes for NCCL, 30 for gloo).
+
+    Args:
+        seconds: after which a collective that some worker does not join fails.
+    """
+    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
+        setattr(dist.distributed_c10d, name, timedelta(seconds=seconds))

@@ -2,11 +2,16 @@
 
 import csv
 import os
+import shutil
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Two files are tested at a time: threads that wait for each other on cores that are taken spin.
 os.environ["OMP_NUM_THREADS"] = "1"
+if shutil.which("nvidia-smi") is None:
+    os.environ["TRITON_INTERPRET"] = (
+        "1"  # before anything imports Triton: it then runs without a GPU
+    )
 # Ray runs its workers at nice 15: beside a busy test on two cores they get next to nothing.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 
@@ -17,6 +22,23 @@ import pytest
 from tests.object_storage import s3_server
 from tests.processes import forbid_ranks
 from tests.tiny import BAD, GOOD
+
+
+def pytest_collection_modifyitems(config, items):
+    """Deselect what needs a device where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and not has_gpu():
+        items[:] = [item for item in items if item not in marked]
+        config.hook.pytest_deselected(items=marked)
+
+
+def has_gpu():
+    """Return whether torch sees a CUDA device; torch is not imported where there is no driver."""
+    if shutil.which("nvidia-smi") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 @pytest.hookimpl(wrapper=True)

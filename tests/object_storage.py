@@ -4,6 +4,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import fsspec
 import pytest
@@ -20,13 +21,9 @@ def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Serve an empty bucket on loopback, known to this process and those it starts; yield its URL."""
     import logging
 
-    from moto.server import ThreadedMotoServer
-
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
+    host, port = _start(0)
     try:
-        host, port = server.get_host_and_port()
         for name, value in ACCESS.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
@@ -38,5 +35,35 @@ def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         fsspec.get_filesystem_class("s3").clear_instance_cache()
         yield f"s3://{name}"
     finally:
-        server.stop()
+        _stop(port)
         fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+@contextmanager
+def s3_server_away() -> Iterator[None]:
+    """Stop this process's server while the block runs; what it holds is there when it is back."""
+    port = int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])
+    _stop(port)
+    try:
+        yield
+    finally:
+        _start(port)
+
+
+_running: dict[int, Any] = {}
+
+
+def _start(port: int) -> tuple[str, int]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    _running[port] = server
+    return host, port
+
+
+def _stop(port: int) -> None:
+    server = _running.pop(port)
+    server.stop()
+    server._server.server_close()  # or it would still take connections, and answer none

@@ -7,9 +7,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import pytest
+if TYPE_CHECKING:  # what runs on ranks needs none
+    import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MGPP = str(Path(sys.executable).with_name("mgpp"))
@@ -67,7 +68,7 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def forbid_ranks(patch: pytest.MonkeyPatch) -> None:
+def forbid_ranks(patch: "pytest.MonkeyPatch") -> None:
     """Refuse to start Ray, ranks of torchrun and `mgpp`, in a test that is not marked as distributed."""
     start = subprocess.Popen.__init__
 

@@ -21,9 +21,10 @@ import torch.distributed as dist
 from omegaconf import OmegaConf
 
 from pipeline.context import Context
+from pipeline.planner.plan import plan_run
 from pipeline.runs.config import RunConfig, parse_config, read_config
 from pipeline.runs.flow import plan_stages, run_stage
-from pipeline.runs.plan import plan_run
+from pipeline.runs.hardware import NO_GPUS, settled
 from pipeline.runs.validate import validate
 from pipeline.store.artifacts import Artifact, ArtifactStore
 from pipeline.tasks import make_task
@@ -72,7 +73,7 @@ def run_recipe(recipe: Path, folder: Path) -> dict[str, Any]:
     short = folder / "short.yaml"
     folder.mkdir()
     OmegaConf.save(OmegaConf.create(shortened(values, folder)), short)
-    config = validate(str(short), [], None)
+    config = settled(validate(str(short), [], None), NO_GPUS)
     artifacts = run_stages(config)
     figures: dict[str, Any] = {name: artifact.metrics for name, artifact in artifacts.items()}
     figures["planned"] = plan_run(config).num_prunable
@@ -135,7 +136,7 @@ def run_stages(config: RunConfig) -> dict[str, Artifact]:
 
 def shortened(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return a recipe's values with tiny models and rows in the place of its own, and a few steps."""
-    config = parse_config(values)
+    config = settled(parse_config(values), NO_GPUS)
     task = make_task(config.task)
     short = {name: _short_section(section) for name, section in values.items()}
     short["task"] = values["task"] | {

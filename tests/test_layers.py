@@ -17,7 +17,7 @@ FLOORS = [
     "launch.driver",
     "launch.workers",
     "launch.cluster",
-    "pipeline.campaigns",
+    "pipeline.campaigns pipeline.planner",
     "pipeline.runs",
     "pipeline.evaluation pipeline.export",
     "pipeline.training",
@@ -37,31 +37,38 @@ FLOORS = [
     "mgpp.methods",
     "mgpp.sharding",
     "mgpp.prior mgpp.prunable",
-    "mgpp.prior_kernel",
-    "mgpp.schedule mgpp.duration mgpp.pattern mgpp.settings mgpp.version",
+    "mgpp.kernels",
+    "mgpp.schedule",
+    "mgpp.duration mgpp.pattern mgpp.settings mgpp.version",
     "launch",
     "pipeline",
 ]
 ALLOWED = {
     "launch.cli": (
         "launch.cluster launch.driver mgpp.version pipeline.campaigns pipeline.errors "
-        "pipeline.runs pipeline.store pipeline.tasks"
+        "pipeline.planner pipeline.runs pipeline.store pipeline.tasks"
     ),
     "launch.driver": (
         "launch.workers pipeline.campaigns pipeline.errors pipeline.metric pipeline.runs "
         "pipeline.store pipeline.tasks pipeline.tracking"
     ),
     "launch.workers": (
-        "launch.cluster pipeline.errors pipeline.runs pipeline.store pipeline.training "
-        "pipeline.worker_group"
+        "launch.cluster pipeline.errors pipeline.models pipeline.runs pipeline.store "
+        "pipeline.training pipeline.worker_group"
     ),
-    "launch.cluster": "pipeline.campaigns pipeline.errors pipeline.runs pipeline.section",
+    "launch.cluster": (
+        "pipeline.campaigns pipeline.errors pipeline.planner pipeline.runs pipeline.section"
+    ),
     "pipeline.campaigns": (
         "pipeline.errors pipeline.metric pipeline.reports pipeline.runs pipeline.section "
         "pipeline.store"
     ),
+    "pipeline.planner": (
+        "mgpp mgpp.masking mgpp.sharding pipeline.errors pipeline.models pipeline.pruning "
+        "pipeline.runs pipeline.tasks pipeline.training"
+    ),
     "pipeline.runs": (
-        "mgpp mgpp.masking mgpp.sharding pipeline.context pipeline.data pipeline.errors "
+        "mgpp pipeline.context pipeline.data pipeline.errors "
         "pipeline.evaluation pipeline.export pipeline.models pipeline.pruning "
         "pipeline.reports pipeline.section pipeline.store pipeline.tasks pipeline.tracking "
         "pipeline.training pipeline.worker_group"
@@ -101,9 +108,11 @@ ALLOWED = {
     ),
     "mgpp.coverage": "mgpp.prunable",
     "mgpp.pruner": "mgpp.masking mgpp.methods mgpp.schedule mgpp.sharding",
-    "mgpp.masking": "mgpp.methods mgpp.pattern mgpp.schedule mgpp.settings mgpp.sharding",
-    "mgpp.methods": "mgpp.pattern mgpp.prior mgpp.schedule mgpp.settings mgpp.sharding",
-    "mgpp.prior": "mgpp.prior_kernel",
+    "mgpp.masking": "mgpp.kernels mgpp.methods mgpp.pattern mgpp.schedule mgpp.settings mgpp.sharding",
+    "mgpp.methods": "mgpp.kernels mgpp.pattern mgpp.prior mgpp.schedule mgpp.settings mgpp.sharding",
+    "mgpp.prior": "mgpp.kernels",
+    "mgpp.sharding": "mgpp.kernels",
+    "mgpp.schedule": "mgpp.settings",
 }
 
 

@@ -5,9 +5,11 @@ import sys
 
 import pytest
 
+from pipeline.campaigns.grid import campaign_runs, read_campaign
 from pipeline.errors import ConfigError
 from pipeline.runs.config import parse_config, read_config
 from pipeline.runs.validate import check_schedule
+from pipeline.store.hub import is_commit
 from pipeline.tasks import make_task
 from tests.processes import ROOT, run
 
@@ -35,6 +37,12 @@ NUM_EXAMPLES = {
     "rajpurkar/squad_v2/None": 132_000,
 }
 MANY = 100_000
+# Of the hub, but not by a commit: branches that the hub itself makes.
+BY_BRANCH = {
+    "EdinburghNLP/xsum": "refs/convert/parquet",
+    "bookcorpus/bookcorpus": "refs/convert/parquet",
+}
+ELSEWHERE = ("run:", "package:", "dense")
 # Mistakes that a recipe might have, and what of the error must name them.
 MISTAKES = {
     "key": ("train: {bathc_size: 3}", "train.bathc_size: unknown key"),
@@ -45,10 +53,34 @@ MISTAKES = {
 }
 
 
-def read(recipe):
-    values, problems = read_config(str(ROOT / recipe))
+def read(recipe, overrides=()):
+    values, problems = read_config(str(ROOT / recipe), overrides)
     assert problems == []
     return parse_config(values)
+
+
+def revisions(config):
+    """Return the revision of each model and data set of the hub that a run names, by its name."""
+    data = config.data.parts if config.data.source == "joined" else [config.data]
+    named = [(config.model.path, config.model.revision)]
+    if config.distill is not None:
+        named.append((config.distill.teacher, config.distill.revision))
+    named += [(part.path, part.revision) for part in data if part.source == "hub"]
+    return {path: revision for path, revision in named if not path.startswith(ELSEWHERE)}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_names_the_commits_of_what_it_takes_from_the_hub(recipe):
+    for path, revision in revisions(read(recipe)).items():
+        assert is_commit(revision) or revision == BY_BRANCH.get(path, "a commit"), path
+
+
+@pytest.mark.parametrize("campaign", sorted((ROOT / "configs" / "campaigns").glob("*.yaml")))
+def test_the_runs_of_a_campaign_name_commits(campaign):
+    runs = campaign_runs(read_campaign(str(campaign)))
+    for run_of in {one.place[:2]: one for one in runs}.values():
+        for path, revision in revisions(read(run_of.recipe, run_of.overrides)).items():
+            assert is_commit(revision), path
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

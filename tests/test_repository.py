@@ -63,7 +63,8 @@ def test_the_schema_in_the_repository_is_the_code_s_own():
 
 def test_the_demo_s_configuration_is_valid_on_two_cores():
     os.environ["HF_HUB_OFFLINE"] = "1"
-    from pipeline.runs.validate import Capacity, validate
+    from pipeline.runs.hardware import Capacity
+    from pipeline.runs.validate import validate
 
     demo = validate(str(ROOT / "configs" / "demo.yaml"), [], Capacity(nodes=((2.0, 0.0),)))
     assert demo.prune.sparsity == 0.9

@@ -29,33 +29,39 @@ CampaignPath = Annotated[str, typer.Argument(metavar="CAMPAIGN", help="YAML file
 def run(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Choose candidates, run every run that is not done, then write tables and a report page."""
     with reported_errors(as_json) as emit:
-        from launch.cluster.connect import address_of, cluster_capacity, connected, local_capacity
-        from launch.driver.campaign import plan_campaign, run_campaign
+        from launch.cluster.connect import (
+            address_of,
+            cluster_capacity,
+            connected_on_demand,
+            hardware_of,
+            local_capacity,
+        )
+        from launch.driver.campaign import first_cluster, plan_campaign, run_campaign
         from pipeline.campaigns.grid import read_campaign
         from pipeline.campaigns.report import PAGE_FILE
         from pipeline.campaigns.summary import MARKDOWN_FILE
         from pipeline.errors import StageError
+        from pipeline.runs.hardware import Choices
         from pipeline.runs.validate import cluster_problems, validate
         from pipeline.store.maintenance import usable_store
 
         campaign = read_campaign(config, list(overrides or []))
         store = usable_store(campaign.storage)
-        planned = plan_campaign(campaign)
-        runs = {**planned.final, **planned.selecting}
-        first = next(iter(runs.values())).config.cluster
-        joins = address_of(first) is not None
-        capacity = None if joins else local_capacity()
-        seen = set()
-        for each in runs:  # seeds and sparsities change nothing of what is checked
-            if (kind := (each.place[:3], each.selecting)) not in seen:
-                seen.add(kind)
-                validate(each.recipe, each.overrides, capacity)
-        with connected(first):
-            if joins:
-                there = cluster_capacity()
-                raise_for(
-                    [x for p in runs.values() for x in cluster_problems(p.config.cluster, there)]
-                )
+        cluster = first_cluster(campaign)
+        joins = address_of(cluster) is not None
+        with connected_on_demand(cluster) as connect:
+            choices = Choices(store.url, lambda: hardware_of(cluster, connect))
+            planned = plan_campaign(campaign, choices)
+            runs = {**planned.final, **planned.selecting}
+            seen = set()
+            for each in runs:  # seeds and sparsities change nothing of what is checked
+                if (kind := (each.place[:3], each.selecting)) not in seen:
+                    seen.add(kind)
+                    validate(each.recipe, each.overrides, None if joins else local_capacity())
+            connect()
+            there = cluster_capacity() if joins else local_capacity()
+            raise_for([x for p in runs.values() for x in cluster_problems(p.config.cluster, there)])
+            choices.record()
             made = run_campaign(campaign, planned, store, narrator())
         if not as_json:
             typer.echo((made.path / MARKDOWN_FILE).read_text(encoding="utf-8"))
@@ -75,11 +81,14 @@ def status(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = 
         from launch.driver.campaign import campaign_states, plan_campaign
         from launch.driver.progress import describe
         from pipeline.campaigns.grid import read_campaign
+        from pipeline.runs.hardware import NO_GPUS, Choices
         from pipeline.store.maintenance import usable_store
 
         campaign = read_campaign(config, list(overrides or []))
         store = usable_store(campaign.storage)
-        states = campaign_states(campaign, plan_campaign(campaign), store)
+        # One that has not begun waits, whatever `auto` would come to.
+        planned = plan_campaign(campaign, Choices(store.url, lambda: NO_GPUS))
+        states = campaign_states(campaign, planned, store)
         counts: dict[str, Any] = dict(Counter(state.state for state in states))
         if not as_json:
             table = Table(title=campaign.name, title_justify="left")

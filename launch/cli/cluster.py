@@ -20,8 +20,13 @@ def render(
     overrides: Overrides = None,
     nodes: Annotated[int, typer.Option(help="Number of machines that train.")] = 1,
     gpus_per_node: Annotated[int, typer.Option(help="GPUs of each machine.")] = 0,
-    cpus_per_node: Annotated[int, typer.Option(help="CPU cores of each machine.")] = 16,
-    memory_gib: Annotated[int, typer.Option(help="Memory of each machine, GiB.")] = 64,
+    cpus_per_node: Annotated[
+        int | None,
+        typer.Option(help="CPU cores of each machine; those of its workers unless given."),
+    ] = None,
+    memory_gib: Annotated[
+        int | None, typer.Option(help="Memory of each machine, GiB; as planned unless given.")
+    ] = None,
     image: Annotated[str | None, typer.Option(help="Container image with mgpp in it.")] = None,
     more: Annotated[
         list[str] | None,
@@ -39,7 +44,7 @@ def render(
 
     --set takes every key of the description: name, shared_memory_gib, install, retries, elastic, claim
     (kuberay); provider, region, instance_type, head_ip, worker_ips, ssh_user (ray-up); gpu_type
-    (skypilot); partition, time_limit, setup (slurm); port.
+    (skypilot); partition, time_limit (slurm); setup (slurm, ray-up); port.
     """
     with reported_errors(as_json) as emit:
         from launch.cluster.render import TARGETS, describe_cluster, render_cluster
@@ -55,8 +60,8 @@ def render(
                 "name": own.lower().replace("_", "-").replace(".", "-"),
                 "nodes": nodes,
                 "gpus_per_node": gpus_per_node,
-                "cpus_per_node": cpus_per_node,
-                "memory_gib": memory_gib,
+                **({"cpus_per_node": cpus_per_node} if cpus_per_node is not None else {}),
+                **({"memory_gib": memory_gib} if memory_gib is not None else {}),
                 **({"image": image} if image else {}),
             },
             more or [],

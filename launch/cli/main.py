@@ -51,9 +51,15 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
     """Run all stages that are not done: data, dense, prune, evaluate, export, report."""
     with reported_errors(as_json) as emit:
         from launch.cli.signals import announced_stop
-        from launch.cluster.connect import cluster_capacity, connected, local_capacity
+        from launch.cluster.connect import (
+            cluster_capacity,
+            connected_on_demand,
+            hardware_of,
+            local_capacity,
+        )
         from launch.driver.run import all_done, run_stages
         from pipeline.runs.flow import plan_stages
+        from pipeline.runs.hardware import Choices, described
         from pipeline.runs.validate import cluster_problems, validate
         from pipeline.store.artifacts import ArtifactStore
         from pipeline.store.storage import absolute_url, storage_problems
@@ -64,16 +70,22 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
         joins = _joins_a_cluster(config, changes)
         settings = validate(config, changes, None if joins else local_capacity())
         store = ArtifactStore(absolute_url(settings.storage))
-        stages = plan_stages(settings)  # once: it reads the model's files through
-        if all_done(stages, store):
-            result = run_stages(stages, settings, store, console)
-        else:
-            raise_for(storage_problems(store.url))
-            with connected(settings.cluster):
-                if joins:
-                    raise_for(cluster_problems(settings.cluster, cluster_capacity()))
+        with connected_on_demand(settings.cluster) as connect:
+            choices = Choices(store.url, lambda: hardware_of(settings.cluster, connect))
+            begun = choices.has_begun(settings)
+            settled = choices.settle(settings)
+            console.print(f"{'workers':<9} {described(settled)}{', as it began' if begun else ''}")
+            stages = plan_stages(settled)  # once: it reads the model's files through
+            if all_done(stages, store):
+                result = run_stages(stages, settled, store, console)
+            else:
+                raise_for(storage_problems(store.url))
+                connect()
+                there = cluster_capacity() if joins else local_capacity()
+                raise_for(cluster_problems(settled.cluster, there))
+                choices.record()
                 with announced_stop(stages, store):
-                    result = run_stages(stages, settings, store, console)
+                    result = run_stages(stages, settled, store, console)
         summary = result.summary()
         if not as_json:
             screen().print(_table(summary, result.artifacts, make_task(settings.task)))
@@ -86,21 +98,29 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
 def validate(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Check a configuration, its model, its data and whether its workers fit; start nothing."""
     with reported_errors(as_json) as emit:
-        from launch.cluster.connect import local_capacity
+        from launch.cluster.connect import connected_on_demand, hardware_of, local_capacity
         from pipeline.runs.coverage import planned_coverage
         from pipeline.runs.flow import plan_stages
+        from pipeline.runs.hardware import Choices, described
+        from pipeline.runs.validate import cluster_problems
         from pipeline.runs.validate import validate as check
-        from pipeline.store.storage import storage_problems
+        from pipeline.store.storage import absolute_url, storage_problems
 
         changes = list(overrides or [])
         joins = _joins_a_cluster(config, changes)
         settings = check(config, changes, None if joins else local_capacity())
         raise_for(storage_problems(settings.storage))
-        keys = {stage.name: stage.key for stage in plan_stages(settings)}
+        with connected_on_demand(settings.cluster) as connect:
+            where = absolute_url(settings.storage)
+            choices = Choices(where, lambda: hardware_of(settings.cluster, connect))
+            settled = choices.settle(settings)
+        if not joins:
+            raise_for(cluster_problems(settled.cluster, local_capacity()))
+        keys = {stage.name: stage.key for stage in plan_stages(settled)}
         warning = planned_coverage(settings).warning
         warnings = [warning] if warning else []
         if not as_json:
-            typer.echo(f"{config} is valid")
+            typer.echo(f"{config} is valid: {described(settled)}")
             for name, key in keys.items():
                 typer.echo(f"  {name:<9} {key}")
             warn(warnings)
@@ -115,15 +135,32 @@ def plan(
         float | None,
         typer.Option(min=0, help="Memory of each worker's device; adds whether the run fits."),
     ] = None,
+    bandwidth_gbit: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            help="Gigabits a second that each worker sends at; adds seconds of communication a step.",
+        ),
+    ] = None,
+    device_tflops: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            help="10^12 operations a second that each device reaches; adds seconds of compute a step.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a run needs per worker: memory, bytes sent, checkpoint size; start nothing."""
+    """Show what a run needs per worker: memory, bytes sent, checkpoint size, time; start nothing."""
     with reported_errors(as_json) as emit:
         from dataclasses import asdict
 
+        from launch.cluster.connect import local_hardware
         from pipeline.errors import ConfigError
+        from pipeline.planner.plan import plan_run
+        from pipeline.planner.speed import step_time
         from pipeline.runs.config import parse_config, read_config
-        from pipeline.runs.plan import plan_run
+        from pipeline.runs.hardware import WITH_GPUS, settled
         from pipeline.runs.upstream import resolve_upstream
 
         values, problems = read_config(config, list(overrides or []))
@@ -131,16 +168,31 @@ def plan(
             values, problems = resolve_upstream(values)
         if problems:
             raise ConfigError(problems)
-        settings = parse_config(values)
+        hardware = WITH_GPUS if gpu_memory_gib is not None else local_hardware()
+        settings = settled(parse_config(values), hardware)
         found = plan_run(settings)
         room = None if gpu_memory_gib is None else gpu_memory_gib * 2**30
         fits = None if room is None else found.device_total <= room
         warnings = [found.coverage.warning] if found.coverage.warning else []
+        rates = {"device_tflops": device_tflops, "bandwidth_gbit": bandwidth_gbit}
+        time = step_time(flops=found.flops_per_step, sent=found.sent_per_step, **rates)
         if not as_json:
-            screen().print(_plan_table(settings, found, room))
+            table = _plan_table(settings, found, room)
+            _add_times(table, time, **rates)
+            screen().print(table)
             warn(warnings)
         totals = {"device_total": found.device_total, "host_total": found.host_total}
-        emit({"status": "planned", **asdict(found), **totals, "fits": fits, "warnings": warnings})
+        seconds = {**asdict(time), "shortest": time.shortest, "longest": time.longest, **rates}
+        emit(
+            {
+                "status": "planned",
+                **asdict(found),
+                **totals,
+                "fits": fits,
+                "seconds_per_step": seconds,
+                "warnings": warnings,
+            }
+        )
 
 
 @app.command(
@@ -269,6 +321,27 @@ def _plan_table(settings: Any, found: Any, room: float | None) -> Table:
     for name, numel in found.coverage.left_out.items():
         table.add_row(f"not prunable: {name}", f"{numel:,}")
     return table
+
+
+def _add_times(
+    table: Table, time: Any, *, device_tflops: float | None, bandwidth_gbit: float | None
+) -> None:
+    """Add how long a step takes to a plan's table, with what is assumed of devices and network."""
+    if device_tflops is None and bandwidth_gbit is None:
+        return
+    table.add_section()
+    if device_tflops is not None:
+        table.add_row(
+            f"compute of a step, at {device_tflops:g} TFLOP/s a device", f"{time.compute:.3g} s"
+        )
+    if bandwidth_gbit is not None:
+        table.add_row(
+            f"communication of a step, at {bandwidth_gbit:g} Gbit/s a worker",
+            f"{time.communication:.3g} s",
+        )
+    if time.shortest is not None:
+        table.add_row("a step, if they overlap entirely", f"{time.shortest:.3g} s")
+        table.add_row("a step, if they do not overlap", f"{time.longest:.3g} s")
 
 
 def _joins_a_cluster(config: str, overrides: list[str]) -> bool:

@@ -1,16 +1,18 @@
 """The Ray cluster of a run: one started here, or one joined; and what it can hold."""
 
 import os
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import ray
 
 from pipeline.errors import ConfigError, Problem, StageError
 from pipeline.runs.config import ClusterConfig
-from pipeline.runs.validate import Capacity
+from pipeline.runs.hardware import Capacity, Hardware
 
 
 def local_capacity() -> Capacity:
@@ -19,6 +21,48 @@ def local_capacity() -> Capacity:
 
     cpus = len(os.sched_getaffinity(0))
     return Capacity(nodes=((float(cpus), float(torch.cuda.device_count())),))
+
+
+def local_hardware() -> Hardware:
+    """Return what a cluster started on this machine would have."""
+    return Hardware(capacity=local_capacity(), has_bf16=_local_gpu_has_bf16)
+
+
+def hardware_of(cluster: ClusterConfig, connect: Callable[[], None]) -> Hardware:
+    """Return what a run has: the cluster it joins, or this machine.
+
+    Args:
+        cluster: of the run.
+        connect: joins it.
+    """
+    if address_of(cluster) is None:
+        return local_hardware()
+    connect()
+    return Hardware(capacity=cluster_capacity(), has_bf16=_joined_gpus_have_bf16)
+
+
+def _local_gpu_has_bf16() -> bool:
+    """Ask in another process: whoever asks keeps hundreds of megabytes of the GPU."""
+    code = f"from {__name__} import _gpu_has_bf16; print(_gpu_has_bf16())"
+    done = subprocess.run(  # noqa: S603  # our own code
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
+    )
+    if done.returncode:
+        raise StageError(
+            f"the GPU of this machine cannot be asked what it is: {done.stderr[-800:]}"
+        )
+    return done.stdout.split()[-1] == "True"
+
+
+def _joined_gpus_have_bf16() -> bool:
+    """Ask one GPU of the cluster."""
+    return bool(ray.get(ray.remote(num_cpus=0, num_gpus=1)(_gpu_has_bf16).remote()))
+
+
+def _gpu_has_bf16() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def address_of(cluster: ClusterConfig) -> str | None:
@@ -100,6 +144,22 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
         ray.shutdown()
 
 
+@contextmanager
+def connected_on_demand(cluster: ClusterConfig) -> Iterator[Callable[[], None]]:
+    """Give a function that connects to the run's cluster, the first time it is called.
+
+    Raises:
+        ConfigError, StageError: as `connected` does, when it is called.
+    """
+    with ExitStack() as stack:
+
+        def connect() -> None:
+            if not ray.is_initialized():
+                stack.enter_context(connected(cluster))
+
+        yield connect
+
+
 def wait_for_nodes(count: int, timeout: float, address: str | None = None) -> int:
     """Wait until a cluster has so many nodes; return how many there are.
 
@@ -151,10 +211,10 @@ def passed_on() -> dict[str, str]:
     """Return settings of this process that workers need too; no secrets among them."""
     names = (
         "HF_HUB_OFFLINE",
+        "HF_ENDPOINT",
         "HF_HOME",
         "HF_DATASETS_OFFLINE",
         "MGPP_DEEPSPEED_SHM",
         "TORCH_EXTENSIONS_DIR",
-        "DS_ACCELERATOR",
     )
     return {name: os.environ[name] for name in names if name in os.environ}

@@ -9,13 +9,15 @@ from typing import Annotated, Literal
 
 import jinja2
 import yaml
-from omegaconf import OmegaConf
 from pydantic import Field, ValidationError, model_validator
 
+from launch.cluster.mounted import mounted_files, token_problems
+from launch.cluster.node_sizes import planned_cores, planned_memory_gib, runs_of
 from pipeline.errors import ConfigError, Problem, SettingError
-from pipeline.runs.config import parse_config, problem_of, read_config, yaml_text
+from pipeline.runs.config import RunConfig, parse_config, problem_of, read_config, yaml_text
+from pipeline.runs.hardware import Capacity, Hardware, settled
 from pipeline.runs.plain_yaml import check_yaml
-from pipeline.runs.validate import Capacity, cluster_problems
+from pipeline.runs.validate import cluster_problems
 from pipeline.section import NotNegative, Positive, Section
 
 Target = Literal["ray-up", "kuberay", "slurm", "skypilot"]
@@ -44,10 +46,10 @@ class ClusterDescription(Section):
     """Machines that train; one of them is the head, but for Kubernetes, where a small head is added."""
     gpus_per_node: NotNegative = 0
     """GPUs of each."""
-    cpus_per_node: Positive = 16
-    """Cores of each."""
-    memory_gib: Positive = 64
-    """Memory of each, GiB."""
+    cpus_per_node: Positive | None = None
+    """Cores of each; those that the run's workers have unless given."""
+    memory_gib: Positive | None = None
+    """Memory of each, GiB; what `mgpp plan` counts unless given."""
     shared_memory_gib: Positive | None = None
     """Of that for /dev/shm, GiB; a quarter unless given."""
     image: str | None = None
@@ -79,13 +81,13 @@ class ClusterDescription(Section):
     time_limit: str = Field(default="24:00:00", pattern=r"^[0-9:-]+$")
     """slurm."""
     setup: str | None = None
-    """slurm: shell lines that make mgpp and Ray available, such as `source venv/bin/activate`."""
+    """slurm, ray-up: shell lines before Ray starts, such as `source venv/bin/activate`."""
     port: Annotated[int, Field(ge=1, le=65535)] = 6379
     """Of the head's GCS."""
 
     @model_validator(mode="after")
     def _check(self) -> "ClusterDescription":
-        if (self.shared_memory_gib or 0) > self.memory_gib:
+        if self.memory_gib is not None and (self.shared_memory_gib or 0) > self.memory_gib:
             raise SettingError(
                 Problem(
                     "shared_memory_gib",
@@ -94,6 +96,20 @@ class ClusterDescription(Section):
                 )
             )
         return self
+
+    def sized_for(self, runs: Sequence[RunConfig]) -> "ClusterDescription":
+        """Return the description with cores and memory, as the runs need them where they are not given.
+
+        Raises:
+            ConfigError: if a run's memory cannot be planned, or is less than is to be shared.
+        """
+        sizes = {"cpus_per_node": self.cpus_per_node, "memory_gib": self.memory_gib}
+        if self.cpus_per_node is None:
+            sizes["cpus_per_node"] = planned_cores(runs, self.nodes)
+        if self.memory_gib is None:
+            has_gpus = self.gpus_per_node > 0
+            sizes["memory_gib"] = planned_memory_gib(runs, self.nodes, has_gpus=has_gpus)
+        return _checked(self.model_dump() | sizes)
 
     def problems_for(self, target: str) -> list[Problem]:
         """Return what a target needs and was not given."""
@@ -159,8 +175,12 @@ def describe_cluster(values: dict[str, object], changes: Sequence[str]) -> Clust
             problems.append(Problem(f"--set {change}", yaml_text(error)))
     if problems:
         raise ConfigError(problems)
+    return _checked({**values, **more})
+
+
+def _checked(values: dict[str, object]) -> ClusterDescription:
     try:
-        return ClusterDescription.model_validate({**values, **more})
+        return ClusterDescription.model_validate(values)
     except ValidationError as error:
         raise ConfigError(problem_of(item, whole="cluster") for item in error.errors()) from None
 
@@ -183,16 +203,21 @@ def render_cluster(
         command: of mgpp.
 
     Raises:
-        ConfigError: if something is missing, or the cluster cannot hold the run's workers.
+        ConfigError: if something is missing, the cluster cannot hold the run's workers, or a file would
+            hold a token of this machine's environment.
     """
     problems = description.problems_for(target)
     values, wrong = read_config(config, overrides)
-    problems += wrong
+    problems += wrong or (_campaign_problems(config, overrides) if command == "campaign" else [])
     storage = str(values.get("storage", "runs"))
     if not wrong and command == "run":
-        settings = parse_config(values)
-        nodes = ((float(description.cpus_per_node), float(description.gpus_per_node)),)
-        problems += cluster_problems(settings.cluster, Capacity(nodes=nodes * description.nodes))
+        cores = description.cpus_per_node or planned_cores(
+            [parse_config(values)], description.nodes
+        )
+        nodes = ((float(cores), float(description.gpus_per_node)),)
+        capacity = Capacity(nodes=nodes * description.nodes)
+        settings = settled(parse_config(values), Hardware(capacity=capacity, has_bf16=lambda: True))
+        problems += cluster_problems(settings.cluster, capacity)
     if "://" not in storage and not Path(storage).is_absolute():
         problems.append(
             Problem(
@@ -203,24 +228,44 @@ def render_cluster(
         )
     if problems:
         raise ConfigError(problems)
+    if description.cpus_per_node is None or description.memory_gib is None:
+        runs = runs_of(config, overrides, campaign=command == "campaign")
+        description = description.sized_for(runs)
+    assert description.memory_gib is not None
     environment = _environment()
     given = {
         **description.model_dump(),
         "shared_memory_gib": description.shared_memory_gib or max(description.memory_gib // 4, 1),
         "config": config,
         "config_path": config,
-        "config_text": OmegaConf.to_yaml(OmegaConf.create(values)),
+        "mounted": {},
         "overrides": list(overrides),
         "command": f"mgpp {command}",
+        "join": f"{'changes.' if command == 'campaign' else ''}cluster.address=auto",
         "storage": storage,
         "ray_version": version("ray"),
     }
+    if target == "kuberay":
+        given["mounted"] = mounted_files(config, values, command=command, storage=storage)
     given["cluster"] = environment.get_template("_ray-cluster.yaml.jinja").render(given)
     files = {}
     for suffix, template in _TEMPLATES[target].items():
         file = f"{description.name}.{suffix}"
         files[file] = environment.get_template(template).render(given, file=file)
+    problems = token_problems(config, files)
+    if problems:
+        raise ConfigError(problems)
     return files
+
+
+def _campaign_problems(config: str, overrides: Sequence[str]) -> list[Problem]:
+    from pipeline.campaigns.grid import read_campaign
+
+    try:
+        read_campaign(config, overrides)
+    except ConfigError as error:
+        return error.problems
+    return []
 
 
 def _environment() -> jinja2.Environment:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +19,8 @@ from pipeline.campaigns.selection import NO_CHOICE, Choice, choose, selection_ru
 from pipeline.campaigns.summary import Outcome
 from pipeline.errors import ConfigError, StageError
 from pipeline.metric import Metric
+from pipeline.runs.config import ClusterConfig, parse_sections, read_config
+from pipeline.runs.hardware import Choices
 from pipeline.runs.stage import PlannedStage
 from pipeline.store.artifacts import Artifact, ArtifactStore, make_key
 from pipeline.store.leases import LeaseFolder
@@ -34,10 +37,12 @@ class PlannedCampaign:
     """The runs of a campaign, each with its stages.
 
     Attributes:
+        choices: what `auto` came to.
         selecting: the runs that candidates are chosen by; none where there is no choice.
         final: the runs of the table, of the first candidates as long as none are chosen.
     """
 
+    choices: Choices
     selecting: Planned
     final: Planned
 
@@ -59,15 +64,37 @@ class RunState:
     progress: dict[str, Any] | None = None
 
 
-def plan_campaign(config: CampaignConfig) -> PlannedCampaign:
+def first_cluster(config: CampaignConfig) -> ClusterConfig:
+    """Return the cluster of a campaign's runs: that of the first one.
+
+    Raises:
+        ConfigError: if its configuration is wrong.
+    """
+    run = campaign_runs(config)[0]
+    values, problems = read_config(run.recipe, run.overrides)
+    sections, more = parse_sections({"cluster": values.get("cluster", {})})
+    problems += [problem for problem in more if problem.key.startswith("cluster")]
+    if problems:
+        raise ConfigError(problem.within(run.title) for problem in problems)
+    cluster = sections["cluster"]
+    assert isinstance(cluster, ClusterConfig)
+    return cluster
+
+
+def plan_campaign(config: CampaignConfig, choices: Choices) -> PlannedCampaign:
     """Return every run of a campaign with its stages.
+
+    Args:
+        config: of the campaign.
+        choices: what `auto` comes to; the runs of one recipe have one.
 
     Raises:
         ConfigError: with the problems of all runs whose configuration cannot be.
     """
     selecting, final = selection_runs(config), campaign_runs(config)
-    planned = _plan(config, [*selecting, *final])
+    planned = _plan(config, choices, [*selecting, *final])
     return PlannedCampaign(
+        choices=choices,
         selecting={run: planned[run] for run in selecting},
         final={run: planned[run] for run in final},
     )
@@ -87,7 +114,7 @@ def run_campaign(
     choice, final = NO_CHOICE, planned.final
     if planned.selecting:
         choice = _select(config, planned.selecting, store, console)
-        final = _plan(config, campaign_runs(config, choice.chosen), planned.final)
+        final = _plan(config, planned.choices, campaign_runs(config, choice.chosen), planned.final)
     failures = _run(final, config, store, console)
     outcomes = [
         _outcome(run, p, store, failures.get(run.title, ""), curves=config.curves)
@@ -120,12 +147,13 @@ def campaign_states(
         ]
     if states:
         choice = _choice(config, planned.selecting, store)
-        final = _plan(config, campaign_runs(config, choice.chosen), final)
+        final = _plan(config, planned.choices, campaign_runs(config, choice.chosen), final)
     return states + [_state(run, p, store) for run, p in final.items()]
 
 
 def _plan(
     config: CampaignConfig,
+    choices: Choices,
     runs: Sequence[CampaignRun],
     known: Planned = MappingProxyType({}),
 ) -> Planned:
@@ -142,6 +170,7 @@ def _plan(
                 run.recipe,
                 run.overrides,
                 pruned=run.place.is_pruned,
+                settle=partial(choices.settle, campaign=config.name),
                 without=() if whole else _LAST_STAGES,
             )
         except ConfigError as error:

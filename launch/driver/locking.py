@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import StageError
+from pipeline.errors import StageError, error_text, may_pass
 from pipeline.runs.stage import PlannedStage
 from pipeline.store.artifacts import Artifact, ArtifactStore
-from pipeline.store.leases import HeldLease, LeaseFolder, LeaseLostError, LeaseWatch
+from pipeline.store.leases import HeldLease, Lease, LeaseFolder, LeaseLostError, LeaseWatch
 
 _POLL_SECONDS = 2.0
+_AWAY_SECONDS = 600.0  # how long storage may be away before a run that waits gives up
 
 
 @contextmanager
@@ -37,7 +38,7 @@ def leased(
         The stages that are left to do, all leased.
 
     Raises:
-        StageError: if this run's lease expired and another run took over.
+        StageError: if this run's lease expired and another run took over, or storage is away for long.
     """
     held: list[HeldLease] = []
     lost: list[LeaseLostError] = []
@@ -103,18 +104,44 @@ def made_once(
 
 
 def _take(stage: PlannedStage, store: ArtifactStore, tell: Callable[[str], None]) -> int | None:
-    """Wait until a stage is done (None) or its lease is this run's (its number)."""
+    """Wait until a stage is done (None) or its lease is this run's (its number).
+
+    Raises:
+        StageError: if storage cannot be reached for ten minutes.
+    """
     watch = LeaseWatch(store.folder_of(stage.name, stage.key))
     holder = None
-    while store.find(stage.name, stage.key) is None:
-        taken = watch.take()
-        if isinstance(taken, int):
-            if store.find(stage.name, stage.key) is None:
+    away_since: float | None = None
+    while True:
+        try:
+            taken = _try(stage, store, watch)
+        except Exception as error:
+            if not may_pass(error):
+                raise
+            if away_since is None:
+                away_since = time.monotonic()
+                tell(f"{stage.name:<9} waiting for {store.url}: {error_text(error)}")
+            if time.monotonic() - away_since > _AWAY_SECONDS:
+                raise StageError(
+                    f"{store.url} could not be reached for {_AWAY_SECONDS:.0f} s: {error_text(error)}; "
+                    "what was finished before is good: rerun the same command when it can"
+                ) from error
+        else:
+            away_since = None
+            if not isinstance(taken, Lease):
                 return taken
-            watch.folder.give_back(taken)  # done in the meantime
-            return None
-        if str(taken) != holder:
-            holder = str(taken)
-            tell(f"{stage.name:<9} waiting for {holder}, which is working on it")
+            if str(taken) != holder:
+                holder = str(taken)
+                tell(f"{stage.name:<9} waiting for {holder}, which is working on it")
         time.sleep(_POLL_SECONDS)
+
+
+def _try(stage: PlannedStage, store: ArtifactStore, watch: LeaseWatch) -> int | Lease | None:
+    """Return None if a stage is done, the number of its lease if that is this run's, or who has it."""
+    if store.find(stage.name, stage.key) is not None:
+        return None
+    taken = watch.take()
+    if isinstance(taken, Lease) or store.find(stage.name, stage.key) is None:
+        return taken
+    watch.folder.give_back(taken)  # done in the meantime
     return None

@@ -10,9 +10,9 @@ from rich.console import Console
 from launch.driver.progress import describe
 from launch.driver.run import all_done, run_stages
 from launch.workers.status_actor import make_status_actor, on_this_node
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, error_text, may_pass
 from pipeline.runs.config import RunConfig, parse_config, read_config
-from pipeline.runs.flow import plan_stages
+from pipeline.runs.flow import pinned, plan_stages
 from pipeline.runs.stage import PlannedStage
 from pipeline.runs.upstream import resolve_upstream
 from pipeline.store.artifacts import ArtifactStore
@@ -41,6 +41,7 @@ def plan_run(
     overrides: Sequence[str],
     *,
     pruned: bool,
+    settle: Callable[[RunConfig], RunConfig],
     without: Sequence[str] = (),
 ) -> PlannedRun:
     """Return a run that is a recipe with changes.
@@ -50,6 +51,7 @@ def plan_run(
         recipe: path of its file.
         overrides: `key=value` changes.
         pruned: False for the dense fine-tune and its evaluation alone.
+        settle: returns its configuration with what `auto` comes to.
         without: names of stages that are left out.
 
     Raises:
@@ -61,12 +63,14 @@ def plan_run(
     if problems:
         raise ConfigError(problem.within(title) for problem in problems)
     try:
-        config = parse_config(values)
+        config = settle(parse_config(values))
     except ConfigError as error:
         raise ConfigError(problem.within(title) for problem in error.problems) from None
     stages = plan_stages(config, pruned=pruned)
     return PlannedRun(
-        title=title, config=config, stages=[stage for stage in stages if stage.name not in without]
+        title=title,
+        config=pinned(config),
+        stages=[stage for stage in stages if stage.name not in without],
     )
 
 
@@ -120,10 +124,7 @@ def run_all(
                 console.print(f"{job.title}: failed: {outcome}")
             return
         ended += 1
-        run = runs[job.title]
-        for stage in run.stages[-1:]:
-            store.note_failure(stage.name, stage.key, outcome)
-        result = f"failed: {outcome}" if outcome else score(run)
+        result = _noted(runs[job.title], outcome, store, score)
         console.print(f"{ended}/{len(missing)} {job.title}: {result}")
 
     while waiting or running:
@@ -179,6 +180,24 @@ def _jobs(missing: Sequence[PlannedRun], store: ArtifactStore) -> list[_Job]:
             _Job(title=run.title, config=run.config, stages=run.stages, needs=needs, is_run=True)
         )
     return [*shared.values(), *jobs]
+
+
+def _noted(
+    run: PlannedRun, outcome: str, store: ArtifactStore, score: Callable[[PlannedRun], str]
+) -> str:
+    """Note beside a run's last stage why it failed, if it did; return its result in words.
+
+    What storage raises here must not stop the other runs.
+    """
+    result = f"failed: {outcome}" if outcome else "done"
+    try:
+        for stage in run.stages[-1:]:
+            store.note_failure(stage.name, stage.key, outcome)
+        return result if outcome else score(run)
+    except Exception as error:
+        if not may_pass(error):
+            raise
+        return f"{result} ({store.url}: {error_text(error)})"
 
 
 def _show(job: _Job, status: Any, console: Console) -> None:

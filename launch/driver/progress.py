@@ -154,14 +154,14 @@ class _Lines:
 
 
 def describe(record: dict[str, Any]) -> str:
-    """Return one line for a record: step, loss, sparsity, threshold, tokens/s, time left."""
+    """Return one line for a record: step, loss, the last mask, threshold, tokens/s, time left."""
     parts = [f"step {record['step'] + 1}/{record['num_steps']}"]
     if "model" in record:
         parts.append(f"{record['model']} model")
     if "loss" in record:
         parts.append(f"loss {record['loss']:.4f}")
-    if "sparsity" in record:
-        parts.append(f"sparsity {record['sparsity']:.2%}")
+    if "mask_sparsity" in record:
+        parts.append(f"mask sparsity {record['mask_sparsity']:.2%}")
     if record.get("threshold") is not None:
         parts.append(f"threshold {record['threshold']:.2e}")
     if "tokens_per_second" in record:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from launch.driver.locking import leased
 from launch.driver.progress import StageDisplay
+from launch.workers.devices import use_devices
 from launch.workers.status_actor import Posted, make_status_actor
 from launch.workers.worker_group import run_on_workers
 from pipeline.errors import StageError
@@ -188,7 +189,8 @@ def _run_group(
 def _run_alone(
     stage: PlannedStage, config: RunConfig, storage: str, inputs: dict[str, Artifact]
 ) -> None:
-    """Run a stage that needs no worker group, as a Ray task."""
+    """Run a stage that needs no worker group, as a Ray task on a CPU."""
+    use_devices(0)
     run_stage(
         stage,
         config,

@@ -10,21 +10,31 @@ from ray.train import UserCallback
 from ray.train.torch import TorchConfig
 
 from launch.workers.network import use_node_interface
+from launch.workers.prefetch import prefetch
 
 _TorchBackend: type = TorchConfig().backend_cls
 
 
 class _Backend(_TorchBackend):  # type: ignore[misc]
-    """Ray Train's, with the node's own network interface."""
+    """Ray Train's, with models fetched and the node's own network interface."""
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        assert isinstance(backend_config, WorkerGroupConfig)
+        if backend_config.models:
+            worker_group.execute(prefetch, backend_config.models)
         worker_group.execute(use_node_interface)
         super().on_start(worker_group, backend_config)
 
 
 @dataclass
 class WorkerGroupConfig(TorchConfig):  # type: ignore[misc]
-    """How the workers' process group is made."""
+    """How the workers' process group is made.
+
+    Attributes:
+        models: settings of models that every node fetches before, as plain values.
+    """
+
+    models: tuple[dict[str, Any], ...] = ()
 
     @property
     def backend_cls(self) -> type:

@@ -14,7 +14,8 @@ GAUGES = {
     "mgpp_step": "Optimizer steps done of the current stage.",
     "mgpp_num_steps": "Optimizer steps of the current stage.",
     "mgpp_loss": "Training loss, nats.",
-    "mgpp_sparsity": "Share of zeros among the prunable weights.",
+    "mgpp_mask_sparsity": "Share of the prunable weights that the last mask prunes; they train on until "
+    "the mask is fixed.",
     "mgpp_threshold": "Largest magnitude pruned at the last pruning.",
     "mgpp_tokens_per_second": "Tokens trained on per second, all workers together.",
     "mgpp_lr": "Learning rate.",

@@ -11,6 +11,8 @@ from typing import Any
 
 import ray
 
+from launch.workers.devices import use_devices
+
 _LOG_BYTES = 1 << 20
 # What follows from the settings or the code, not from a machine; a lost peer is a RuntimeError.
 _NOT_WORTH_RETRYING = (ValueError, TypeError, LookupError, AttributeError, AssertionError)
@@ -26,6 +28,8 @@ def work(settings: dict[str, Any]) -> None:
     if ray.get(status.failure.remote()) is not None:
         return  # restarted after a failure that a restart cannot fix
 
+    use_devices(settings["config"]["cluster"]["gpus_per_worker"])
+
     import torch
     from ray.train.torch import get_device
 
@@ -34,14 +38,16 @@ def work(settings: dict[str, Any]) -> None:
     from pipeline.runs.flow import run_stage
     from pipeline.runs.stage import PlannedStage
     from pipeline.store.artifacts import Artifact, ArtifactStore
-    from pipeline.training.deepspeed import load_operators
-    from pipeline.worker_group import WorkerGroup
+    from pipeline.training.deepspeed import load_operators, use_precision
+    from pipeline.worker_group import WorkerGroup, set_collective_timeout
 
-    device = get_device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # Ray shows every worker of a node all of the node's GPUs
-    workers = WorkerGroup.current()
     config = RunConfig.model_validate(settings["config"])
+    if config.cluster.gpus:
+        torch.cuda.set_device(get_device())  # Ray shows a worker all of its node's GPUs
+    use_precision(config.zero)
+    workers = WorkerGroup.current()
+    # Ray has made the default group with it; DeepSpeed makes others.
+    set_collective_timeout(config.cluster.timeout_seconds)
     store = ArtifactStore(settings["storage"])
     artifacts = {name: Artifact(**values) for name, values in settings["inputs"].items()}
 

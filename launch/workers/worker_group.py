@@ -14,6 +14,9 @@ from launch.workers.worker import work
 from pipeline.errors import ConfigError, StageError
 from pipeline.runs import config as run_config
 from pipeline.runs.stage import PlannedStage
+from pipeline.runs.stages.dense import DENSE
+from pipeline.runs.stages.one_shot import ONE_SHOT
+from pipeline.runs.stages.prune import PRUNE
 from pipeline.store.artifacts import Artifact, ArtifactStore
 from pipeline.store.storage import is_local, open_storage
 
@@ -75,7 +78,7 @@ def _run_once(
     folder = store.folder_of(stages[0].name, stages[0].key)
     store.discard(f"{folder}/{_RAY_FOLDER}")
     resources: dict[str, float] = {"CPU": cluster.cpus_per_worker}
-    if cluster.gpus_per_worker:
+    if cluster.gpus:
         resources["GPU"] = 1
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.wait_seconds)
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(cluster.timeout_seconds)
@@ -91,13 +94,14 @@ def _run_once(
         },
         scaling_config=ScalingConfig(
             num_workers=num_workers,
-            use_gpu=cluster.gpus_per_worker > 0,
+            use_gpu=cluster.gpus > 0,
             resources_per_worker=resources,
             placement_strategy=cluster.placement,
         ),
         torch_config=WorkerGroupConfig(
-            backend="nccl" if cluster.gpus_per_worker else "gloo",
+            backend="nccl" if cluster.gpus else "gloo",
             timeout_s=cluster.timeout_seconds,
+            models=_models(stages, config),
         ),
         run_config=RunConfig(
             name=_RAY_FOLDER,
@@ -119,6 +123,14 @@ def _run_once(
     store.discard(f"{folder}/{_RAY_FOLDER}")
 
 
+def _models(stages: list[PlannedStage], config: run_config.RunConfig) -> tuple[dict[str, Any], ...]:
+    """Return the models that these stages start from or learn from, as plain values."""
+    if not {stage.name for stage in stages} & {DENSE.name, PRUNE.name, ONE_SHOT.name}:
+        return ()
+    teacher = config.distill.model(config.model) if config.distill else None
+    return tuple(m.model_dump(mode="json") for m in (config.model, teacher) if m is not None)
+
+
 def _fewer_workers(config: run_config.RunConfig, num_workers: int) -> int | None:
     """Return how many workers fit now, if fewer are allowed; None if room is not the cause."""
     cluster = config.cluster
@@ -133,7 +145,7 @@ def _fewer_workers(config: run_config.RunConfig, num_workers: int) -> int | None
 
 def _room(cluster: run_config.ClusterConfig) -> int:
     """Return how many workers the cluster can hold as it is now, all of it theirs."""
-    return cluster_capacity().num_workers(cluster.cpus_per_worker, cluster.gpus_per_worker)
+    return cluster_capacity().num_workers(cluster.cpus_per_worker, cluster.gpus)
 
 
 def _must_wait(
@@ -143,7 +155,7 @@ def _must_wait(
     if not _found_no_room(error) or _room(cluster) < num_workers:
         return False
     free = ray.available_resources()
-    each = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
+    each = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus}
     return any(free.get(name, 0) < each[name] * num_workers for name in each)
 
 

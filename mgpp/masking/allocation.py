@@ -56,7 +56,9 @@ class Placement:
                 f"scope: 'lamp' scores single weights, and pattern is {self.pattern!r}; leave pattern "
                 "out, or take scope global, layer or uniform"
             )
-        if not isinstance(self.budgets, Mapping):
+        if not isinstance(self.budgets, Mapping) or not all(
+            isinstance(name, str) for name in self.budgets
+        ):
             raise TypeError(f"budgets: got {self.budgets!r}; give a mapping, pattern: sparsity")
         for name, sparsity in self.budgets.items():
             check_number(f"budgets: {name!r}", sparsity)

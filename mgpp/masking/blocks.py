@@ -8,16 +8,18 @@ first element decides on it.
 MGPP's prior acts on each weight by itself here too; one over whole blocks would be another method.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mgpp.kernels.devices import chunk_size
 from mgpp.pattern import Tiling
+from mgpp.sharding.bitmask import pack_bits
 from mgpp.sharding.collectives import Collectives
-from mgpp.sharding.kth_smallest import magnitude_bits
-from mgpp.sharding.shards import CHUNK, Shard
+from mgpp.sharding.counting import magnitude_bits
+from mgpp.sharding.shards import Shard
 from mgpp.sharding.spans import Span, Straddling
 
 _SUM_BITS = 62
@@ -112,7 +114,7 @@ def element_keeps(
     Args:
         shards: this rank's shards; all ranks must call.
         grid: the blocks.
-        decided: by shard, 1-D: 1 for each block that it decides on and that stays, else 0.
+        decided: by shard, 1-D bool: which of the blocks that it decides on stay.
 
     Returns:
         By shard, 2-D uint8: a row a span that it holds anything of, a column a block.
@@ -135,24 +137,23 @@ def element_keeps(
     return keeps
 
 
-def expanded_chunks(shard: Shard, grid: BlockGrid, keep: Tensor) -> Iterator[Tensor]:
-    """Yield for each chunk of a shard an int32 tensor: 1 where weights stay, 0 where pruned."""
+def packed_elements(shard: Shard, grid: BlockGrid, keep: Tensor) -> Tensor:
+    """Return the packed mask of a shard's elements by that of its blocks (`element_keeps`)."""
     tiling = grid.tilings[shard.index]
     rows = keep.repeat_interleave(tiling.columns, dim=1)  # a stored row of each span
     whole = rows.unsqueeze(1).expand(-1, tiling.rows, -1).reshape(-1)
     first = shard.offset - grid.held(shard).start * tiling.span
-    for chunk in whole[first : first + shard.numel].split(CHUNK):
-        yield chunk.to(torch.int32)
+    return pack_bits(whole[first : first + shard.numel].to(torch.bool))
 
 
 def _largest_exponent(
     shards: Sequence[Shard], score: Callable[[Shard], Tensor], collectives: Collectives
 ) -> int:
     """Return the largest exponent among the scores of all ranks, biased as float32 has it, at least 1."""
-    found = [0] * 256
-    for shard in shards:
-        if shard.numel:
-            found[int(magnitude_bits(score(shard)).max()) >> 23] += 1
+    found = torch.zeros(256, dtype=torch.int64)
+    tops = [magnitude_bits(score(shard)).max() for shard in shards if shard.numel]
+    if tops:
+        found = torch.stack(tops).bitwise_right_shift_(23).cpu().bincount(minlength=256)
     largest = max((e for e, count in enumerate(collectives.sum(found)) if count), default=0)
     if largest == 255:
         raise RuntimeError("scores are not finite: the weights or what the method keeps are not")
@@ -163,7 +164,7 @@ def _partial_sums(shard: Shard, scores: Tensor, grid: BlockGrid, scale: float) -
     """Return the sums over what a shard holds of blocks: 2-D int64, a row a span, a column a block."""
     tiling, held = grid.tilings[shard.index], grid.held(shard)
     sums = torch.empty(len(held), tiling.num_tiles, dtype=torch.int64, device=shard.flat.device)
-    step = max(CHUNK // tiling.span, 1)
+    step = max(chunk_size(shard.flat.device) // tiling.span, 1)
     for first in range(held.start, held.stop, step):
         last = min(first + step, held.stop)
         begin = max(first * tiling.span, shard.offset)

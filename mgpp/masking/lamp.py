@@ -16,35 +16,38 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from mgpp.kernels.devices import chunks, moved
+from mgpp.kernels.operators import operator
 from mgpp.masking.allocation import filled_up
 from mgpp.masking.threshold import Group
 from mgpp.sharding.collectives import Collectives
-from mgpp.sharding.kth_smallest import magnitude_bits
-from mgpp.sharding.shards import Shard
+from mgpp.sharding.counting import magnitude_bits
+from mgpp.sharding.stacks import Stacks, runs
 
+_MOST_SENT = 16 << 20  # bytes that are reduced together
 NUM_BINS = 2048
 _SHIFT = 17  # leaves the exponent and the upper 6 of 23 bits: 32 octaves below the largest |w|
 _ONE = 0x3FF0000000000000  # the bit pattern of 1.0 in float64
 
 
 def lamp_groups(
-    shards: Sequence[Shard],
+    stacks: Stacks,
     groups: Sequence[Group],
     caps: Sequence[int],
     collectives: Collectives,
 ) -> list[Group]:
-    """Divide each group's pruned elements among its weights; all ranks must call.
+    """Divide each group's pruned elements among its matrices; all ranks must call.
 
     Args:
-        shards: this rank's shards, of magnitudes.
+        stacks: this rank's magnitudes.
         groups: the same on all ranks; k is at most the sum of the group's caps.
-        caps: the most elements of each weight that may be pruned, by `Shard.index`.
+        caps: the most elements of each matrix that may be pruned.
         collectives: the group over which the weights are sharded.
 
     Returns:
-        A group for each weight, in the order of the groups.
+        A group for each matrix, in the order of the groups.
     """
-    histograms, tops = magnitude_histograms(shards, len(caps), collectives)
+    histograms, tops = magnitude_histograms(stacks, collectives)
     result = []
     for group in groups:
         indices = list(group.indices)
@@ -57,41 +60,87 @@ def lamp_groups(
     return result
 
 
-def sent_bytes(world_size: int, num_weights: int) -> int:
-    """Return what a rank hands to reductions for one `lamp_groups`, in bytes."""
-    return 8 * num_weights * (2 * NUM_BINS + world_size)
+def sent_bytes(world_size: int, num_matrices: int) -> int:
+    """Return what a rank hands to reductions for one `lamp_groups`, in bytes; `_MOST_SENT` at once."""
+    return 8 * num_matrices * (2 * NUM_BINS + world_size)
 
 
-def magnitude_histograms(
-    shards: Sequence[Shard], num_weights: int, collectives: Collectives
-) -> tuple[Tensor, Tensor]:
-    """Count the magnitudes of each weight, over all ranks.
+def magnitude_histograms(stacks: Stacks, collectives: Collectives) -> tuple[Tensor, Tensor]:
+    """Count the magnitudes of each matrix, over all ranks.
 
     Returns:
-        int64 [2, weights, NUM_BINS]: how many lie in each bin, the lowest with all that is smaller, and
-        the sum of the bits by which they exceed its lower edge; and the upper bits of each weight's
-        largest magnitude, which its last bin has: int64 [weights].
+        int64 [2, matrices, NUM_BINS]: how many lie in each bin, the lowest with all that is smaller, and
+        the sum of the bits by which they exceed its lower edge; and the upper bits of each matrix's
+        largest magnitude, which its last bin has: int64 [matrices].
     """
-    held = [0] * num_weights
-    for shard in shards:
-        largest = max(
-            (int(magnitude_bits(chunk).max()) for chunk in shard.chunks() if len(chunk)), default=0
-        )
-        held[shard.index] = max(held[shard.index], largest >> _SHIFT)
-    tops = [max(of_ranks) for of_ranks in collectives.by_rank_all(held)]
-    size = (2, num_weights, NUM_BINS)
-    found = torch.zeros(size, dtype=torch.int64, device=collectives.device)
-    for shard in shards:
-        first = max(tops[shard.index] - NUM_BINS + 1, 0)
-        for chunk in shard.chunks():
+    held = [0] * stacks.num_matrices
+    if stacks.values:
+        largest = largest_patterns(stacks.values, stacks.places, stacks.num_matrices)
+        held = largest.bitwise_right_shift_(_SHIFT).tolist()
+    tops = torch.tensor([max(of_ranks) for of_ranks in collectives.by_rank_all(held)])
+    lowest = moved((tops - NUM_BINS + 1).clamp(min=0), stacks.device)
+    numbers, parts = range(stacks.num_matrices), []
+    size = _MOST_SENT // (8 * 2 * NUM_BINS)
+    for batch in (numbers[i : i + size] for i in range(0, len(numbers), size)):
+        some = stacks.holding(set(batch))
+        counts = torch.zeros(2, len(batch), NUM_BINS, dtype=torch.int64)
+        if some.values:
+            counts = count_magnitudes(some.values, some.places, lowest, batch.start, len(batch))
+        parts.append(collectives.summed(counts).cpu())
+    return torch.cat(parts, dim=1), tops
+
+
+@operator(
+    "counting",
+    fake=lambda values, places, num_matrices: values[0].new_empty(num_matrices, dtype=torch.int32),
+)
+def largest_patterns(values: Sequence[Tensor], places: Sequence[int], num_matrices: int) -> Tensor:
+    """Return the largest bit pattern of a magnitude in each matrix, 0 where none is held: int32.
+
+    Args:
+        values: as in `Stacks`.
+        places: likewise.
+        num_matrices: likewise.
+    """
+    found = torch.zeros(num_matrices, dtype=torch.int32)
+    for which, begin, end, number in runs(values, places, range(num_matrices)):
+        for chunk in chunks(values[which][begin:end]):
+            found[number] = torch.maximum(found[number], magnitude_bits(chunk).max())
+    return found
+
+
+@operator(
+    "counting",
+    fake=lambda values, places, lowest, first, num_rows: lowest.new_empty(2, num_rows, NUM_BINS),
+)
+def count_magnitudes(
+    values: Sequence[Tensor], places: Sequence[int], lowest: Tensor, first: int, num_rows: int
+) -> Tensor:
+    """Count the magnitudes of some matrices in bins of their upper bits.
+
+    Args:
+        values: as in `Stacks`.
+        places: likewise.
+        lowest: int64, by matrix: the upper bits that the lowest bin stands for.
+        first: the number of the first matrix that is counted.
+        num_rows: how many are.
+
+    Returns:
+        int64 [2, num_rows, NUM_BINS], as of `magnitude_histograms`.
+    """
+    found = torch.zeros(2, num_rows, NUM_BINS, dtype=torch.int64)
+    edges = lowest.tolist()
+    for which, begin, end, number in runs(values, places, range(len(edges))):
+        if not first <= number < first + num_rows:
+            continue
+        for chunk in chunks(values[which][begin:end]):
             bits = magnitude_bits(chunk)
-            bins = (bits >> _SHIFT).sub_(first).clamp_(min=0)
+            bins = (bits >> _SHIFT).sub_(edges[number]).clamp_(min=0)
             excess = bits.bitwise_and_((1 << _SHIFT) - 1).double()  # its sums are exact
             counts = torch.bincount(bins, minlength=NUM_BINS)
             sums = torch.bincount(bins, weights=excess, minlength=NUM_BINS)
-            found[:, shard.index] += torch.stack([counts, sums.long()]).to(found.device)
-    collectives.all_reduce(found)
-    return found.cpu(), torch.tensor(tops)
+            found[:, number - first] += torch.stack([counts, sums.long()])
+    return found
 
 
 def lamp_counts(histograms: Tensor, tops: Tensor, k: int, caps: Sequence[int]) -> list[int]:

@@ -1,27 +1,26 @@
 """Which weights one pruning prunes: the method's scores under pattern, budgets and bounds."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 
 import torch
 from torch import Tensor
 
 from mgpp.masking.allocation import Allocation
-from mgpp.masking.blocks import BlockGrid, block_shards, element_keeps, expanded_chunks
+from mgpp.masking.blocks import BlockGrid, block_shards, element_keeps, packed_elements
 from mgpp.masking.lamp import lamp_groups
-from mgpp.masking.matrices import rechunked
 from mgpp.masking.n_of_m import eligible_shards
-from mgpp.masking.threshold import Cut, Group, find_cuts, kept_chunks
+from mgpp.masking.threshold import Cut, Group, find_cuts, packed_masks
 from mgpp.methods.base import Method
 from mgpp.pattern import Blocks, NofM
+from mgpp.sharding.bitmask import unpack_bits
 from mgpp.sharding.collectives import Collectives
-from mgpp.sharding.kth_smallest import magnitude_bits
+from mgpp.sharding.counting import count_around
 from mgpp.sharding.shards import Shard
 from mgpp.sharding.spans import Straddling
+from mgpp.sharding.stacks import Stacks
 from mgpp.sharding.stats import wrap_int64
 
-_Keeps = Callable[[int], Iterator[Tensor]]
 _Cuts = dict[int, Cut]  # by the number of a matrix
 
 
@@ -35,15 +34,14 @@ class FoundMask:
         cuts: the largest pruned magnitude of each matrix, by its number; None where weights are pruned
             by something else, a score or as blocks.
         digest: of all cuts, the same on all ranks if they found the same.
-        keeps: given the position of a shard, yields for each of its chunks an int32 tensor: 1 where
-            weights stay, 0 where they are pruned.
+        keep: the mask of each of this rank's shards, packed.
     """
 
     num_pruned: int
     threshold: float
     cuts: dict[int, float] | None
     digest: int
-    keeps: _Keeps
+    keep: list[Tensor]
 
 
 class MaskSearch:
@@ -76,10 +74,10 @@ class MaskSearch:
         """
         groups = self.allocation.groups(num_pruned, step)
         if self.allocation.placement.scope == "lamp":
-            shards, _ = self.matrices.split(self.shards, self.allocation.numels)
-            groups = lamp_groups(shards, groups, self.allocation.caps, self.collectives)
+            stacks = self._stacks(self.shards, self.allocation.numels)
+            groups = lamp_groups(stacks, groups, self.allocation.caps, self.collectives)
         search = self._search_blocks if isinstance(self.pattern, Blocks) else self._search_weights
-        cuts, keeps = search(method, groups)
+        cuts, keep = search(method, groups)
         distinct = list({id(cut): cut for cut in cuts.values()}.values())
         digest = sum(cut.bits * (2 * i + 1) for i, cut in enumerate(distinct))
         largest = max(distinct, key=lambda cut: cut.bits)
@@ -91,10 +89,12 @@ class MaskSearch:
             threshold=method.threshold(largest.threshold),
             cuts=by_weight,
             digest=wrap_int64(digest),
-            keeps=keeps,
+            keep=keep,
         )
 
-    def _search_weights(self, method: Method, groups: Sequence[Group]) -> tuple[_Cuts, _Keeps]:
+    def _search_weights(
+        self, method: Method, groups: Sequence[Group]
+    ) -> tuple[_Cuts, list[Tensor]]:
         scored = self._scored(method)
         if isinstance(self.pattern, NofM):
             assert self._straddling is not None
@@ -102,20 +102,19 @@ class MaskSearch:
             scored = eligible_shards(scored, self.pattern, tilings, self._straddling)
         return self._cut(scored, groups)
 
-    def _search_blocks(self, method: Method, groups: Sequence[Group]) -> tuple[_Cuts, _Keeps]:
+    def _search_blocks(self, method: Method, groups: Sequence[Group]) -> tuple[_Cuts, list[Tensor]]:
         assert self._straddling is not None
         grid = BlockGrid(
             tilings=self.allocation.tilings, straddling=self._straddling, size=self.allocation.unit
         )
         blocks = block_shards(self.shards, grid, method.addable_score, method.ordered)
         cuts, kept = self._cut(blocks, groups)
-        decided = [torch.cat(list(kept(i))) for i in range(len(blocks))]
+        decided = [unpack_bits(k, b.numel) for k, b in zip(kept, blocks, strict=True)]
         by_shard = element_keeps(self.shards, grid, decided)
-
-        def keeps(position: int) -> Iterator[Tensor]:
-            return expanded_chunks(self.shards[position], grid, by_shard[position])
-
-        return cuts, keeps
+        return cuts, [
+            packed_elements(shard, grid, blocks_kept)
+            for shard, blocks_kept in zip(self.shards, by_shard, strict=True)
+        ]
 
     def _scored(self, method: Method) -> list[Shard]:
         """Return what is cut by: the method's scores laid out as the shards are, or the shards."""
@@ -125,22 +124,20 @@ class MaskSearch:
             scored.append(shard if scores is None else replace(shard, flat=scores, start=0))
         return scored
 
-    def _cut(self, scored: Sequence[Shard], groups: Sequence[Group]) -> tuple[_Cuts, _Keeps]:
-        """Cut what was scored, matrix by matrix; what stays is given by shard of the weights again."""
+    def _cut(self, scored: Sequence[Shard], groups: Sequence[Group]) -> tuple[_Cuts, list[Tensor]]:
+        """Cut what was scored, matrix by matrix; return the packed mask of each shard too."""
         sizes = self.allocation.sizes
-        shards, places = self.matrices.split(scored, sizes)
+        stacks = self._stacks(scored, sizes)
         caps = self.allocation.caps if self.allocation.placement.min_kept else None
-        cuts = bounded_cuts(shards, groups, sizes, caps, self.collectives)
+        cuts = bounded_cuts(stacks, groups, sizes, caps, self.collectives)
+        return cuts, packed_masks(stacks, cuts)
 
-        def keeps(position: int) -> Iterator[Tensor]:
-            parts = [kept_chunks(shards, i, cuts[shards[i].index]) for i in places[position]]
-            return parts[0] if len(parts) == 1 else rechunked(chain.from_iterable(parts))
-
-        return cuts, keeps
+    def _stacks(self, shards: Sequence[Shard], sizes: Sequence[int]) -> Stacks:
+        return self.matrices.stacks(shards, sizes, self.collectives.device)
 
 
 def bounded_cuts(
-    shards: Sequence[Shard],
+    stacks: Stacks,
     groups: Sequence[Group],
     full_numels: Sequence[int],
     caps: Sequence[int] | None,
@@ -154,28 +151,28 @@ def bounded_cuts(
     reached stays so, for the others' cuts only rise.
 
     Args:
-        shards: this rank's shards.
+        stacks: this rank's values.
         groups: the same on all ranks; k is at most the sum of the group's caps.
-        full_numels: elements of each whole weight, by `Shard.index`.
-        caps: the most elements of each weight that may be pruned, by `Shard.index`.
+        full_numels: elements of each whole matrix, by its number.
+        caps: the most elements of each matrix that may be pruned.
         collectives: the group over which the weights are sharded.
 
     Returns:
-        The cut of each weight, by `Shard.index`; weights cut together have the same object.
+        The cut of each matrix, by its number; matrices cut together have the same object.
     """
     result: dict[int, Cut] = {}
     open_groups = list(groups)
     while open_groups:
-        cuts = find_cuts(shards, open_groups, full_numels, collectives)
+        cuts = find_cuts(stacks, open_groups, full_numels, collectives)
         for group, cut in zip(open_groups, cuts, strict=True):
             result |= dict.fromkeys(group.indices, cut)
         if caps is None:
             break
         shared = [group for group in open_groups if len(group.indices) > 1 and group.k]
-        going = _count_pruned(shards, shared, result, len(full_numels), collectives)
+        num_pruned = _count_pruned(stacks, shared, result, collectives)
         open_groups = []
         for group in shared:
-            over = [i for i in group.indices if going[i] > caps[i]]
+            over = [i for i in group.indices if num_pruned[i] > caps[i]]
             if over:
                 held = [Group(indices=(i,), k=caps[i]) for i in over]
                 rest = tuple(i for i in group.indices if i not in set(over))
@@ -185,22 +182,17 @@ def bounded_cuts(
 
 
 def _count_pruned(
-    shards: Sequence[Shard],
-    groups: Sequence[Group],
-    cuts: dict[int, Cut],
-    num_weights: int,
-    collectives: Collectives,
+    stacks: Stacks, groups: Sequence[Group], cuts: _Cuts, collectives: Collectives
 ) -> list[int]:
-    """Count what is pruned of each weight of some groups, over all ranks."""
+    """Count what is pruned of each matrix of some groups, over all ranks."""
+    counts = [0] * stacks.num_matrices
     if not groups:
-        return [0] * num_weights
-    counted = {index for group in groups for index in group.indices}
-    going = [0] * num_weights
-    for position, shard in enumerate(shards):
-        if shard.index in counted:
-            cut = cuts[shard.index]
-            below = torch.le if cut.tied_quota is None else torch.lt
-            going[shard.index] += (cut.tied_quota or {}).get(position, 0) + sum(
-                int(below(magnitude_bits(chunk), cut.bits).sum()) for chunk in shard.chunks()
-            )
-    return collectives.sum(going)
+        return counts
+    if stacks.values:
+        bits = [cuts[i].bits if i in cuts else 0 for i in range(stacks.num_matrices)]
+        cut_at = stacks.of_matrices(bits, torch.int32)
+        below, equal = count_around(stacks.values, stacks.places, cut_at).tolist()
+        for index in (index for group in groups for index in group.indices):
+            quota = cuts[index].tied_quota
+            counts[index] = below[index] + (equal[index] if quota is None else quota.get(index, 0))
+    return collectives.sum(counts)

@@ -6,9 +6,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from mgpp.kernels.devices import chunk_size
 from mgpp.pattern import NofM, Tiling
-from mgpp.sharding.kth_smallest import GREATEST, magnitude_bits
-from mgpp.sharding.shards import CHUNK, Shard
+from mgpp.sharding.counting import GREATEST, magnitude_bits
+from mgpp.sharding.shards import Shard
 from mgpp.sharding.spans import Span, Straddling
 
 
@@ -66,7 +67,7 @@ def _overlap(shard: Shard, number: int, span: int) -> tuple[slice, slice]:
 def _hold_back_(bits: Tensor, tiling: Tiling, pattern: NofM) -> None:
     """Raise to GREATEST, in whole spans, all but the M - N lowest of each group; of equals the last."""
     spans = bits.view(-1, pattern.of, tiling.width)
-    for part in spans.split(max(CHUNK // tiling.span, 1)):
+    for part in spans.split(max(chunk_size(bits.device) // tiling.span, 1)):
         turned = part.transpose(0, 1).clone(memory_format=torch.contiguous_format)
         members = turned.view(pattern.of, -1)  # a row for each place in the groups
         place = torch.zeros(members.shape, dtype=torch.int16, device=bits.device)

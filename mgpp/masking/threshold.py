@@ -1,7 +1,7 @@
 """Exactly which weights are pruned: cuts at the k-th smallest magnitude over all shards, ties included.
 
-One cut over all weights sends some 700 KiB, whatever the model's size; many are found together, each
-then sends some 14 KiB.
+One cut over all weights sends some 110 KiB, whatever the model's size; many are found together, each
+then sends some 16 KiB, and so many at a time that 16 MiB are sent.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,9 +11,14 @@ import torch
 from torch import Tensor
 
 from mgpp.sharding.collectives import Collectives
-from mgpp.sharding.kth_smallest import Kth, Ranked, kth_smallest, magnitude_bits
+from mgpp.sharding.counting import count_around, magnitude_of, nth_equal
+from mgpp.sharding.kth_smallest import Asked, Kth, kth_smallest
 from mgpp.sharding.kth_smallest import sent_bytes as counted_bytes
-from mgpp.sharding.shards import Shard
+from mgpp.sharding.masks import keep_above
+from mgpp.sharding.stacks import Stacks
+
+_MOST_SENT = 16 << 20
+_ALL = 1 << 62
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +26,7 @@ class Group:
     """Weights (matrices) that are cut at one threshold.
 
     Attributes:
-        indices: their places among all prunable weights (`Shard.index`), rising.
+        indices: their numbers among all prunable matrices, rising.
         k: how many of their elements are pruned, over all ranks.
     """
 
@@ -36,9 +41,8 @@ class Cut:
     Attributes:
         k: how many weights are pruned, over all ranks.
         bits: bit pattern of the k-th smallest magnitude; all below it are pruned.
-        tied_quota: by position in this rank's list of shards, how many weights equal to the k-th
-            magnitude are pruned of it, first come first, none unless given; None where all are, the
-            usual case.
+        tied_quota: by matrix, how many of this rank's elements equal to the k-th magnitude are pruned,
+            first come first, none unless given; None where all are, the usual case.
     """
 
     k: int
@@ -48,170 +52,118 @@ class Cut:
     @property
     def threshold(self) -> float:
         """The k-th smallest magnitude (0 when k = 0)."""
-        return float(torch.tensor(self.bits, dtype=torch.int32).view(torch.float32))
-
-
-def find_cut(
-    shards: Sequence[Shard], k: int, full_numels: Sequence[int], collectives: Collectives
-) -> Cut:
-    """Find which k weights have the smallest magnitude over all shards of all ranks.
-
-    Args:
-        shards: this rank's shards.
-        k: how many weights are to be pruned, 0 <= k <= all prunable weights.
-        full_numels: elements of each whole prunable weight (matrix), by `Shard.index`.
-        collectives: the group over which the weights are sharded.
-
-    Raises:
-        ValueError: if k is negative or exceeds the number of weights there are.
-    """
-    group = Group(indices=tuple(range(len(full_numels))), k=k)
-    return find_cuts(shards, [group], full_numels, collectives)[0]
+        return magnitude_of(self.bits)
 
 
 def find_cuts(
-    shards: Sequence[Shard],
-    groups: Sequence[Group],
-    full_numels: Sequence[int],
-    collectives: Collectives,
+    stacks: Stacks, groups: Sequence[Group], full_numels: Sequence[int], collectives: Collectives
 ) -> list[Cut]:
     """Find for each group which k of its elements have the smallest magnitude over all ranks.
 
-    Ties at the k-th value are pruned in global order: by weight, then by position in it. That order does
+    Ties at the k-th value are pruned in global order: by matrix, then by position in it. That order does
     not depend on how the weights are sharded.
 
     Args:
-        shards: this rank's shards; those in no group are passed over.
-        groups: the same on all ranks; no weight is in two.
-        full_numels: elements of each whole prunable weight (matrix), by `Shard.index`.
+        stacks: this rank's values; matrices in no group are passed over.
+        groups: the same on all ranks; no matrix is in two.
+        full_numels: elements of each whole matrix, by its number.
         collectives: the group over which the weights are sharded.
 
     Raises:
         ValueError: if a k is negative or exceeds the number of elements there are.
     """
-    group_of = {index: i for i, group in enumerate(groups) for index in group.indices}
-    members: list[list[int]] = [[] for _ in groups]
-    for position, shard in enumerate(shards):
-        if shard.index in group_of:
-            members[group_of[shard.index]].append(position)
     totals = [sum(full_numels[index] for index in group.indices) for group in groups]
     for group, total in zip(groups, totals, strict=True):
         if group.k < 0:
             raise ValueError(f"k must not be negative, got {group.k}")
         if group.k > total:
             raise ValueError(f"k = {group.k} exceeds the {total} weights there are")
+    cuts = [Cut(k=0, bits=0, tied_quota={})] * len(groups)
     busy = [i for i, group in enumerate(groups) if group.k]
-    found: dict[int, Kth] = {}
-    if busy:
-        ranked = [
-            Ranked(shards=[shards[p] for p in members[i]], k=groups[i].k, total=totals[i])
-            for i in busy
-        ]
-        found = dict(zip(busy, kth_smallest(ranked, collectives), strict=True))
-    tied = [i for i, kth in found.items() if kth.place < kth.num_equal]
-    quotas = _share_ties(
-        [
-            _Tied(
-                indices=groups[i].indices,
-                num_pruned=found[i].place,
-                num_equal={
-                    position: sum(int((c == found[i].bits).sum()) for c in patterns)
-                    for position, patterns in zip(members[i], found[i].by_shard, strict=True)
-                },
-            )
-            for i in tied
-        ],
-        shards,
-        collectives,
-    )
-    by_group = dict(zip(tied, quotas, strict=True))
-    return [
-        Cut(k=group.k, bits=found[i].bits, tied_quota=by_group.get(i))
-        if group.k
-        else Cut(k=0, bits=0, tied_quota={})
-        for i, group in enumerate(groups)
-    ]
+    for batch in _batches(busy):
+        asked = [Asked(indices=groups[i].indices, k=groups[i].k, total=totals[i]) for i in batch]
+        held = stacks.holding({index for group in asked for index in group.indices})
+        found, with_equal = kth_smallest(held, asked, collectives)
+        quotas = _tied_quotas(with_equal, asked, found, collectives)
+        for i, kth, quota in zip(batch, found, quotas, strict=True):
+            cuts[i] = Cut(k=groups[i].k, bits=kth.bits, tied_quota=quota)
+    return cuts
 
 
-def sent_bytes(world_size: int, num_weights: int, num_groups: int = 1) -> int:
+def sent_bytes(world_size: int, num_matrices: int, num_groups: int = 1) -> int:
     """Return the most that a rank hands to reductions for one `find_cuts`, in bytes.
 
     Args:
         world_size: ranks over which the weights are sharded.
-        num_weights: number of prunable weights (matrices) over the whole model.
+        num_matrices: number of prunable matrices over the whole model.
         num_groups: how many cuts are found.
     """
-    return counted_bytes(num_groups) + 8 * (num_weights + num_groups * world_size)
+    counted = sum(counted_bytes(len(batch)) for batch in _batches(range(num_groups)))
+    return counted + 8 * (num_matrices + num_groups * world_size)
 
 
-def kept_chunks(shards: Sequence[Shard], position: int, cut: Cut) -> Iterator[Tensor]:
-    """Yield for each chunk of a shard an int32 tensor: 1 where weights stay, 0 where pruned.
+def packed_masks(stacks: Stacks, cuts: Mapping[int, Cut]) -> list[Tensor]:
+    """Return the packed masks of this rank's values.
 
     Args:
-        shards: the list given to `find_cuts`.
-        position: which shard of it.
-        cut: the cut of its group.
+        stacks: those given to `find_cuts`.
+        cuts: by matrix.
     """
-    quota = 0 if cut.tied_quota is None else cut.tied_quota.get(position, 0)
-    for chunk in shards[position].chunks():
-        bits = magnitude_bits(chunk)
-        compare = torch.gt if cut.tied_quota is None else torch.ge
-        keep = compare(bits, cut.bits, out=torch.empty_like(bits))
-        if quota:
-            tied = (bits == cut.bits).nonzero().squeeze(1)[:quota]
-            keep[tied] = 0
-            quota -= tied.numel()
-        yield keep
-    assert quota == 0, "the weights changed between the count and the cut"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Tied:
-    """A group of which some elements equal to the k-th stay.
-
-    Attributes:
-        indices: the weights of the group, rising.
-        num_pruned: how many of the equal elements are pruned.
-        num_equal: how many this rank's shards hold, by position.
-    """
-
-    indices: Sequence[int]
-    num_pruned: int
-    num_equal: Mapping[int, int]
-
-
-def _share_ties(
-    tied: Sequence[_Tied], shards: Sequence[Shard], collectives: Collectives
-) -> list[dict[int, int]]:
-    """Divide the ties to prune among the shards, by position, in global order."""
-    if not tied:
+    if not stacks.values:
         return []
-    mine = {index: 0 for group in tied for index in group.indices}
-    for group in tied:
-        for position, count in group.num_equal.items():
-            mine[shards[position].index] += count
-    totals = dict(zip(mine, collectives.sum(list(mine.values())), strict=True))
-    quotas, straddled = {}, []
-    for group in tied:
-        left = group.num_pruned
-        for index in group.indices:
-            quotas[index] = min(left, totals[index])
-            left -= quotas[index]
-            if 0 < quotas[index] < totals[index]:
+    by_matrix = [cuts[number] for number in range(stacks.num_matrices)]
+    bits = stacks.of_matrices([cut.bits for cut in by_matrix], torch.int32)
+    until = stacks.of_matrices([0 if cut.tied_quota is not None else _ALL for cut in by_matrix])
+    nth = [(cut.tied_quota or {}).get(number, 0) for number, cut in enumerate(by_matrix)]
+    if any(nth):
+        until += nth_equal(stacks.values, stacks.places, bits, stacks.of_matrices(nth))
+    return keep_above(stacks.values, stacks.places, bits, until)
+
+
+def _batches(groups: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Yield groups, so many at a time that no more is sent than `_MOST_SENT`."""
+    size = max(_MOST_SENT // (counted_bytes(1 << 10) >> 10), 1)
+    return (groups[i : i + size] for i in range(0, len(groups), size))
+
+
+def _tied_quotas(
+    stacks: Stacks, asked: Sequence[Asked], found: Sequence[Kth], collectives: Collectives
+) -> list[Mapping[int, int] | None]:
+    """Return each cut's `tied_quota`: ties to prune are divided among the ranks in global order.
+
+    Args:
+        stacks: this rank's values, or some that have all that are equal to the cut of their group.
+        asked: the groups.
+        found: the k-th of each.
+        collectives: the group over which the weights are sharded.
+    """
+    tied = [i for i, kth in enumerate(found) if kth.place < kth.num_equal]
+    quotas: list[Mapping[int, int] | None] = [None] * len(asked)
+    if not tied:
+        return quotas
+    bits = [0] * stacks.num_matrices
+    for i in tied:
+        for index in asked[i].indices:
+            bits[index] = found[i].bits
+    around = [0] * stacks.num_matrices
+    if stacks.values:
+        cuts = stacks.of_matrices(bits, torch.int32)
+        around = count_around(stacks.values, stacks.places, cuts)[1].tolist()
+    indices = [index for i in tied for index in asked[i].indices]
+    totals = dict(zip(indices, collectives.sum([around[index] for index in indices]), strict=True))
+    shares, straddled = {}, []
+    for i in tied:
+        left = found[i].place
+        for index in asked[i].indices:
+            shares[index] = min(left, totals[index])
+            left -= shares[index]
+            if 0 < shares[index] < totals[index]:
                 straddled.append(index)
-    # Only one weight of a group can be cut in two; there the ranks before this one take theirs first.
-    held = collectives.by_rank_all([mine[index] for index in straddled])
-    before = {
-        index: sum(counts[: collectives.rank])
-        for index, counts in zip(straddled, held, strict=True)
-    }
-    result = []
-    for group in tied:
-        shares = {}
-        for position, count in group.num_equal.items():
-            index = shards[position].index
-            share = min(max(quotas[index] - before.get(index, 0), 0), count)
-            if share:
-                shares[position] = share
-        result.append(shares)
-    return result
+    # Only one matrix of a group can be cut in two; there the ranks before this one take theirs first.
+    held = collectives.by_rank_all([around[index] for index in straddled])
+    for index, counts in zip(straddled, held, strict=True):
+        shares[index] -= sum(counts[: collectives.rank])
+    for i in tied:
+        mine = {n: min(max(shares[n], 0), around[n]) for n in asked[i].indices}
+        quotas[i] = {number: share for number, share in mine.items() if share}
+    return quotas

@@ -79,9 +79,9 @@ def make_one_shot(spec: str | Mapping[str, Any], *, pattern: str | None = None) 
 def _look_up(
     spec: str | Mapping[str, Any], registry: Mapping[str, type[_Kind]]
 ) -> tuple[type[_Kind], dict[str, Any]]:
-    given: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
+    given: dict[str, Any] = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
     name = given.pop("name", None)
-    if name not in registry:
+    if not isinstance(name, str) or name not in registry:
         raise ValueError(f"method: got {name!r}; allowed are {', '.join(registry)}")
     allowed = [entry.name for entry in settings_of(registry[name])]
     for key in given:

@@ -1,14 +1,14 @@
 """What a pruning method may change of the shared schedule, shards and threshold."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from mgpp.schedule import PruningSchedule
-from mgpp.settings import check_limits
+from mgpp.settings import check_limits, check_number
 from mgpp.sharding.shards import Shard
 
 
@@ -60,9 +60,13 @@ class Method:
             ValueError: naming the first that is out of range.
         """
         self._state: dict[str, dict[str, Tensor]] = {}
-        if self.num_examples < 1:
-            raise ValueError(f"num_examples must be at least 1, got {self.num_examples}")
+        check_number("num_examples", self.num_examples, whole=True, at_least=1)
         check_limits(self)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what it was made with, by name: its settings and `num_examples`."""
+        given = [entry.name for entry in fields(self) if "description" in entry.metadata]
+        return {name: getattr(self, name) for name in ("num_examples", *given)}
 
     def begin(self, lr: float) -> None:
         """Learn of the optimizer's learning rate as pruning is attached.

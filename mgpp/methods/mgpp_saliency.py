@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mgpp.kernels.devices import chunks
 from mgpp.methods.mgpp import MGPP
 from mgpp.schedule import PruningSchedule
 from mgpp.settings import setting
-from mgpp.sharding.shards import CHUNK, Shard
+from mgpp.sharding.shards import Shard
 
 
 @dataclass(kw_only=True, eq=False)
@@ -38,8 +39,8 @@ class MGPPSaliency(MGPP):
 
     def adjust_grad(self, shard: Shard, step: int, schedule: PruningSchedule) -> None:
         """Take the data's gradient into the mean, then add the prior's."""
-        mean_square = self.state(shard)["mean_square"].split(CHUNK)
-        for grad, mean in zip(shard.grad.split(CHUNK), mean_square, strict=True):
+        mean_square = chunks(self.state(shard)["mean_square"])
+        for grad, mean in zip(chunks(shard.grad), mean_square, strict=True):
             mean.mul_(self.decay).addcmul_(grad, grad, value=1 - self.decay)
         super().adjust_grad(shard, step, schedule)
 
@@ -49,8 +50,8 @@ class MGPPSaliency(MGPP):
             super().observe(shard, step, schedule)
             return
         assert self.kept is not None, "the pruner gives it"
-        kept = self.kept(shard).split(CHUNK)
-        for weight, mask in zip(shard.weight.split(CHUNK), kept, strict=True):
+        kept = chunks(self.kept(shard))
+        for weight, mask in zip(chunks(shard.weight), kept, strict=True):
             shrunk = weight.clone()
             self.shrink(shrunk, step, schedule)
             torch.where(mask, shrunk, weight, out=weight)

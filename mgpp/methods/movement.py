@@ -6,9 +6,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from mgpp.kernels.devices import chunks
 from mgpp.methods.base import Method
 from mgpp.schedule import PruningSchedule
-from mgpp.sharding.shards import CHUNK, Shard
+from mgpp.sharding.shards import Shard
 
 
 @dataclass(kw_only=True, eq=False)
@@ -30,10 +31,10 @@ class Movement(Method):
         """Sum up -w dL/dw (eq. 4); the pruned weights themselves have no gradient."""
         state = self.state(shard)
         for weight, grad, score, pruned in zip(
-            shard.chunks(),
-            shard.grad.split(CHUNK),
-            state["score"].split(CHUNK),
-            state["pruned_weight"].split(CHUNK),
+            chunks(shard.weight),
+            chunks(shard.grad),
+            chunks(state["score"]),
+            chunks(state["pruned_weight"]),
             strict=True,
         ):
             score.addcmul_(weight + pruned, grad, value=-1)  # one of the two is zero
@@ -70,7 +71,7 @@ def update_pruned(shard: Shard, pruned_weight: Tensor) -> None:
         shard: after its update, the mask not yet applied again.
         pruned_weight: what of it is pruned, 0 elsewhere; changed in place.
     """
-    for weight, pruned in zip(shard.chunks(), pruned_weight.split(CHUNK), strict=True):
+    for weight, pruned in zip(chunks(shard.weight), chunks(pruned_weight), strict=True):
         pruned.add_(weight.masked_fill(pruned == 0, 0.0))
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from mgpp.kernels.devices import chunks
 from mgpp.schedule import PruningSchedule
-from mgpp.sharding.shards import CHUNK
 
 STATE_NAMES = ("window", "importance", "uncertainty")
 
@@ -44,7 +44,7 @@ def take_in(
     share = 1 / (step - first + 1)
     smooths_before = first == step and step > 0
     smooths_after = step == 0 and schedule.is_pruning_step(0)
-    parts = [state[name].split(CHUNK) for name in STATE_NAMES]
+    parts = [chunks(state[name]) for name in STATE_NAMES]
     for values, window, importance, uncertainty in zip(sensitivities, *parts, strict=True):
         if smooths_before:
             _smooth_(importance, uncertainty, window, beta1, beta2)

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from mgpp.kernels.devices import chunks
 from mgpp.methods import moving_average
 from mgpp.methods.base import Method
 from mgpp.schedule import PruningSchedule
 from mgpp.settings import setting
-from mgpp.sharding.shards import CHUNK, Shard
+from mgpp.sharding.shards import Shard
 
 
 @dataclass(kw_only=True, eq=False)
@@ -27,7 +28,7 @@ class PLATON(Method):
 
     def observe(self, shard: Shard, step: int, schedule: PruningSchedule) -> None:
         """Take in |w grad|, w after its update."""
-        pairs = zip(shard.chunks(), shard.grad.split(CHUNK), strict=True)
+        pairs = zip(chunks(shard.weight), chunks(shard.grad), strict=True)
         sensitivities = ((weight * grad).abs_() for weight, grad in pairs)
         moving_average.take_in(
             self.state(shard), sensitivities, step, schedule, beta1=self.beta1, beta2=self.beta2

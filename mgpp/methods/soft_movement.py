@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mgpp.kernels.devices import chunks
 from mgpp.methods.movement import Movement, signed_float
 from mgpp.schedule import PruningSchedule
 from mgpp.settings import setting
-from mgpp.sharding.shards import CHUNK, Shard
+from mgpp.sharding.shards import Shard
 
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
 
@@ -58,9 +59,9 @@ class SoftMovement(Movement):
         # A mean over the matrices of the mean over each, as in the published code.
         penalty = self.penalty_at(step, schedule) / (self.num_matrices * shard.matrix_numel)
         for weight, grad, score, pruned, exp_avg, exp_avg_sq in zip(
-            shard.chunks(),
-            shard.grad.split(CHUNK),
-            *(state[name].split(CHUNK) for name in self.state_names),
+            chunks(shard.weight),
+            chunks(shard.grad),
+            *(chunks(state[name]) for name in self.state_names),
             strict=True,
         ):
             score_grad = (weight + pruned).mul_(grad)  # one of the two is zero

@@ -1,12 +1,14 @@
 """The one collective the pruner needs, handed in so that the rest knows no process group."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from mgpp.kernels.devices import moved
 
 
 def _identity(_: Tensor) -> None:
@@ -45,11 +47,17 @@ class Collectives:
             device=device or torch.device("cpu"),
         )
 
-    def sum(self, counts: list[int]) -> list[int]:
-        """Return the element-wise sum of a list of integers over all ranks."""
-        tensor = torch.tensor(counts, dtype=torch.int64, device=self.device)
-        self.all_reduce(tensor)
-        return [int(value) for value in tensor.tolist()]
+    def summed(self, counts: Tensor) -> Tensor:
+        """Return the element-wise sum over all ranks of an int64 tensor, which may be changed."""
+        total = moved(counts, self.device)
+        self.all_reduce(total)
+        return moved(total, counts.device)
+
+    def sum(self, counts: Sequence[int] | Tensor) -> list[int]:
+        """Return the element-wise sum of integers over all ranks; a tensor, 1-D int64, may be changed."""
+        total = moved(torch.as_tensor(counts, dtype=torch.int64), self.device)
+        self.all_reduce(total)
+        return [int(value) for value in total.tolist()]
 
     def by_rank(self, value: int) -> list[int]:
         """Return the integer of every rank, in rank order."""

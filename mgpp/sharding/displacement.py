@@ -5,12 +5,19 @@ Between two prunings nothing holds a pruned weight at zero; one that passes its 
 quantile is the same however the weights are sharded, and right to less than one in a hundred.
 """
 
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import accumulate
+from math import ceil
+
 import torch
 from torch import Tensor
 
-from mgpp.sharding.bitmask import unpack_bits
-from mgpp.sharding.kth_smallest import magnitude_bits
-from mgpp.sharding.shards import CHUNK, Shard
+from mgpp.kernels.devices import chunk_size
+from mgpp.kernels.operators import operator
+from mgpp.sharding.bitmask import slice_bits, unpack_bits
+from mgpp.sharding.counting import magnitude_bits
+from mgpp.sharding.stacks import runs
 
 NUM_BINS = 2048
 _SHIFT = 16  # leaves the exponent and the upper 7 of 23 bits
@@ -18,37 +25,47 @@ _LEAST = 2.0**-12  # what is less counts as not moved at all, what is 16 octaves
 _FIRST = 0x39800000 >> _SHIFT  # the bin of _LEAST
 
 
-def displacement_counts(shard: Shard, keep: Tensor, cut: float) -> Tensor:
-    """Count how far the pruned weights of a shard lie from zero.
+@operator(
+    "counting",
+    fake=lambda values, places, keep, cuts: cuts.new_empty(NUM_BINS, dtype=torch.int64),
+)
+def count_displacements(
+    values: Sequence[Tensor], places: Sequence[int], keep: Sequence[Tensor], cuts: Tensor
+) -> Tensor:
+    """Count how far pruned weights lie from zero.
 
     Args:
-        shard: before the new mask is applied.
-        keep: its mask so far, packed.
-        cut: magnitude at which it is about to be cut, above 0.
+        values: as in `Stacks`, before the new mask is applied.
+        places: likewise.
+        keep: their masks so far, packed.
+        cuts: float32, by matrix: the magnitude at which it is about to be cut, above 0.
 
     Returns:
         int64 [NUM_BINS].
     """
-    counts = torch.zeros(2, NUM_BINS, dtype=torch.int64, device=shard.flat.device)
-    for chunk, bits in zip(shard.chunks(), keep.split(CHUNK // 8), strict=True):
-        bins = magnitude_bits(chunk / cut).bitwise_right_shift_(_SHIFT).sub_(_FIRST)
-        bins.clamp_(0, NUM_BINS - 1)
-        # Kept weights are counted apart instead of being left out, which is faster.
-        bins.add_(unpack_bits(bits, chunk.numel()).to(torch.int32), alpha=NUM_BINS)
-        counts.view(-1).add_(torch.bincount(bins, minlength=2 * NUM_BINS))
-    return counts[0]
+    counts = torch.zeros(2 * NUM_BINS, dtype=torch.int64)
+    size = chunk_size(cuts.device)
+    for which, begin, end, cut in runs(values, places, cuts.tolist()):
+        for start in range(begin, end, size):
+            chunk = values[which][start : min(start + size, end)]
+            bins = magnitude_bits(chunk / cut).bitwise_right_shift_(_SHIFT).sub_(_FIRST)
+            bins.clamp_(0, NUM_BINS - 1)
+            kept = unpack_bits(slice_bits(keep[which], start, len(chunk)), len(chunk))
+            # Kept weights are counted apart instead of being left out, which is faster.
+            bins.add_(kept.to(torch.int32), alpha=NUM_BINS)
+            counts.add_(torch.bincount(bins, minlength=2 * NUM_BINS))
+    return counts[:NUM_BINS].clone()
 
 
-def displacement_quantile(counts: Tensor, share: float) -> float:
+def displacement_quantile(counts: Sequence[int], share: float) -> float:
     """Return the ratio below which a share of the counted lies: its bin's middle, 0 of the lowest.
 
     Args:
-        counts: int64 [NUM_BINS], with at least one counted.
+        counts: NUM_BINS of them, with at least one counted.
         share: above 0, at most 1.
     """
-    ends = counts.cumsum(0)
-    place = max(int(-(-float(ends[-1]) * share // 1)), 1)
-    index = int(torch.searchsorted(ends, place))
+    ends = list(accumulate(counts))
+    index = bisect_left(ends, max(ceil(ends[-1] * share), 1))
     if index == 0:
         return 0.0
     octave, part = divmod(index, 128)

@@ -1,41 +1,51 @@
 """The k-th smallest of several groups of values spread over ranks, found by counting bit patterns.
 
 For non-negative float32 the order of values is the order of their bit patterns, so nothing need be
-gathered or sorted, only counted. A strided sample of each group tells two patterns between which its k-th
-lies almost surely; one pass over the values counts those below and sets those between aside, about one
-in a hundred; the k-th is then found among them by counting one digit of the pattern after the other.
-Every count is summed over the ranks, so the result is the same bit for bit on any number of them. Where
-the sample was wrong, or too many values are tied, the digits of all values of the group are counted
-instead. All groups' counts share the same reductions, and the more groups, the fewer bits a digit has.
+gathered or sorted, only counted: one digit of the pattern after the other, in three or four passes. Every
+count is summed over the ranks, so the result is the same bit for bit on any number of them. All groups'
+counts share the same reductions, and where they are many a digit has fewer bits.
 
-Clearing the sign bit makes -0.0 equal 0.0.
+On a GPU every pass counts all values. On a CPU, where counting is slow beside reading, a strided sample
+of each group tells two patterns between which its k-th lies almost surely; one pass counts the values
+below and sets those between aside, some in a hundred, and the digits of those alone are counted. Where
+the sample was wrong, or too many values are tied, all are.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mgpp.kernels import devices
 from mgpp.sharding.collectives import Collectives
-from mgpp.sharding.shards import CHUNK, Shard
+from mgpp.sharding.counting import GREATEST, count_digits, magnitude_bits
+from mgpp.sharding.stacks import Stacks, runs
 
-GREATEST = 0x7FFFFFFF  # above the patterns of all numbers
-_LEAST_SAMPLE, _MOST_SAMPLE = 1 << 16, 1 << 20
+_NONE = torch.empty(0)
+_LEAST_SAMPLE, _MOST_SAMPLE = 1 << 16, 1 << 19
 # A stride that shares a factor with a matrix's width would see few of its columns.
 _AVOIDED = (2, 3, 5, 7, 11, 13)
-_SIGMAS = 6.0  # neighbours are alike, so the sample's error exceeds the binomial one somewhat
-_SPAN = 1 << 20
-_TOGETHER = 8
-_MOST_ASIDE = 16  # at most one weight in this many is set aside
+_SIGMAS = 4.0  # of the sample's error; where it was more, all values are counted
+_LINE, _LEAST_LINES = 16, 64  # values that are read from memory together
+_TOGETHER = 16
+_SPAN = 1 << 22  # values in which those to be set aside are looked for at a time
+_MOST_ASIDE = 4  # at most one value in this many is set aside
+_LEAST_ASIDE = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranked:
-    """What a k-th smallest is asked of: this rank's shards, k, and how many values all ranks hold."""
+class Asked:
+    """A group of which the k-th smallest is asked.
 
-    shards: Sequence[Shard]
+    Attributes:
+        indices: the numbers of its matrices.
+        k: from 1 to `total`.
+        total: elements of its matrices over all ranks.
+    """
+
+    indices: Sequence[int]
     k: int
     total: int
 
@@ -47,271 +57,231 @@ class Kth:
     Attributes:
         bits: its pattern.
         place: its place among all that are equal to it, from 1.
-        num_equal: how many those are.
-        by_shard: patterns of each of this rank's shards, all among them that are equal to it.
+        num_equal: how many those are, over all ranks.
     """
 
     bits: int
     place: int
     num_equal: int
-    by_shard: Sequence[Iterable[Tensor]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Digits:
-    """How many bits are counted at once: the upper ones of a sample, and then one digit after another."""
+def digits_of(num_groups: int, width: int = 31) -> list[tuple[int, int]]:
+    """Return (lowest bit, bits) of the digits of so many bits, first digit first.
 
-    upper: int
-    digit: int
-
-    @classmethod
-    def of(cls, num_groups: int) -> "Digits":
-        """Return the bits for a number of groups that are counted together."""
-        fewer = (num_groups - 1).bit_length()
-        return cls(upper=max(16 - fewer, 9), digit=max(12 - fewer, 8))
-
-    @property
-    def rounds(self) -> int:
-        """The most digits that a pattern has."""
-        return -(-31 // self.digit)
+    Args:
+        num_groups: that are counted together; where they are many, a digit has fewer bits.
+        width: the bits that are not known yet.
+    """
+    size = 11 if num_groups <= 64 else 8
+    return [(max(end - size, 0), min(size, end)) for end in range(width, 0, -size)]
 
 
 def sent_bytes(num_groups: int) -> int:
     """Return the most that a rank hands to reductions for one `kth_smallest` of some groups, in bytes."""
-    digits = Digits.of(num_groups)
-    sample = (1 << digits.upper) + (2 << digits.digit)
-    return 8 * num_groups * (sample + 3 + (digits.rounds << digits.digit))
+    digits = digits_of(num_groups)
+    sampled = 1 + sum(2 << bits for _, bits in digits[:2])
+    return 8 * num_groups * (sampled + 4 + sum(1 << bits for _, bits in digits))
 
 
-def magnitude_bits(weight: Tensor, out: Tensor | None = None) -> Tensor:
-    """Return the bit pattern of |w| as int32, ordered as the magnitudes are; in `out` if given."""
-    return torch.bitwise_and(weight.view(torch.int32), GREATEST, out=out)
-
-
-def kth_smallest(groups: Sequence[Ranked], collectives: Collectives) -> list[Kth]:
-    """Find the k-th smallest of each group; 1 <= k <= total.
+def kth_smallest(
+    stacks: Stacks, asked: Sequence[Asked], collectives: Collectives
+) -> tuple[list[Kth], Stacks]:
+    """Find the k-th smallest of each group.
 
     Args:
-        groups: the same on all ranks, but for the shards.
+        stacks: this rank's values; matrices in no group are passed over.
+        asked: the same on all ranks; no matrix is in two.
         collectives: the group of ranks over which the values are spread.
+
+    Returns:
+        The k-th of each group; and values by the same matrices, not in their order, among which are all
+        that are equal to the k-th of their group.
     """
-    digits = Digits.of(len(groups))
-    brackets = _brackets(groups, digits, collectives)
-    room = _room([shard for group in groups for shard in group.shards])
+    groups = [-1] * stacks.num_matrices
+    for i, group in enumerate(asked):
+        for index in group.indices:
+            groups[index] = i
+    ks, lows, width = [group.k for group in asked], [0] * len(asked), 31
+    if not devices.has_kernels(stacks.device):
+        stacks, ks, lows, width = _narrowed(stacks, groups, asked, collectives)
+    found = _search(stacks, groups, ks, lows, digits_of(len(asked), width), collectives)
+    return [Kth(bits=b, place=p, num_equal=n) for b, p, n in found.t().tolist()], stacks
+
+
+def _search(
+    stacks: Stacks,
+    groups: Sequence[int],
+    ks: Sequence[int],
+    lows: Sequence[int],
+    digits: Sequence[tuple[int, int]],
+    collectives: Collectives,
+) -> Tensor:
+    """Find each group's k-th among the patterns that are not below its low, digit by digit.
+
+    Returns:
+        int64 [3, groups]: the pattern, less what further digits would add; the k-th's place among those
+        that are the same so far, and their number.
+    """
+    of_matrix = stacks.of_matrices(groups)
+    places, found = (stacks.of_matrices(numbers).unsqueeze(1) for numbers in (ks, lows))
+    sizes = torch.zeros_like(places)
+    for shift, bits in digits:
+        counts = collectives.summed(
+            count_digits(stacks.values, stacks.places, of_matrix, found.view(-1), shift, 1 << bits)
+        )
+        ends = counts.cumsum(1)
+        bins = torch.searchsorted(ends, places)
+        sizes = counts.gather(1, bins)
+        places = places - ends.gather(1, bins) + sizes
+        found = found + (bins << shift)
+    return torch.cat([found, places, sizes], dim=1).t()
+
+
+def _narrowed(
+    stacks: Stacks, groups: Sequence[int], asked: Sequence[Asked], collectives: Collectives
+) -> tuple[Stacks, list[int], list[int], int]:
+    """Return fewer values, with each group's k-th and its equals among them.
+
+    And its place there among those from a low on, the low, and how many bits may differ from that.
+    """
+    matrices: list[dict[int, Tensor]] = [{} for _ in asked]
+    for which, begin, end, number in runs(stacks.values, stacks.places, range(len(groups))):
+        if groups[number] >= 0:
+            matrices[groups[number]][number] = stacks.values[which][begin:end]
+    brackets = _brackets(matrices, asked, collectives)
     asides = [
-        _set_aside(group.shards, *bracket, room, len(groups))
-        for group, bracket in zip(groups, brackets, strict=True)
+        _set_aside(of_group, *bracket, least=_LEAST_ASIDE // len(asked))
+        for of_group, bracket in zip(matrices, brackets, strict=True)
     ]
     sums = collectives.sum(
-        [n for aside in asides for n in (aside.below, aside.between, aside.lost)]
+        [
+            n
+            for a in asides
+            for n in (a.below, sum(map(len, (a.values or {}).values())), a.values is None)
+        ]
     )
-    by_shard: list[Sequence[Iterable[Tensor]]] = []
-    searches: list[_Search] = []
-    for i, (group, aside, (low, high)) in enumerate(zip(groups, asides, brackets, strict=True)):
+    ks, lows, width = [], [], 0
+    for i, (group, aside, bracket) in enumerate(zip(asked, asides, brackets, strict=True)):
         below, between, lost = sums[3 * i : 3 * i + 3]
-        if lost or not below < group.k <= below + between:
-            by_shard.append([_Patterns([shard]) for shard in group.shards])
-            searches.append(_Search(_Patterns(group.shards), group.k, 0, 31))
-            continue
-        parts = [_between(part, low, high) for part in aside.parts]
-        by_shard.append([[part] for part in parts])
-        joined = torch.cat(parts or [_no_patterns()])
-        searches.append(_Search([joined], group.k - below, low, (high - low).bit_length()))
-    _finish(searches, digits, collectives)
-    return [
-        Kth(bits=s.low, place=s.k, num_equal=s.size, by_shard=patterns)
-        for s, patterns in zip(searches, by_shard, strict=True)
-    ]
+        low, high = bracket
+        if aside.values is None or lost or not below < group.k <= below + between:
+            below, low, high = 0, 0, GREATEST
+        else:
+            matrices[i] = aside.values
+        ks.append(group.k - below)
+        lows.append(low)
+        width = max(width, (high - low).bit_length())
+    return _whole(matrices, len(groups)), ks, lows, width
 
 
-@dataclass(frozen=True)
-class _Patterns:
-    """All patterns of some shards, chunk by chunk."""
-
-    shards: Sequence[Shard]
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return (magnitude_bits(chunk) for shard in self.shards for chunk in shard.chunks())
-
-
-def _no_patterns() -> Tensor:
-    return torch.empty(0, dtype=torch.int32)
+def _whole(matrices: Sequence[Mapping[int, Tensor]], num_matrices: int) -> Stacks:
+    """Return values, by group and matrix, as whole matrices."""
+    return Stacks(
+        values=[value for of_group in matrices for value in of_group.values()],
+        places=[
+            n
+            for of_group in matrices
+            for number, value in of_group.items()
+            for n in (number, 0, max(len(value), 1))
+        ],
+        num_matrices=num_matrices,
+        device=torch.device("cpu"),
+    )
 
 
 def _brackets(
-    groups: Sequence[Ranked], digits: Digits, collectives: Collectives
+    matrices: Sequence[Mapping[int, Tensor]], asked: Sequence[Asked], collectives: Collectives
 ) -> list[tuple[int, int]]:
     """Return patterns between which, both included, each group's k-th lies, going by a sample."""
-    samples = [_sample(group, len(groups)) for group in groups]
-    shift = 31 - digits.upper
-    upper = _counts(
-        [[sample >> shift] for sample in samples], [1 << digits.upper] * len(groups), collectives
-    )
-    ends, targets, rests = [], [], []
-    for group, sample, counts in zip(groups, samples, upper, strict=True):
-        size = int(counts.sum())
-        place, share = group.k / group.total * size, group.k / group.total
-        margin = _SIGMAS * math.sqrt(place * (1 - share)) + 1
-        places = [min(max(int(place + d), 1), size) for d in (-margin, margin + 1)]
-        ends.append(places[1] == size)
-        # Both bins are counted once more by what is left of the patterns, in one reduction.
-        for p in places:
-            index, p_there, _ = _bin_holding(p, counts)
-            first = index << shift
-            targets.append((first, p_there))
-            inside = _between(sample, first, first + (1 << shift) - 1)
-            rests.append([inside - first >> shift - digits.digit])
-    fine = _counts(rests, [1 << digits.digit] * len(rests), collectives)
-    width = 1 << shift - digits.digit
-    begins = [
-        first + _bin_holding(p, counts)[0] * width
-        for (first, p), counts in zip(targets, fine, strict=True)
-    ]
+    samples = []
+    for of_group, group in zip(matrices, asked, strict=True):
+        stride = _stride(group, len(asked))
+        samples.append(torch.cat([_NONE, *(_sample(v, stride) for v in of_group.values())]))
+    sizes = collectives.sum(list(map(len, samples)))
+    lowest, highest = [], []
+    for group, size in zip(asked, sizes, strict=True):
+        share = group.k / group.total
+        margin = _SIGMAS * math.sqrt(share * (1 - share) * size) + 1
+        lowest.append(max(int(share * size - margin), 1))
+        highest.append(min(int(share * size + margin) + 1, size))
+    both = range(2 * len(asked))  # each sample twice: where the bracket begins, and where it ends
+    twice = _whole([dict(zip(both, [*samples, *samples], strict=True))], len(both))
+    digits = digits_of(len(asked))[:2]
+    begins = [0] * len(both)
+    found = _search(twice, both, [*lowest, *highest], begins, digits, collectives)[0].tolist()
+    last = (1 << digits[-1][0]) - 1
     return [
-        (low, GREATEST if at_end else high + width - 1)
-        for low, high, at_end in zip(begins[::2], begins[1::2], ends, strict=True)
+        (low if first > 1 else 0, high + last if end < size else GREATEST)
+        for low, high, first, end, size in zip(
+            found[: len(asked)], found[len(asked) :], lowest, highest, sizes, strict=True
+        )
     ]
 
 
-def _sample(group: Ranked, num_groups: int) -> Tensor:
-    """Return the patterns of every stride-th value of a group."""
+def _sample(values: Tensor, stride: int) -> Tensor:
+    """Return every stride-th line of values, or every stride-th value where there are few."""
+    if len(values) < stride * _LINE * _LEAST_LINES:
+        return values[::stride]
+    lines = values[: len(values) // _LINE * _LINE].view(-1, _LINE)
+    return lines[::stride].reshape(-1)
+
+
+def _stride(group: Asked, num_groups: int) -> int:
+    """Return how far apart the sampled values of a group are."""
     least = max(_LEAST_SAMPLE // num_groups, _LEAST_SAMPLE // 4)
     most = max(_MOST_SAMPLE // num_groups, _LEAST_SAMPLE)
     stride = max(group.total // min(max(group.total // 32, least), most), 1)
     while any(stride % prime == 0 for prime in _AVOIDED):
         stride += 1
-    sampled = [magnitude_bits(shard.weight[::stride].contiguous()) for shard in group.shards]
-    return torch.cat(sampled or [_no_patterns()])
+    return stride
 
 
-def _counts(
-    digits: Sequence[Iterable[Tensor]], sizes: Sequence[int], collectives: Collectives
-) -> tuple[Tensor, ...]:
-    """Count the digits of each group, below its size, summed over the ranks."""
-    counts = torch.zeros(sum(sizes), dtype=torch.int64, device=collectives.device)
-    for part, chunks in zip(counts.split(list(sizes)), digits, strict=True):
-        for chunk in chunks:
-            part.add_(torch.bincount(chunk, minlength=part.numel()).to(part.device))
-    collectives.all_reduce(counts)
-    return tuple(torch.split(counts.cpu(), list(sizes)))
-
-
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _Aside:
-    """How many patterns lie below and in a bracket, and by shard those in it with some others."""
+    """How many patterns lie below a bracket, and by matrix the values whose patterns lie in it.
 
-    below: int = 0
-    between: int = 0
-    parts: list[Tensor]
-    lost: bool = False
-
-
-def _room(shards: Sequence[Shard]) -> Tensor:
-    """Return the buffer that patterns are looked at in."""
-    longest = min(_SPAN, max((shard.numel for shard in shards), default=0))
-    device = shards[0].flat.device if shards else None
-    return torch.empty(2, longest, dtype=torch.int32, device=device)
-
-
-def _set_aside(
-    shards: Sequence[Shard], low: int, high: int, room: Tensor, num_groups: int
-) -> _Aside:
-    """Count this rank's patterns below `low` and those from there to `high`, and keep the latter.
-
-    They are lost where they are too many to be worth their memory.
-    """
-    below = between = 0
-    aside = _Aside(parts=[])
-    most = max(sum(shard.numel for shard in shards) // _MOST_ASIDE, CHUNK // num_groups)
-    for shard in shards:
-        parts = [room[0, :0].clone()]
-        for chunk in shard.weight.split(_SPAN):
-            # _TOGETHER at a time, far apart, are looked at as one: few columns then hold any that is
-            # wanted. Comparisons written as int32 are four times faster than as bool, on AVX2.
-            width = chunk.numel() // _TOGETHER
-            bits, marks = room[:, : chunk.numel()]
-            magnitude_bits(chunk, out=bits)
-            rows, marked = (t[: _TOGETHER * width].view(_TOGETHER, width) for t in (bits, marks))
-            num_below = torch.lt(rows, low, out=marked).sum(dim=0, dtype=torch.int32)
-            wanted = torch.le(rows, high, out=marked).sum(dim=0, dtype=torch.int32).sub_(num_below)
-            below += int(num_below.sum(dtype=torch.int32))
-            between += int(wanted.sum(dtype=torch.int32))
-            if between <= most:
-                parts.append(rows.index_select(1, wanted.nonzero().squeeze(1)).view(-1))
-            if rows.numel() < chunk.numel():
-                rest = bits[rows.numel() :]
-                below += int((rest < low).sum())
-                between += int(((rest >= low) & (rest <= high)).sum())
-                parts.append(rest.clone())
-        aside.parts.append(torch.cat(parts))
-    aside.below, aside.between, aside.lost = below, between, between > most
-    if aside.lost:
-        aside.parts.clear()
-    return aside
-
-
-@dataclass
-class _Search:
-    """A k-th smallest under way: it lies among `patterns`, from `low` on, in its last `width` bits.
-
-    A list of patterns is narrowed as digits are found; other iterables, which must allow several passes,
-    are read again. At the end `low` is the pattern, `k` its place among its equals, `size` their number.
+    The values are None where they would be too many to be worth their memory.
     """
 
-    patterns: Iterable[Tensor]
-    k: int
-    low: int
-    width: int
-    size: int = -1
-
-    def narrow(self, counts: Tensor, shift: int) -> None:
-        """Continue within the digit that the k-th has."""
-        digit, self.k, self.size = _bin_holding(self.k, counts)
-        self.low, self.width = self.low + (digit << shift), shift
-        if shift:
-            high = self.low + (1 << shift) - 1
-            if isinstance(self.patterns, list):
-                self.patterns = [_between(chunk, self.low, high) for chunk in self.patterns]
-            else:
-                self.patterns = _Narrowed(self.patterns, self.low, high)
+    below: int
+    values: dict[int, Tensor] | None
 
 
-def _finish(searches: Sequence[_Search], digits: Digits, collectives: Collectives) -> None:
-    """Take all searches to their ends, digit by digit, with one reduction for all."""
-    while under_way := [search for search in searches if search.size < 0 or search.width]:
-        shifts = [max(search.width - digits.digit, 0) for search in under_way]
-        counts = _counts(
-            [_digits(s.patterns, s.low, shift) for s, shift in zip(under_way, shifts, strict=True)],
-            [1 << s.width - shift for s, shift in zip(under_way, shifts, strict=True)],
-            collectives,
-        )
-        for search, shift, counted in zip(under_way, shifts, counts, strict=True):
-            search.narrow(counted, shift)
+def _set_aside(matrices: Mapping[int, Tensor], low: int, high: int, *, least: int) -> _Aside:
+    """Count patterns below `low` and those from there to `high`, and keep the latter."""
+    most = max(sum(map(len, matrices.values())) // _MOST_ASIDE, least)
+    num_below = num_kept = 0
+    values: dict[int, Tensor] = {}
+    for number, matrix in matrices.items():
+        kept = [_NONE]
+        for span in matrix.split(_SPAN):
+            rows = span[: len(span) // _TOGETHER * _TOGETHER].view(_TOGETHER, -1)
+            rest = span[rows.numel() :]
+            below, upto = _counts_by_column(rows, low, high)
+            num_below += int(below.sum(dtype=torch.int32)) + int((magnitude_bits(rest) < low).sum())
+            if num_kept <= most:
+                wanted = upto.sub_(below).nonzero().squeeze(1)
+                kept += [rows.index_select(1, wanted).view(-1), rest]
+                num_kept += _TOGETHER * len(wanted)
+        patterns = magnitude_bits(torch.cat(kept))
+        patterns = patterns[(patterns >= low) & (patterns <= high)]
+        values[number] = patterns.view(torch.float32)
+    return _Aside(below=num_below, values=None if num_kept > most else values)
 
 
-def _digits(patterns: Iterable[Tensor], low: int, shift: int) -> Iterator[Tensor]:
-    return ((chunk - low).bitwise_right_shift_(shift) for chunk in patterns)
+def _counts_by_column(rows: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+    """Count in each column the patterns below `low`, and those up to `high`: int32.
 
-
-@dataclass(frozen=True)
-class _Narrowed:
-    """Patterns from `low` to `high` of an iterable too large to be kept."""
-
-    patterns: Iterable[Tensor]
-    low: int
-    high: int
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return (_between(chunk, self.low, self.high) for chunk in self.patterns)
-
-
-def _between(patterns: Tensor, low: int, high: int) -> Tensor:
-    return patterns[(patterns >= low) & (patterns <= high)]
-
-
-def _bin_holding(k: int, counts: Tensor) -> tuple[int, int, int]:
-    """Return the bin in which the k-th item lies, its 1-based place there, and the bin's size."""
-    ends = counts.cumsum(0)
-    index = int(torch.searchsorted(ends, k))
-    size = int(counts[index])
-    return index, k - (int(ends[index]) - size), size
+    Values far apart are so looked at as one, and few columns have any that is wanted.
+    """
+    below, upto = torch.empty(2, rows.shape[1], dtype=torch.int32)
+    size = devices.chunk_size(torch.device("cpu")) // _TOGETHER
+    bits, marks = torch.empty(2, len(rows), min(size, rows.shape[1]), dtype=torch.int32)
+    parts = (t.split(size, dim=-1) for t in (rows, below, upto))
+    for values, below_here, upto_here in zip(*parts, strict=True):
+        patterns, marked = (t[:, : values.shape[1]] for t in (bits, marks))
+        magnitude_bits(values, out=patterns)
+        # Written as int32 comparisons are four times faster than as bool (AVX2).
+        torch.sum(torch.lt(patterns, low, out=marked), 0, dtype=torch.int32, out=below_here)
+        torch.sum(torch.le(patterns, high, out=marked), 0, dtype=torch.int32, out=upto_here)
+    return below, upto

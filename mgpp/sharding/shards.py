@@ -5,17 +5,13 @@ the parameter itself in plain torch, a range of DeepSpeed's flat partition under
 backend adds is never part of a shard.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mgpp.sharding.collectives import Collectives
-
-# 1 MiB of weights: what is done element by element is done in chunks of this size, so that buffers stay
-# small and in cache. A multiple of 8, so that packed masks can be cut along.
-CHUNK = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +51,6 @@ class Shard:
     def weight(self) -> Tensor:
         """The shard itself: 1-D float32 view, writing to it writes to the master weight."""
         return self.flat.detach().view(-1).narrow(0, self.start, self.numel)
-
-    def chunks(self) -> Iterator[Tensor]:
-        """Yield the shard in order, as views of at most CHUNK elements."""
-        yield from self.weight.split(CHUNK)
 
     @property
     def grad(self) -> Tensor:

@@ -86,7 +86,7 @@ class Exclusion(Section):
 class CampaignConfig(Section):
     """Tasks, models, methods, sparsities and seeds, each combination a run."""
 
-    name: str = Field(pattern=_NAME)
+    name: str = Field(pattern=_NAME, max_length=100)
     """Name of the campaign, in its tables and report."""
     recipe: str | None = None
     """The run that every run is a change of, relative to this file; a task may have its own."""

@@ -29,7 +29,7 @@ class LossCurve:
     Attributes:
         steps: of the optimizer, rising.
         losses: the task's loss without what a teacher adds, averaged since the record before.
-        sparsities: share of the prunable weights that are zero.
+        sparsities: share of the prunable weights that the last mask prunes.
     """
 
     steps: tuple[int, ...]
@@ -56,11 +56,11 @@ Curves = Mapping[CampaignRun, LossCurve]
 
 
 def loss_curve(steps: Records) -> LossCurve:
-    """Return a run's curve from its training records, all of which have loss and sparsity."""
+    """Return a run's curve from its training records, all of which have loss and mask_sparsity."""
     return LossCurve(
         steps=tuple(record["step"] for record in steps),
         losses=tuple(record.get("task_loss", record["loss"]) for record in steps),
-        sparsities=tuple(record["sparsity"] for record in steps),
+        sparsities=tuple(record["mask_sparsity"] for record in steps),
     )
 
 
@@ -152,7 +152,7 @@ def curve_figure(curves: Curves, task: str, model: str) -> go.Figure:
     figure.update_yaxes(type="log", row=1)
     figure.update_yaxes(tickformat=".0%", row=2)
     figure.update_yaxes(title_text="training loss, smoothed", row=1, col=1)
-    return figure.update_yaxes(title_text="sparsity", row=2, col=1)
+    return figure.update_yaxes(title_text="sparsity of the last mask", row=2, col=1)
 
 
 def _arranged(curves: Curves, task: str, model: str) -> dict[float, dict[str, Sequence[LossCurve]]]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field
 
+from pipeline.errors import ConfigError, Problem
 from pipeline.section import Positive, Section, Seed
 
 _LONGEST = 300  # characters of an error
@@ -63,6 +64,22 @@ class AsWritten:
 
 
 NOTHING_AS_WRITTEN = AsWritten()
+
+
+def refuse_changed(now: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Refuse files that are not those that the run's keys were made of.
+
+    Args:
+        now: what names their content.
+        identity: what named it then.
+
+    Raises:
+        ConfigError: if the two differ.
+    """
+    if any(identity.get(name) != value for name, value in now.items()):
+        raise ConfigError(
+            [Problem("data", "its files changed after the run's keys were made", hint="run again")]
+        )
 
 
 def with_columns(split: Any) -> Any:

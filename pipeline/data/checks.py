@@ -39,6 +39,7 @@ def text_problems(
                         key,
                         f"row {row + 1} of the {name} data holds no text in column {column!r}",
                         got=value,
+                        hint="leave out the rows without one" if value is None else "",
                     )
                 )
     return problems

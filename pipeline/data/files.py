@@ -1,6 +1,7 @@
 """Rows of local files."""
 
 import csv
+from collections.abc import Mapping
 from logging import CRITICAL
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from pipeline.data.base import (
     AsWritten,
     DataConfig,
     SetName,
+    refuse_changed,
     root,
     with_columns,
 )
@@ -23,7 +25,7 @@ from pipeline.errors import ConfigError, Problem
 from pipeline.section import OneOrMore
 from pipeline.store.locations import content_sha256, is_file, resolve_path
 
-# Words such as "null" and "NA" are words; only an empty field is a missing value.
+# Words such as "null" and "NA" are words; of columns that are no text an empty field is a missing value.
 _AS_WRITTEN: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
 
 # suffix -> (builder of `datasets`, its arguments). TSV has no quoting in the form GLUE is given in.
@@ -130,7 +132,10 @@ def _read_table(
         return _read("csv", paths, streaming, options)
     labels = set() if streaming else set(as_written.labels)
     # In one order, for `datasets` knows by it what it has read before.
-    converters = dict.fromkeys(sorted({*labels, *as_written.text}), _filled)
+    converters = {
+        column: _as_it_is if column in as_written.text else _filled
+        for column in sorted({*labels, *as_written.text})
+    }
     rows = _read("csv", paths, streaming, {"converters": converters, **options})
     for column in labels & set(rows.column_names):
         values = rows.data.column(column)
@@ -141,8 +146,13 @@ def _read_table(
     return rows
 
 
+def _as_it_is(field: str) -> str:
+    """Return a field as it is written; an empty one is the empty text, as in JSON."""
+    return field
+
+
 def _filled(field: str) -> str | None:
-    """Return a field as it is written; an empty one is a missing value, whatever pandas makes of it."""
+    """Return a label as it is written; an empty one is missing, whatever pandas makes of it."""
     return field or None
 
 
@@ -171,6 +181,15 @@ def identify_files(config: FilesConfig) -> dict[str, Any]:
     if files:
         values["extra_validation"] = files
     return values
+
+
+def confirm_files(config: FilesConfig, splits: DatasetDict, identity: Mapping[str, Any]) -> None:
+    """Check that the files are those that the run's keys were made of.
+
+    Raises:
+        ConfigError: if they changed since.
+    """
+    refuse_changed(identify_files(config), identity)
 
 
 def _wanted_files(config: FilesConfig) -> dict[str, tuple[str, list[str]]]:

@@ -1,7 +1,7 @@
 """Rows of a function of the user's."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from inspect import signature
 from typing import Annotated, Any, Literal
@@ -14,10 +14,15 @@ from pipeline.data.base import NOTHING_AS_WRITTEN, AsWritten, DataConfig, SetNam
 from pipeline.errors import ConfigError, Problem
 
 _ROWS_AT_A_TIME = 10_000
+_FOR_VALIDATION = ("val", "dev", "eval")  # how names of splits begin that are meant for it
 
 
 class FunctionConfig(DataConfig):
-    """A function that returns a `datasets.DatasetDict` with a `train` split."""
+    """A function that returns a `datasets.DatasetDict` with a `train` split, and may with `validation`.
+
+    It must return the same rows at each call and in each process; splits of other names are not used
+    unless `extra_validation` names them.
+    """
 
     source: Literal["function"]
     function: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
@@ -34,7 +39,8 @@ def load_function(
     """Return the rows that the function returns, by split; it has no other way than to make all.
 
     Raises:
-        ConfigError: if it cannot be imported or called so, or returns something else.
+        ConfigError: if it cannot be imported or called so, or returns something else, such as rows for
+            validation under another name.
     """
     returned = _returned(config)
     if not isinstance(returned, DatasetDict) or "train" not in returned:
@@ -70,6 +76,7 @@ def load_function(
                 ]
             )
         splits[name] = returned[split]
+    _refuse_passed_over(config, set(returned))
     return splits
 
 
@@ -78,6 +85,47 @@ def identify_function(config: FunctionConfig) -> dict[str, Any]:
     values: dict[str, Any] = config.given()
     values["rows_sha256"] = _rows_sha256(load_function(config, streaming=False))
     return values
+
+
+def confirm_function(
+    config: FunctionConfig, splits: DatasetDict, identity: Mapping[str, Any]
+) -> None:
+    """Check that a function returned the rows that the run's keys were made of.
+
+    Raises:
+        ConfigError: if it did not.
+    """
+    if _rows_sha256(splits) != identity["rows_sha256"]:
+        raise ConfigError(
+            [
+                Problem(
+                    "data.function",
+                    f"{config.function} returned other rows than when the run's keys were made",
+                    hint="let it return the same rows at each call and in each process: seed what it "
+                    "draws",
+                )
+            ]
+        )
+
+
+def _refuse_passed_over(config: FunctionConfig, names: set[str]) -> None:
+    """Refuse a split that seems to be for validation but is not called so, where none is."""
+    meant = sorted(
+        name
+        for name in names - set(config.extra_validation.values())
+        if name.casefold().startswith(_FOR_VALIDATION)
+    )
+    if meant and "validation" not in names:
+        raise ConfigError(
+            [
+                Problem(
+                    "data.function",
+                    f"{config.function} returns no split 'validation' but {meant[0]!r}",
+                    hint="call it 'validation', name it in data.extra_validation, or leave it out: a "
+                    "share of the training rows is held out then",
+                )
+            ]
+        )
 
 
 def _returned(config: FunctionConfig) -> Any:

@@ -1,5 +1,6 @@
 """Rows of a dataset of the Hugging Face hub."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +12,12 @@ from pipeline.data.base import (
     AsWritten,
     DataConfig,
     SetName,
+    refuse_changed,
     root,
     with_columns,
 )
 from pipeline.errors import ConfigError, Problem
+from pipeline.store.hub import ACCESS, hub_commit, is_commit, refusal
 from pipeline.store.locations import content_sha256
 
 
@@ -50,29 +53,38 @@ def load_hub(
     }
     for name, split in config.extra_validation.items():
         wanted[name] = (f"data.extra_validation.{name}", split)
+    revision = pinned_hub(config).revision
     splits = DatasetDict() if not streaming else datasets.IterableDatasetDict()
     for split, (key, name_there) in wanted.items():
         if name_there is None:
             continue
         try:
-            splits[split] = with_columns(
-                datasets.load_dataset(
-                    config.path,
-                    config.name,
-                    split=name_there,
-                    revision=config.revision,
-                    streaming=streaming,
-                )
+            loaded = datasets.load_dataset(
+                config.path,
+                config.name,
+                split=name_there,
+                revision=revision,
+                streaming=streaming,
             )
+            splits[split] = with_columns(loaded)
         except Exception as error:  # of many kinds: no hub, no dataset, no split
+            refused = refusal("data", config.path, error)
+            why = f"{config.path!r} (split {name_there!r}) cannot be loaded: {root(error)}"
+            hint = (
+                ACCESS if "is a gated dataset" in why else ""
+            )  # its cause is cut off by `datasets`
+            raise ConfigError([refused or Problem(key, why, hint=hint)]) from error
+        if is_commit(revision) and not _is_of(loaded, str(revision)):
             raise ConfigError(
                 [
                     Problem(
                         key,
-                        f"{config.path!r} (split {name_there!r}) cannot be loaded: {root(error)}",
+                        f"the hub did not give {config.path!r} (split {name_there!r}), and what this "
+                        f"machine has is of another commit than {revision}",
+                        hint="try again later",
                     )
                 ]
-            ) from error
+            )
     return splits
 
 
@@ -82,15 +94,37 @@ def identify_hub(config: HubConfig) -> dict[str, Any]:
     if Path(config.path).exists():
         values["path"] = content_sha256(Path(config.path))
     else:
-        values["revision"] = config.revision or _hub_commit(config.path)
+        values["revision"] = pinned_hub(config).revision
     return values
 
 
-def _hub_commit(path: str) -> str | None:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+def confirm_hub(config: HubConfig, splits: DatasetDict, identity: Mapping[str, Any]) -> None:
+    """Check that a local copy is the one that the run's keys were made of; a hub's commit is not asked.
 
-    try:
-        return HfApi().dataset_info(path).sha
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
-        return None  # offline: the cached copy is what there is, and its name identifies it
+    Raises:
+        ConfigError: if it changed since.
+    """
+    if Path(config.path).exists():
+        refuse_changed(identify_hub(config), identity)
+
+
+def pinned_hub(config: HubConfig) -> HubConfig:
+    """Return a dataset with the commit that its revision stands for, where it is on the hub.
+
+    Raises:
+        ConfigError: if the hub does not say. In offline mode the revision stays as it is given: the
+            cached copy is what there is, and its name identifies it.
+    """
+    if Path(config.path).exists() or datasets.config.HF_HUB_OFFLINE:
+        return config
+    commit = hub_commit("dataset", config.path, config.revision, section="data")
+    return config.model_copy(update={"revision": commit})
+
+
+def _is_of(split: Any, commit: str) -> bool:
+    """Return whether rows that were read are of a commit, which names their folder in the cache.
+
+    Where the hub fails, `datasets` takes the newest copy on this machine, of whatever commit.
+    """
+    files = getattr(split, "cache_files", [])  # none where rows are streamed
+    return not files or any(commit in Path(file["filename"]).parts for file in files)

@@ -1,6 +1,6 @@
 """Rows of several sources, one after the other."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -41,14 +41,23 @@ class JoinedConfig(DataConfig):
 
 
 def load_joined(
-    config: JoinedConfig, streaming: bool, as_written: AsWritten = NOTHING_AS_WRITTEN
+    config: JoinedConfig,
+    streaming: bool,
+    as_written: AsWritten = NOTHING_AS_WRITTEN,
+    identity: Mapping[str, Any] | None = None,
 ) -> DatasetDict:
-    """Return the parts' rows one after the other, split by split, with the columns all parts have."""
+    """Return the parts' rows one after the other, split by split, with the columns all parts have.
+
+    The rows must be those that `identity` names, if it is given.
+    """
     loaded, problems = [], []
+    identities = identity["parts"] if identity is not None else [None] * len(config.parts)
     for i, part in enumerate(config.parts):
         try:
             inner = as_written.before(config.rename)
-            splits = load_source(part, streaming=streaming, as_written=inner)
+            splits = load_source(
+                part, streaming=streaming, as_written=inner, identity=identities[i]
+            )
             loaded.append(splits if streaming else limited(splits, part))
         except ConfigError as error:
             problems += [_in_part(i, problem) for problem in error.problems]
@@ -115,7 +124,11 @@ def _one_text(split: Any) -> Any:
 
 
 def _in_part(i: int, problem: Problem) -> Problem:
-    return replace(problem, key=f"data.parts.{i}.{problem.key.removeprefix('data.')}")
+    return replace(
+        problem,
+        key=f"data.parts.{i}{problem.key.removeprefix('data')}",
+        hint=problem.hint.replace("data.revision", f"data.parts.{i}.revision"),
+    )
 
 
 def _common(column_names: Iterable[list[str]]) -> list[str]:

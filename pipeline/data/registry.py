@@ -3,7 +3,7 @@
 A source is one file (its section, a function that loads it, one that identifies it) and an entry here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -11,9 +11,14 @@ from datasets import DatasetDict
 from pydantic import Field
 
 from pipeline.data.base import NOTHING_AS_WRITTEN, AsWritten
-from pipeline.data.files import FilesConfig, identify_files, load_files
-from pipeline.data.function import FunctionConfig, identify_function, load_function
-from pipeline.data.hub import HubConfig, identify_hub, load_hub
+from pipeline.data.files import FilesConfig, confirm_files, identify_files, load_files
+from pipeline.data.function import (
+    FunctionConfig,
+    confirm_function,
+    identify_function,
+    load_function,
+)
+from pipeline.data.hub import HubConfig, confirm_hub, identify_hub, load_hub
 from pipeline.errors import ConfigError, Problem
 
 
@@ -25,22 +30,28 @@ class Source:
         load: reads the raw rows by split; its second argument asks for lazy reading, its third
             names the columns that stay as they are written.
         identity: what names the rows' content, for the key of the data stage.
+        confirm: refuses rows that were read, if they are not those that an identity names.
     """
 
     load: Callable[[Any, bool, AsWritten], DatasetDict]
     identity: Callable[[Any], dict[str, Any]]
+    confirm: Callable[[Any, DatasetDict, Mapping[str, Any]], None]
 
 
 SOURCES = {
-    "files": Source(load=load_files, identity=identify_files),
-    "hub": Source(load=load_hub, identity=identify_hub),
-    "function": Source(load=load_function, identity=identify_function),
+    "files": Source(load=load_files, identity=identify_files, confirm=confirm_files),
+    "hub": Source(load=load_hub, identity=identify_hub, confirm=confirm_hub),
+    "function": Source(load=load_function, identity=identify_function, confirm=confirm_function),
 }
 AnySourceConfig = Annotated[FilesConfig | HubConfig | FunctionConfig, Field(discriminator="source")]
 
 
 def load_source(
-    config: Any, *, streaming: bool = False, as_written: AsWritten = NOTHING_AS_WRITTEN
+    config: Any,
+    *,
+    streaming: bool = False,
+    as_written: AsWritten = NOTHING_AS_WRITTEN,
+    identity: Mapping[str, Any] | None = None,
 ) -> DatasetDict:
     """Return a source's raw rows, columns renamed: `train`, what there is of `validation`, further sets.
 
@@ -48,11 +59,16 @@ def load_source(
         config: of files, the hub or a function.
         streaming: read lazily, for a look at the columns.
         as_written: columns by what they are called after renaming.
+        identity: what the rows must be, as `source_identity` gave it.
 
     Raises:
-        ConfigError: if a file, a dataset or a split is not there or cannot be read.
+        ConfigError: if a file, a dataset or a split is not there or cannot be read, or rows are not those
+            that `identity` names.
     """
-    splits = SOURCES[config.source].load(config, streaming, as_written.before(config.rename))
+    source = SOURCES[config.source]
+    splits = source.load(config, streaming, as_written.before(config.rename))
+    if identity is not None:
+        source.confirm(config, splits, identity)
     return renamed(splits, config.rename)
 
 

@@ -1,6 +1,7 @@
 """The data stage: raw rows from files, a hub dataset, a function or several of them, tokenized once."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ from pydantic import Field
 
 from pipeline.data.base import NOTHING_AS_WRITTEN, AsWritten
 from pipeline.data.checks import empty_problems, text_problems
+from pipeline.data.hub import pinned_hub
 from pipeline.data.joined import JoinedConfig, identify_joined, limited, load_joined
 from pipeline.data.registry import AnySourceConfig, load_source, renamed, source_identity
 from pipeline.data.unknown_tokens import unknown_problems
@@ -19,13 +21,29 @@ from pipeline.tasks.base import num_tokens
 AnyDataConfig = Annotated[AnySourceConfig | JoinedConfig, Field(discriminator="source")]
 
 
-def prepare_data(config: Any, task: Task, tokenizer: Any, folder: Path) -> dict[str, Any]:
+def prepare_data(
+    config: Any,
+    task: Task,
+    tokenizer: Any,
+    folder: Path,
+    identity: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Tokenize all splits and write them with the tokenizer to `folder`.
+
+    Args:
+        config: one of the data configurations.
+        task: what the rows are for.
+        tokenizer: the model's.
+        folder: what is written to.
+        identity: what the rows must be, as `data_identity` gave it for the stage's key.
 
     Returns:
         Rows and tokens by split, and what the model must know of the data (`model_kwargs`).
+
+    Raises:
+        ConfigError: if the rows are not what the task needs, or not those that `identity` names.
     """
-    raw = load_splits(config, task)
+    raw = load_splits(config, task, identity=identity)
     unknown = unknown_problems(raw["train"], list(task.text_columns().values()), tokenizer)
     if unknown:
         raise ConfigError(unknown)
@@ -45,17 +63,24 @@ def is_local(config: Any) -> bool:
     return all(part.source != "hub" or Path(part.path).is_dir() for part in parts)
 
 
-def load_splits(config: Any, task: Task | None = None, *, streaming: bool = False) -> DatasetDict:
+def load_splits(
+    config: Any,
+    task: Task | None = None,
+    *,
+    streaming: bool = False,
+    identity: Mapping[str, Any] | None = None,
+) -> DatasetDict:
     """Return the raw rows as `train`, `validation` and further validation sets by their names.
 
     Args:
         config: one of the data configurations.
         task: what the rows are for; they are checked to be what it needs.
         streaming: read lazily, for a look at the columns; nothing is split or cut then.
+        identity: what the rows must be, as `data_identity` gave it.
 
     Raises:
         ConfigError: if a file, a dataset or a split is not there or cannot be read, or rows are not
-            what the task needs.
+            what the task needs, or not those that `identity` names.
     """
     as_written = NOTHING_AS_WRITTEN
     if task is not None:
@@ -63,9 +88,9 @@ def load_splits(config: Any, task: Task | None = None, *, streaming: bool = Fals
         as_written = AsWritten(text=text, labels=task.label_columns())
     if config.source == "joined":
         before = as_written.before(config.rename)
-        splits = renamed(load_joined(config, streaming, before), config.rename)
+        splits = renamed(load_joined(config, streaming, before, identity), config.rename)
     else:
-        splits = load_source(config, streaming=streaming, as_written=as_written)
+        splits = load_source(config, streaming=streaming, as_written=as_written, identity=identity)
     if streaming:
         return splits
     problems = empty_problems(splits)
@@ -119,3 +144,10 @@ def data_identity(config: Any) -> dict[str, Any]:
         ConfigError: if a file or a function is not there.
     """
     return identify_joined(config) if config.source == "joined" else source_identity(config)
+
+
+def pinned_data(config: Any) -> Any:
+    """Return the data's configuration with the commits that revisions of hub datasets stand for."""
+    if config.source == "joined":
+        return config.model_copy(update={"parts": [pinned_data(part) for part in config.parts]})
+    return pinned_hub(config) if config.source == "hub" else config

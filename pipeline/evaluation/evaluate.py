@@ -6,15 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, load_from_disk
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
 
 from pipeline.context import Context
 from pipeline.metric import defined
 from pipeline.models.loading import ModelConfig, load_tokenizer
 from pipeline.section import Positive, Section
 from pipeline.tasks import Task
+from pipeline.training.batches import loaded
 from pipeline.training.deepspeed import ZeroConfig, init_deepspeed
 from pipeline.training.engine import make_inference_model
 from pipeline.worker_group import WorkerGroup
@@ -57,8 +56,8 @@ def evaluate(
     """
     workers = context.workers
     init_deepspeed(workers.backend)
-    splits = load_from_disk(str(context.data / "dataset"))
-    sets = {name: _first(rows, config.max_rows) for name, rows in splits.items() if name != "train"}
+    splits = context.rows().items()
+    sets = {name: _first(rows, config.max_rows) for name, rows in splits if name != "train"}
     tokenizer = load_tokenizer(ModelConfig(path=str(context.data / "tokenizer")))
     collate = task.collator(tokenizer)
     shares = {name: _share(rows, zero, workers) for name, rows in sets.items()}
@@ -72,8 +71,9 @@ def evaluate(
         for set_name, rows in sets.items():
             mine = shares[set_name]
             parts: list[dict[str, Tensor]] = []
-            batches = DataLoader(Subset(rows, mine), config.batch_size, collate_fn=collate)
-            for batch in batches:
+            starts = range(0, len(mine), config.batch_size)
+            batches = [mine[start : start + config.batch_size] for start in starts]
+            for batch in loaded(rows, batches, collate, workers.device):
                 parts.append(_infer(task, model, batch, workers))
                 step = {"step": next(steps), "num_steps": len(models) * num_batches}
                 context.progress({"event": "evaluate", "model": name, **step})
@@ -91,11 +91,11 @@ def evaluate(
     return metrics
 
 
-def _first(rows: Dataset, most: int | None) -> Dataset:
+def _first(rows: Any, most: int | None) -> Any:
     return rows if most is None else rows.select(range(min(most, len(rows))))
 
 
-def _share(rows: Dataset, zero: ZeroConfig, workers: WorkerGroup) -> list[int]:
+def _share(rows: Any, zero: ZeroConfig, workers: WorkerGroup) -> list[int]:
     """Return the rows this worker scores; -1 is one that is not counted."""
     mine = list(range(workers.rank, len(rows), workers.world_size))
     if zero.stage == 3 and len(mine) < -(-len(rows) // workers.world_size):

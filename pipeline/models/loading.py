@@ -1,6 +1,5 @@
 """Models and tokenizers: from a folder, an installed package, a GGUF file or the hub."""
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -26,6 +25,7 @@ from pipeline.models.overrides import apply_overrides, has_fewer_layers
 from pipeline.models.passed_over import gather_experts_whole
 from pipeline.models.weight_files import DamagedFileError, check_texts, integer_tensors
 from pipeline.section import Section, Share
+from pipeline.store.hub import cached_commit, fetch_model, hub_commit, refusal
 from pipeline.store.locations import content_sha256, resolve_path
 from pipeline.worker_group import WorkerGroup
 
@@ -253,6 +253,18 @@ def _refuse_other_labels(
         )
 
 
+def has_head(config: ModelConfig, auto_model: str, *, num_labels: int) -> bool:
+    """Return whether a model that lies on this machine brings all weights of a head for so many labels.
+
+    Raises:
+        ConfigError: as `match_checkpoint`.
+    """
+    if _folder(config) is None or config.random_init or config.gguf_file:
+        return False
+    kwargs = {"num_labels": num_labels}
+    return not match_checkpoint(config, auto_model, kwargs, new_head=True).new
+
+
 def _refuse(
     config: ModelConfig, match: CheckpointMatch, further: list[str], *, new_head: bool
 ) -> None:
@@ -355,7 +367,7 @@ def load_model(
     if match.new:
         notify(f"newly initialized in {config.path}: {', '.join(match.new)}")
     elif "id2label" in model_kwargs:
-        follow_labels(model, load_model_config(config), model_kwargs["id2label"])
+        follow_labels(model, load_model_config(config), model_kwargs["id2label"], notify)
     return model
 
 
@@ -394,10 +406,12 @@ def load_tokenizer(config: ModelConfig) -> Any:
         if Path(location).is_dir():
             check_texts(Path(location))
         tokenizer = transformers.AutoTokenizer.from_pretrained(location, **_common(config))
+    except ConfigError:
+        raise
     except Exception as error:  # the library of tokenizers raises nothing narrower
-        raise ConfigError(
-            [Problem("model.path", f"no tokenizer in {config.path!r}: {_first_line(error)}")]
-        ) from error
+        refused = refusal("model", config.path, error)
+        why = f"no tokenizer in {config.path!r}: {_first_line(error)}"
+        raise ConfigError([refused or Problem("model.path", why)]) from error
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
         raise ConfigError(
             [
@@ -422,8 +436,28 @@ def model_identity(config: ModelConfig) -> dict[str, Any]:
             location / config.gguf_file if config.gguf_file else location
         )
     else:
-        values["revision"] = getattr(load_model_config(config), "_commit_hash", None)
+        revision = pinned_model(config).revision
+        # Offline, the copy on this machine is what is loaded.
+        values["revision"] = cached_commit("model", config.path, revision)
     return values
+
+
+def pinned_model(config: ModelConfig) -> ModelConfig:
+    """Return a model with the commit that its revision stands for, where it is on the hub.
+
+    Raises:
+        ConfigError: if the hub does not say, which it need not in offline mode.
+    """
+    if Path(_location(config)).exists():
+        return config
+    commit = hub_commit("model", config.path, config.revision, section="model")
+    return config.model_copy(update={"revision": commit})
+
+
+def fetch(config: ModelConfig) -> None:
+    """Download a model of the hub to this machine, where it is not: loading it then takes no download."""
+    if not Path(_location(config)).exists():
+        fetch_model(config.path, pinned_model(config).revision, config.gguf_file)
 
 
 def _location(config: ModelConfig) -> str:
@@ -447,9 +481,9 @@ def _named(config: ModelConfig) -> Iterator[None]:
     except ConfigError:
         raise
     except _LOAD_ERRORS as error:
-        raise ConfigError(
-            [Problem("model.path", f"{config.path!r} does not load: {_reason(config, error)}")]
-        ) from error
+        refused = refusal("model", config.path, error)
+        why = f"{config.path!r} does not load: {_reason(config, error)}"
+        raise ConfigError([refused or Problem("model.path", why)]) from error
 
 
 def _reason(config: ModelConfig, error: Exception) -> str:
@@ -486,13 +520,16 @@ def _refused_by_all(workers: WorkerGroup) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep transformers from reporting a load that is only a look at the files."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    said = transformers.logging
+    verbosity, shows_progress = said.get_verbosity(), said.is_progress_bar_enabled()
+    said.set_verbosity_error()
+    said.disable_progress_bar()
     try:
         yield
     finally:
-        logger.setLevel(level)
+        said.set_verbosity(verbosity)
+        if shows_progress:
+            said.enable_progress_bar()
 
 
 def _attention(config: ModelConfig) -> dict[str, Any]:
@@ -501,8 +538,9 @@ def _attention(config: ModelConfig) -> dict[str, Any]:
 
 def _common(config: ModelConfig) -> dict[str, Any]:
     values: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
-    if config.revision:
-        values["revision"] = config.revision
+    revision = pinned_model(config).revision
+    if revision:
+        values["revision"] = revision
     if config.gguf_file:
         values["gguf_file"] = config.gguf_file
     return values

@@ -70,7 +70,7 @@ class LayerPruner:
         num_tokens = {name: int(n) for name, n in zip(counts, counted, strict=True)}
         for name, total in sums.items():
             dist.all_reduce(total)
-            _check_statistic(name, total, num_tokens[name])
+            _check_statistic(layer.matrices[name], total, num_tokens[name])
         owners = matrix_owners(layer, self.workers.world_size)
         mine: dict[str, MatrixFigures] = {}
         problem = None
@@ -200,18 +200,20 @@ def matrix_owners(layer: DecoderLayer, world_size: int) -> dict[str, int]:
     return owners
 
 
-def _check_statistic(name: str, total: Tensor, num_tokens: int) -> None:
+def _check_statistic(matrix: Matrix, total: Tensor, num_tokens: int) -> None:
+    alone = f"leave it alone (prune.exclude: ['{matrix.weight}'])"
+    if matrix.expert is not None:  # a pattern matches names of parameters, which hold all experts
+        alone = f"leave all experts of that parameter alone (prune.exclude: ['{matrix.weight}'])"
+    if not num_tokens:
+        raise StageError(
+            f"no token of the calibration rows is routed to {matrix.name}; give more rows "
+            f"(prune.calibration_rows) or {alone}"
+        )
     finite = bool(total.isfinite().all())
-    if num_tokens and finite and bool(total.any()):
+    if finite and bool(total.any()):
         return
-    weight = name.partition("[")[0]  # of a stack of experts, the parameter
-    whole = "" if weight == name else ", with all experts in it"
-    if num_tokens:
-        kind = "nothing but zeros" if finite else "values that are not finite"
-        why = f"the calibration rows send {kind} into {name}"
-    else:
-        why = f"no token of the calibration rows is routed to {name}"
+    kind = "nothing but zeros" if finite else "values that are not finite"
     raise StageError(
-        f"{why}; give more rows (prune.calibration_rows) or leave {weight} alone{whole} "
-        f"(prune.exclude: ['{weight}'])"
+        f"the calibration rows send {kind} into {matrix.name}; give more rows "
+        f"(prune.calibration_rows) or {alone}"
     )

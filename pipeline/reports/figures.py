@@ -70,8 +70,11 @@ class Curve:
 
 # Of the training records, by title.
 STEP_CURVES = {
-    "Sparsity": Curve(
-        key="sparsity", y_title="share of prunable weights (%)", colour="pruned", kind="percent"
+    "Sparsity of the last mask": Curve(
+        key="mask_sparsity",
+        y_title="share of prunable weights (%)",
+        colour="pruned",
+        kind="percent",
     ),
     "Pruning threshold": Curve(
         key="threshold", y_title="weight magnitude |w|", colour="threshold", kind="log"

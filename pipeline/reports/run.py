@@ -50,8 +50,9 @@ class ReportData:
     seconds: dict[str, float]
     """Wall seconds by stage, in the order run."""
     steps: list[dict[str, Any]]
-    """Training records of the pruned run: step, loss (nats), lr, sparsity, threshold (of |w|),
-    slab_prob (None without a prior), tokens_per_second, grad_norm. All but step may be absent."""
+    """Training records of the pruned run: step, loss (nats), lr, mask_sparsity (share of the prunable
+    weights that the last mask prunes; until it is fixed they train on), threshold (of |w|), slab_prob
+    (None without a prior), tokens_per_second, grad_norm. All but step may be absent."""
     dense_steps: list[dict[str, Any]]
     """The same of the dense fine-tune; may be empty."""
     prunings: list[dict[str, Any]]

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 from yaml import YAMLError
 
 from pipeline.data.stage import AnyDataConfig
@@ -27,14 +28,22 @@ from pipeline.training.distill import DistillConfig
 
 _Kind = TypeVar("_Kind", bound=Section)
 _LONGEST_CHAIN = 32
+_OF_SHARES = {("lt", 1), ("le", 1)}  # limits of numbers that may have been meant in percent
 # Keys that say which kind of section theirs is.
 _TAGS = ("data.source", "task.type", "prune.method.name")
+# A revision is one of what is named beside it.
+_REVISED = {
+    "model.revision": "model.path",
+    "data.revision": "data.path",
+    "distill.revision": "distill.teacher",
+}
 # Keys of earlier versions, and what they are called now.
 RENAMED = {
     "prune.start": "prune.start_from",
     "prune.warmup": "prune.start_after",
     "prune.method.pattern": "prune.pattern",
     "train.lr_warmup": "train.lr_warmup_length",
+    "zero.grad_accum_dtype": "zero.gradients",
 }
 
 
@@ -48,6 +57,7 @@ _MESSAGES = {
     "list_type": "must be a list",
     "too_short": "must have {min_length} or more entries",
     "too_long": "must have at most {max_length} entries",
+    "string_too_long": "must have at most {max_length} characters",
 }
 _NUMBERS = ("int_type", "float_type")
 _OF_A_KEY = ".[key]"  # where pydantic places what is wrong with a mapping's key
@@ -69,17 +79,23 @@ class DenseConfig(Section):
         return train.model_copy(update={k: v for k, v in changes.items() if v is not None})
 
 
+def _at_most_one(given: Any) -> Any:
+    if isinstance(given, int) and given > 1:
+        raise SettingError(Problem("", got=given, hint="a worker drives one GPU, use more workers"))
+    return given
+
+
 class ClusterConfig(Section):
     """Where the run takes place and how many workers train."""
 
     address: str | None = None
     """Ray cluster to join ("auto", "ray://host:10001", "host:6379"); null starts one here."""
     num_workers: Positive = 1
-    """Workers of a training or evaluation; one GPU each where there are GPUs."""
+    """Workers of a training or evaluation."""
     cpus_per_worker: Positive = 1
     """CPU cores of each worker."""
-    gpus_per_worker: NotNegative = 0
-    """GPUs of each worker: 0 or 1."""
+    gpus_per_worker: Annotated[Literal["auto", 0, 1], BeforeValidator(_at_most_one)] = "auto"
+    """GPUs of each worker: 0, 1, or auto: 1 where the cluster has one for every worker."""
     placement: Literal["PACK", "SPREAD"] = "PACK"
     """Workers on as few nodes as possible, or over many."""
     max_failures: NotNegative = 3
@@ -91,16 +107,14 @@ class ClusterConfig(Section):
     timeout_seconds: Positive = 1800
     """How long a collective may hang before the worker group is taken for dead."""
 
+    @property
+    def gpus(self) -> int:
+        """GPUs of each worker, once what `auto` comes to is known."""
+        assert self.gpus_per_worker != "auto", "not settled: see pipeline.runs.hardware"
+        return self.gpus_per_worker
+
     @model_validator(mode="after")
     def _check(self) -> "ClusterConfig":
-        if self.gpus_per_worker > 1:
-            raise SettingError(
-                Problem(
-                    "gpus_per_worker",
-                    got=self.gpus_per_worker,
-                    hint="a worker drives one GPU, use more workers",
-                )
-            )
         if self.min_workers is not None and self.min_workers > self.num_workers:
             raise SettingError(
                 Problem(
@@ -115,7 +129,7 @@ class ClusterConfig(Section):
 class RunConfig(Section):
     """One run: config -> data -> dense -> prune -> evaluate -> export -> report."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """Name of the run, in reports and model cards."""
     storage: str = "runs"
     """Where artifacts go: a folder, or an fsspec URL (s3://, gs://)."""
@@ -232,6 +246,10 @@ def _merge(under: DictConfig, over: DictConfig) -> DictConfig:
         if chosen is not None and before is not None and chosen != before:
             # Another kind of section: the settings of the one below are none of its own.
             OmegaConf.update(under, tag.rpartition(".")[0], {}, merge=False)
+    for revision, name in _REVISED.items():
+        chosen, before = (_at(values, name) for values in (over, under))
+        if chosen not in (None, before) and _at(under, revision) is not None:
+            OmegaConf.update(under, revision, None)
     pair = (OmegaConf.to_container(values, resolve=False) for values in (under, over))
     merged = OmegaConf.create(_merged(*pair))
     assert isinstance(merged, DictConfig)
@@ -397,17 +415,26 @@ def problem_of(item: Any, *, whole: str = "") -> Problem:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] in _MESSAGES:
         message = _MESSAGES[item["type"]].format(**item.get("ctx", {}))
-    got = ... if isinstance(item["input"], dict) else item["input"]
+    got: Any = ... if isinstance(item["input"], dict) else item["input"]
     is_key = key.endswith(_OF_A_KEY)
     hint = ""
     if item["type"] in _NUMBERS and isinstance(got, str):
-        hint = "a number in quotes is text" if _is_number(got) else ""
+        hint = "a number in quotes is text" if _is_number(got) else _as_share(got)
+    elif _OF_SHARES & item.get("ctx", {}).items() and 2 <= got <= 100:
+        hint = f"it is a share: {_as_share(f'{got:g}%')}"
     return Problem(
         (key.removesuffix(f".{got}{_OF_A_KEY}") if is_key else key) or whole,
         f"{'a key of it: ' if is_key else ''}{message[0].lower()}{message[1:]}",
         got=got,
         hint=hint,
     )
+
+
+def _as_share(text: str) -> str:
+    """Return how a number in percent is written; nothing if it is none."""
+    number = text.removesuffix("%").strip()
+    is_share = text.endswith("%") and _is_number(number) and isfinite(float(number))
+    return f"{text} is {float(number) / 100:g}" if is_share else ""
 
 
 def _is_number(text: str) -> bool:

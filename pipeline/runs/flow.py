@@ -8,8 +8,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.stage import pinned_data
 from pipeline.errors import StageError, is_storage_failure
+from pipeline.models.loading import pinned_model
 from pipeline.runs.config import RunConfig
+from pipeline.runs.hardware import is_settled
 from pipeline.runs.stage import InputFolders, PlannedStage, Stage, StageContext
 from pipeline.runs.stages.data import DATA
 from pipeline.runs.stages.dense import DENSE
@@ -34,19 +37,37 @@ def plan_stages(config: RunConfig, *, pruned: bool = True) -> list[PlannedStage]
         config: of the run.
         pruned: with pruning; False leaves the dense fine-tune and its evaluation.
     """
+    assert is_settled(config), "hardware decides: see pipeline.runs.hardware"
     planned: dict[str, PlannedStage] = {}
     for stage in STAGES:
         if not stage.is_part_of(config) or (stage.for_pruned and not pruned):
             continue
         inputs = tuple(name for name in stage.inputs(config) if pruned or name != PRUNE.name)
+        key, params = stage.plan(config, {name: planned[name].key for name in inputs})
         planned[stage.name] = PlannedStage(
             name=stage.name,
-            key=stage.key(config, {name: planned[name].key for name in inputs}),
-            params=stage.params(config),
+            key=key,
+            params=params,
             inputs=inputs,
             on_all_workers=stage.on_all_workers,
         )
     return list(planned.values())
+
+
+def pinned(config: RunConfig) -> RunConfig:
+    """Return a run with the commits that its revisions stand for now: keys stay as they are.
+
+    What runs elsewhere or later then loads what the keys name, and asks the hub for no revision.
+
+    Raises:
+        ConfigError: if the hub does not say.
+    """
+    changes = {"model": pinned_model(config.model), "data": pinned_data(config.data)}
+    teacher = config.distill.model(config.model) if config.distill else None
+    if config.distill is not None and teacher is not None:
+        revision = pinned_model(teacher).revision
+        changes["distill"] = config.distill.model_copy(update={"revision": revision})
+    return config.model_copy(update=changes)
 
 
 def run_stage(
@@ -94,6 +115,7 @@ def run_stage(
             checkpoints=checkpoints,
             progress=progress,
             config=config,
+            params=planned.params,
             artifacts=inputs,
         )
         metrics = stage.run(context)

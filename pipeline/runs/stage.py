@@ -31,10 +31,12 @@ class StageContext(Context):
 
     Attributes:
         config: of the run.
+        params: what the stage's key is made of, defaults included.
         artifacts: of the stages before it, by name.
     """
 
     config: RunConfig
+    params: Mapping[str, Any]
     artifacts: Mapping[str, Artifact]
 
 
@@ -77,23 +79,27 @@ class Stage(ABC):
         """Return what names content that settings only point at, such as checksums, by section."""
         return {}
 
-    def key(self, config: RunConfig, inputs: Mapping[str, str]) -> str:
-        """Return the key of the output.
+    def plan(self, config: RunConfig, inputs: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
+        """Return the key of the output, and what it is made of with defaults, for people to read later.
 
-        A setting at its default is left out, so that keys stay as they are when a setting is added.
+        A setting at its default is left out of the key, so that keys stay as they are when a setting is
+        added. Both are of one look at the content, which may be a function's that costs much to call.
 
         Args:
             config: of the run.
             inputs: the keys of the artifacts it reads, by stage.
         """
-        return make_key(self.name, self.version, self._values(config, complete=False), inputs)
-
-    def params(self, config: RunConfig) -> dict[str, Any]:
-        """Return what the key is made of with defaults written out, for people to read later."""
-        return self._values(config, complete=True)
-
-    def _values(self, config: RunConfig, *, complete: bool) -> dict[str, Any]:
         effective = self.effective(config)
+        content = self.content(effective)
+        values = self._values(effective, content, complete=False)
+        optional = {n for n, spec in RunConfig.model_fields.items() if spec.default is None}
+        values = {n: value for n, value in values.items() if value != {} or n in optional}
+        key = make_key(self.name, self.version, values, inputs)
+        return key, self._values(effective, content, complete=True)
+
+    def _values(
+        self, effective: RunConfig, content: Mapping[str, Any], *, complete: bool
+    ) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for name, settings in self.settings.items():
             section = getattr(effective, name)
@@ -101,12 +107,9 @@ class Stage(ABC):
                 values[name] = section.given(settings(type(section)), defaults=complete)
             elif section is not None:
                 values[name] = section
-        for name, content in self.content(effective).items():
-            values[name] = values[name] | content if name in values else content
-        if complete:
-            return values
-        optional = {n for n, spec in RunConfig.model_fields.items() if spec.default is None}
-        return {n: value for n, value in values.items() if value != {} or n in optional}
+        for name, found in content.items():
+            values[name] = values[name] | found if name in values else found
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)

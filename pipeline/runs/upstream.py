@@ -6,6 +6,7 @@ from typing import Any
 from pipeline.errors import ConfigError, Problem
 from pipeline.runs.config import parse_config, read_config
 from pipeline.runs.flow import plan_stages
+from pipeline.runs.hardware import NO_GPUS, Choices
 from pipeline.store.artifacts import ArtifactStore
 from pipeline.store.locations import ARTIFACT
 from pipeline.store.storage import absolute_url
@@ -60,7 +61,10 @@ def _exported_model(reference: str, above: tuple[str, ...]) -> str:
         if problems:
             raise ConfigError(problems)
         config = parse_config(values)
-        key = next(stage.key for stage in plan_stages(config) if stage.name == "export")
+        # One that has not begun has no model either, whatever `auto` would come to.
+        choices = Choices(absolute_url(config.storage), lambda: NO_GPUS)
+        stages = plan_stages(choices.settle(config))
+        key = next(stage.key for stage in stages if stage.name == "export")
     except ConfigError as error:
         raise ConfigError(p.within(f"model.path: {reference!r}") for p in error.problems) from error
     store = ArtifactStore(absolute_url(config.storage))

@@ -1,8 +1,6 @@
 """All that can be found wrong with a configuration before anything is started or written."""
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from datasets import DatasetDict
@@ -12,9 +10,11 @@ from mgpp import transposed_weights
 from pipeline.data.stage import is_local, load_splits, missing_columns
 from pipeline.data.unknown_tokens import unknown_problems
 from pipeline.errors import ConfigError, Problem
+from pipeline.models.labels import label_order, names_of
 from pipeline.models.loading import (
     build_empty,
     check_weights,
+    has_head,
     load_model_config,
     load_tokenizer,
 )
@@ -23,6 +23,8 @@ from pipeline.models.trial import Behaviour, behaviour_of
 from pipeline.pruning.one_shot import calibration_problems, prunable_layers
 from pipeline.runs.config import RunConfig, parse_sections, read_config
 from pipeline.runs.fit import fit_problems, unreached_problems
+from pipeline.runs.flow import pinned
+from pipeline.runs.hardware import AUTO, Capacity
 from pipeline.runs.upstream import resolve_upstream
 from pipeline.tasks import Task, make_task
 from pipeline.training.deepspeed import problems_of
@@ -33,27 +35,6 @@ from pipeline.training.teacher import teacher_problems
 _MANY_STEPS = 10**6
 
 
-@dataclass(frozen=True, kw_only=True)
-class Capacity:
-    """What a cluster can hold: the cores and GPUs of each node."""
-
-    nodes: tuple[tuple[float, float], ...]
-
-    def num_workers(self, cpus: int, gpus: int) -> int:
-        """Return how many workers of a size fit at once."""
-        return sum(
-            int(min(node_cpus // cpus, node_gpus // gpus if gpus else node_cpus // cpus))
-            for node_cpus, node_gpus in self.nodes
-        )
-
-    def __str__(self) -> str:
-        """The nodes for people: the largest first, equal ones counted."""
-        return ", ".join(
-            f"{count} of {cpus:g} CPUs and {gpus:g} GPUs"
-            for (cpus, gpus), count in sorted(Counter(self.nodes).items(), reverse=True)
-        )
-
-
 def validate(path: str, overrides: Sequence[str], capacity: Capacity | None) -> RunConfig:
     """Read, parse and check a configuration file.
 
@@ -61,6 +42,9 @@ def validate(path: str, overrides: Sequence[str], capacity: Capacity | None) -> 
         path: the YAML file.
         overrides: `key=value` changes.
         capacity: what the cluster has, or None if that is not to be checked.
+
+    Returns:
+        The run, with the commits of what it takes from the hub.
 
     Raises:
         ConfigError: with every problem found, in the file's own terms.
@@ -78,12 +62,16 @@ def validate(path: str, overrides: Sequence[str], capacity: Capacity | None) -> 
     of_training = _training_problems(sections)
     problems += [*of_model, *of_data, *of_training]
     if not (of_model or of_data or of_training):
-        problems += _text_problems(sections, splits) or _length_problems(sections, splits)
+        problems += (
+            _text_problems(sections, splits)
+            or _label_problems(sections, splits)
+            or _length_problems(sections, splits)
+        )
     if "cluster" in sections and capacity is not None:
         problems += cluster_problems(sections["cluster"], capacity)
     if problems:
         raise ConfigError(problems)
-    return RunConfig(**sections)
+    return pinned(RunConfig(**sections))
 
 
 def check_schedule(config: RunConfig, num_rows: int) -> None:
@@ -180,12 +168,11 @@ def _selection_problems(
     if problems and prune.settings.sparsity is not None:
         return problems
     if prune.one_shot is not None:
-        try:
-            prunable_layers(empty, task, names, prune.one_shot)
-        except ValueError as error:
-            return [Problem("prune.method", f"{prune.method.name}: {error}")]
-        return []
+        return _one_shot_problems(prune, task, empty, names)
     chosen = set(names)
+    frozen = [n for n, p in empty.named_parameters() if n in chosen and not p.requires_grad]
+    if frozen and any(parameter.requires_grad for parameter in empty.parameters()):
+        return [_frozen(frozen, names)]
     shapes = {name: tuple(p.shape) for name, p in empty.named_parameters() if name in chosen}
     try:
         prune.allocation(shapes, transposed_weights(empty))
@@ -193,6 +180,25 @@ def _selection_problems(
         key, _, why = str(error).partition(": ")
         return [Problem(f"prune.{key}", why)]
     return []
+
+
+def _one_shot_problems(
+    prune: Any, task: Task, empty: nn.Module, names: Sequence[str]
+) -> list[Problem]:
+    try:
+        prunable_layers(empty, task, names, prune.one_shot)
+    except ValueError as error:
+        return [Problem("prune.method", f"{prune.method.name}: {error}")]
+    return []
+
+
+def _frozen(frozen: Sequence[str], names: Sequence[str]) -> Problem:
+    return Problem(
+        "train.freeze",
+        f"{len(frozen)} of the {len(names)} weights that are pruned are not trained, the first "
+        f"{frozen[0]}",
+        hint="add the same patterns to prune.exclude, or freeze other weights",
+    )
 
 
 def _of_selection(why: str) -> Problem:
@@ -323,6 +329,21 @@ def _text_problems(sections: dict[str, Any], splits: DatasetDict | None) -> list
     return unknown_problems(splits["train"], columns, load_tokenizer(sections["model"]))
 
 
+def _label_problems(sections: dict[str, Any], splits: DatasetDict | None) -> list[Problem]:
+    """Check the labels of a head against the data's, where the rows were read."""
+    if not {"model", "task"} <= set(sections) or splits is None:
+        return []
+    model, task = sections["model"], make_task(sections["task"])
+    known, wanted = load_model_config(model).id2label, task.label_names(splits)
+    if wanted is None or not has_head(model, task.auto_model, num_labels=len(wanted)):
+        return []
+    try:
+        label_order(names_of(known), wanted)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
 def _length_problems(sections: dict[str, Any], splits: DatasetDict | None) -> list[Problem]:
     """Check lengths against the number of rows, where counting is cheap or nothing else can tell."""
     if not {"model", "task", "data", "train", "dense", "prune", "cluster"} <= set(sections):
@@ -382,14 +403,14 @@ def _units(train: Any, prune: Any) -> set[str]:
 
 def cluster_problems(cluster: Any, capacity: Capacity) -> list[Problem]:
     """Return what is wrong with the workers asked for, given what the cluster has."""
-    fitting = capacity.num_workers(cluster.cpus_per_worker, cluster.gpus_per_worker)
+    gpus = 0 if cluster.gpus_per_worker == AUTO else cluster.gpus_per_worker
+    fitting = capacity.num_workers(cluster.cpus_per_worker, gpus)
     if fitting >= cluster.num_workers:
         return []
     return [
         Problem(
             "cluster.num_workers",
-            f"got {cluster.num_workers} workers of {cluster.cpus_per_worker} CPUs and "
-            f"{cluster.gpus_per_worker} GPUs",
+            f"got {cluster.num_workers} workers of {cluster.cpus_per_worker} CPUs and {gpus} GPUs",
             hint=f"the cluster can hold {fitting} (nodes: {capacity})",
         )
     ]

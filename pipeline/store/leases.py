@@ -6,23 +6,30 @@
 A file is made exclusively, so of several that want a key one gets it. A lease whose holder runs on this
 machine lasts exactly as long as that process; any other one for as long as its file changes, watched by
 the waiting process's own clock, so that clocks need not agree.
+
+A storage library raises what it likes (botocore's errors are no OSError), and what asks for progress may
+hang: neither ends a lease. It is lost only to another run that took over.
 """
 
+import logging
 import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from pipeline.errors import error_text
 from pipeline.store.storage import create_json, is_local, open_storage, put_json, read_json
 
 RENEW_SECONDS = 10.0
 STALE_SECONDS = 60.0
 
 _PREFIX, _SUFFIX = "_LEASE.", ".json"
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +72,14 @@ class Lease:
         holder: who works on the key; None if the file cannot be read (yet).
         renewed: how often it was renewed.
         progress: the newest record of the work.
+        token: of the folder object that made it, until it is renewed.
     """
 
     number: int
     holder: Holder | None
     renewed: int
     progress: dict[str, Any] | None
+    token: str | None = None
 
     @property
     def is_held(self) -> bool:
@@ -94,6 +103,7 @@ class LeaseFolder:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self._token = uuid.uuid4().hex
         self._fs, self._root = open_storage(url)
 
     def newest(self) -> Lease | None:
@@ -109,11 +119,17 @@ class LeaseFolder:
             holder=Holder(**found["holder"]),
             renewed=found["renewed"],
             progress=found["progress"],
+            token=found.get("token"),
         )
 
     def create(self, number: int) -> bool:
-        """Make the lease of a number this process's; False if another was faster."""
-        return create_json(self._fs, self._path(number), self._content(0, None))
+        """Make the lease of a number this process's; False if there is one already."""
+        content = self._content(0, None) | {"token": self._token}
+        return create_json(self._fs, self._path(number), content)
+
+    def made(self, lease: Lease) -> bool:
+        """Return whether `create` of this object made a lease, even if the answer was lost on its way."""
+        return lease.token == self._token
 
     def renew(self, number: int, renewed: int, progress: dict[str, Any] | None) -> None:
         """Show that this process is still at work.
@@ -161,7 +177,7 @@ class HeldLease:
         folder: the key's leases.
         number: of the one that is held.
         on_lost: called, from that thread, if another process took over.
-        progress: gives the newest record of the work.
+        progress: gives the newest record of the work; called from another thread, where it may hang.
     """
 
     def __init__(
@@ -174,27 +190,54 @@ class HeldLease:
     ) -> None:
         self._folder, self._number = folder, number
         self._on_lost, self._progress = on_lost, progress
+        self._record: dict[str, Any] | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
+        self._watcher.start()
 
     def give_back(self) -> None:
-        """Let others work on the key."""
+        """Let others work on the key, as far as storage can be reached: what was done is done."""
         self._stop.set()
         self._thread.join(timeout=RENEW_SECONDS)
-        self._folder.give_back(self._number)
+        self._watcher.join(timeout=1.0)  # what it asks is gone next, unless it hangs
+        try:
+            self._folder.give_back(self._number)
+        except Exception as error:  # noqa: BLE001  # every storage raises its own
+            _logger.warning(
+                "%s: the lease could not be deleted (%s); other runs wait until this process ends, those "
+                "on other machines for %.0f s",
+                self._folder.url,
+                error_text(error),
+                STALE_SECONDS,
+            )
 
     def _renew(self) -> None:
-        renewed = 0
+        renewed, is_away = 0, False
         while not self._stop.wait(RENEW_SECONDS):
             renewed += 1
             try:
-                self._folder.renew(self._number, renewed, self._progress())
+                self._folder.renew(self._number, renewed, self._record)
+                is_away = False
             except LeaseLostError as error:
                 self._on_lost(error)
                 return
-            except OSError:
-                continue  # storage that is away for a moment; the next time tells
+            except Exception as error:  # noqa: BLE001  # every storage raises its own
+                if not is_away:  # perhaps only for a moment: the next time tells
+                    text = "%s: the lease could not be renewed (%s); it is tried again every %.0f s"
+                    _logger.warning(text, self._folder.url, error_text(error), RENEW_SECONDS)
+                is_away = True
+
+    def _watch(self) -> None:
+        """Keep the newest record of the work; the lease is renewed without one, or with an old one."""
+        while True:
+            try:
+                self._record = self._progress()
+            except Exception as error:  # noqa: BLE001  # whoever knows of it may be gone
+                _logger.debug("%s: no progress: %s", self._folder.url, error_text(error))
+            if self._stop.wait(RENEW_SECONDS):
+                return
 
 
 class LeaseWatch:
@@ -212,12 +255,16 @@ class LeaseWatch:
     def take(self) -> int | Lease:
         """Return the number of the lease that is this process's now, or the lease of who has it."""
         newest = self.folder.newest()
-        if newest is not None and not self._is_stale(newest):
-            return newest
+        if newest is not None and (self.folder.made(newest) or not self._is_stale(newest)):
+            return self._number_or_lease(newest)
         number = 1 if newest is None else newest.number + 1
         if self.folder.create(number):
             return number
-        return self.folder.newest() or Lease(number=0, holder=None, renewed=-1, progress=None)
+        newest = self.folder.newest() or Lease(number=0, holder=None, renewed=-1, progress=None)
+        return self._number_or_lease(newest)
+
+    def _number_or_lease(self, newest: Lease) -> int | Lease:
+        return newest.number if self.folder.made(newest) else newest
 
     def _is_stale(self, newest: Lease) -> bool:
         gone = newest.holder.is_gone() if newest.holder else None

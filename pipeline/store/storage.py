@@ -1,5 +1,6 @@
 """Where artifacts and checkpoints lie: a local or shared folder, or any fsspec URL (s3://, gs://)."""
 
+import errno
 import json
 import os
 import uuid
@@ -9,8 +10,10 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import Problem
+from pipeline.errors import ConfigError, Problem
 
+# As long as the paths of artifacts' files become below a storage.
+_LONGEST_INNER = f"evaluate/{'0' * 64}/a-{'0' * 32}/{'0' * 100}"
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
 
@@ -33,14 +36,26 @@ def is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
 
 
 def absolute_url(storage: str) -> str:
-    """Return a local folder's absolute path (other processes work elsewhere), a URL as it is."""
-    return storage if "://" in storage else str(Path(storage).expanduser().resolve())
+    """Return a local folder's absolute path (other processes work elsewhere), a URL as it is.
+
+    Raises:
+        ConfigError: if no file system takes such a path.
+    """
+    if "://" in storage:
+        return storage
+    problem = _path_problem(storage)
+    if problem is not None:
+        raise ConfigError([problem])
+    return str(Path(storage).expanduser().resolve())
 
 
 def storage_problems(storage: str) -> list[Problem]:
     """Return whether storage cannot be used: a folder that cannot be written, a URL not reached."""
     if "://" in storage:
         return _url_problems(storage)
+    problem = _path_problem(storage)
+    if problem is not None:
+        return [problem]
     folder = Path(storage).expanduser().absolute()
     while not folder.exists():
         folder = folder.parent
@@ -51,6 +66,20 @@ def storage_problems(storage: str) -> list[Problem]:
             Problem("storage", f"{storage} cannot be written: {folder} is read-only for this user")
         ]
     return []
+
+
+def _path_problem(storage: str) -> Problem | None:
+    """Return why a file system does not take a folder's path, nor those of files below it."""
+    why = ""
+    try:
+        os.lstat(Path(storage).expanduser().absolute() / _LONGEST_INNER)
+    except (ValueError, RuntimeError) as error:  # a null byte, no such user
+        why = str(error)
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno == errno.ENAMETOOLONG else ""
+    return (
+        Problem("storage", f"no file system takes this path: {why}", got=storage) if why else None
+    )
 
 
 def put_json(filesystem: fsspec.AbstractFileSystem, path: str, value: Any) -> None:

@@ -1,18 +1,21 @@
 """What a family of tasks must say: its columns, how it is tokenized, scored and which figure leads."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
-from datasets import Dataset, DatasetDict
 from torch import Tensor
 
 from pipeline.metric import Metric
 from pipeline.section import Positive, Section
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict, Features
 
 Metrics = dict[str, float]
 Predictions = Mapping[str, np.ndarray]
@@ -97,6 +100,10 @@ class Task(ABC):
         """Return the names of the columns that hold classes, as text or whole numbers."""
         return []
 
+    def label_names(self, splits: DatasetDict) -> list[str] | None:
+        """Return the names of the classes of raw rows by number; None if the task has none."""
+        return None
+
     def check(self, splits: DatasetDict) -> None:  # noqa: B027  # most have no more to ask
         """Check raw rows beyond that; nothing unless a task has more to ask.
 
@@ -164,8 +171,17 @@ class Task(ABC):
         """
 
 
+def token_features(*names: str) -> Features:
+    """Return the types of columns that hold lists of token numbers."""
+    from datasets import Features, List, Value
+
+    return Features({name: List(Value("int32")) for name in names})
+
+
 def token_lengths(rows: Dataset) -> Tensor:
     """Return the tokens of each tokenized row: 1-D int64, in the order of the rows."""
+    import pyarrow.compute as pc
+
     tables = rows.select_columns("input_ids").with_format("arrow").iter(_ROWS_AT_A_TIME)
     lengths = [pc.list_value_length(table["input_ids"]).to_numpy() for table in tables]
     return torch.from_numpy(np.concatenate(lengths or [np.empty(0)]).astype(np.int64))

@@ -1,11 +1,12 @@
 """Causal language modelling: texts joined and cut into blocks, scored by perplexity."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from datasets import Dataset, DatasetDict
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
@@ -21,6 +22,9 @@ from pipeline.tasks.base import (
     num_tokens,
 )
 from pipeline.tasks.packing import encode_documents, pack
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
 
 
 class CausalLMConfig(TaskConfig):
@@ -62,6 +66,8 @@ class CausalLM(Task):
         Raises:
             ConfigError: if a split does not fill one block.
         """
+        from datasets import DatasetDict
+
         blocks = DatasetDict()
         for name, split in splits.items():
             documents = self._encode(name, split, tokenizer, num_proc)

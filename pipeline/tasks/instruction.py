@@ -1,10 +1,11 @@
 """Instruction data: pairs of a prompt and a response, of which only the response is learned."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from datasets import Dataset, DatasetDict, Features, List, Value
 from pydantic import Field
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -12,11 +13,21 @@ from torch.nn.utils.rnn import pad_sequence
 from pipeline import metric
 from pipeline.errors import ConfigError, Problem
 from pipeline.section import OneOrMore
-from pipeline.tasks.base import Metrics, Predictions, Task, TaskConfig, TokenizedData
+from pipeline.tasks.base import (
+    Metrics,
+    Predictions,
+    Task,
+    TaskConfig,
+    TokenizedData,
+    token_features,
+)
 from pipeline.tasks.causal_lm import next_token_losses, perplexity
 
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
 _NOT_LEARNED = -100
-_FEATURES = Features(input_ids=List(Value("int32")), labels=List(Value("int32")))
+_TOKENS = ("input_ids", "labels")
 
 
 class InstructionConfig(TaskConfig):
@@ -84,7 +95,9 @@ class Instruction(Task):
             columns = [rows[column] for column in self.config.prompt]
             pairs = zip(*columns, rows[self.config.response], strict=True)
             encoded = [self._encode(tokenizer, list(texts), answer) for *texts, answer in pairs]
-            return {name: [row[name] for row in encoded] for name in _FEATURES}
+            return {name: [row[name] for row in encoded] for name in _TOKENS}
+
+        from datasets import DatasetDict
 
         mapped = DatasetDict()
         for name, split in splits.items():
@@ -92,7 +105,7 @@ class Instruction(Task):
             mapped[name] = split.map(
                 encode,
                 batched=True,
-                features=_FEATURES,
+                features=token_features(*_TOKENS),
                 num_proc=num_proc,
                 remove_columns=split.column_names,
                 desc=f"tokenize {name}",

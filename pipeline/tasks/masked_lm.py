@@ -1,12 +1,13 @@
 """Masked language modelling, as BERT is pretrained: finding tokens that were masked in blocks of text."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, Features, List, Value
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
@@ -23,10 +24,12 @@ from pipeline.tasks.base import (
     TaskConfig,
     TokenizedData,
     num_tokens,
+    token_features,
 )
 from pipeline.tasks.packing import encode_documents, pack
 
-_MASKED = Features(input_ids=List(Value("int32")), labels=List(Value("int32")))
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
 
 
 class MaskedLMConfig(TaskConfig):
@@ -51,7 +54,7 @@ class MaskedLMConfig(TaskConfig):
     """The metric shown first; both are computed."""
 
     @model_validator(mode="after")
-    def _check(self) -> "MaskedLMConfig":
+    def _check(self) -> MaskedLMConfig:
         if self.replace_share + self.random_share > 1 + 1e-9:
             raise SettingError(
                 Problem(
@@ -96,6 +99,8 @@ class MaskedLM(Task):
             ConfigError: if a split does not fill one block, or the tokenizer has no mask token.
         """
         before, after = _special_tokens(tokenizer)
+        from datasets import DatasetDict
+
         blocks = DatasetDict()
         for name, split in splits.items():
             documents = self._encode(name, split, tokenizer, num_proc)
@@ -108,7 +113,7 @@ class MaskedLM(Task):
                         "draw": self._draw(tokenizer),
                         "seed": self.config.validation_seed,
                     },
-                    features=_MASKED,
+                    features=token_features("input_ids", "labels"),
                     num_proc=num_proc,
                     desc=f"mask {name}",
                 )
@@ -123,7 +128,7 @@ class MaskedLM(Task):
         end = [tokenizer.sep_token_id] if separated else []
         return encode_documents(name, split, self.config.text, tokenizer, end, num_proc)
 
-    def _draw(self, tokenizer: Any) -> "_Masking":
+    def _draw(self, tokenizer: Any) -> _Masking:
         config = self.config
         return _Masking(tokenizer, config.mask_share, config.replace_share, config.random_share)
 

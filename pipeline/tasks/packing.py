@@ -1,13 +1,16 @@
 """Documents as one stream of tokens, cut into blocks of one length: what language models learn from."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any
-
-from datasets import Dataset, Features, List, Value
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError, Problem
-from pipeline.tasks.base import num_tokens
+from pipeline.tasks.base import num_tokens, token_features
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def encode_documents(
@@ -70,10 +73,12 @@ def pack(
                 )
             ]
         )
+    from datasets import Dataset
+
     return Dataset.from_generator(
         _blocks,
         gen_kwargs={"documents": documents, "inner": inner, "before": before, "after": after},
-        features=Features(input_ids=List(Value("int32"))),
+        features=token_features("input_ids"),
     )
 
 

@@ -1,12 +1,13 @@
 """Extractive question answering as in SQuAD 1.1 and 2.0: the answer is a span of a context."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, Features, List, Value
 from pydantic import model_validator
 from torch import Tensor
 from torch.nn import functional
@@ -17,16 +18,13 @@ from pipeline.section import NotNegative, Positive
 from pipeline.tasks.answer_spans import Offsets, answer_tokens, best_span, exact_match_and_f1
 from pipeline.tasks.base import Metrics, Predictions, Task, TaskConfig, TokenizedData
 
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
 _COLUMNS = ("question", "context", "answers")
 _POSITIONS = ("start_positions", "end_positions")
 # What scoring needs of a validation window besides the model's inputs.
-_SCORED = {
-    "example": Value("int64"),
-    "null_position": Value("int32"),
-    "offsets": List(List(Value("int32"))),
-    "context": Value("string"),
-    "answers": List(Value("string")),
-}
+_SCORED = ("example", "null_position", "offsets", "context", "answers")
 
 
 class QuestionAnsweringConfig(TaskConfig):
@@ -56,7 +54,7 @@ class QuestionAnsweringConfig(TaskConfig):
     """The metric shown first; both are computed."""
 
     @model_validator(mode="after")
-    def _check(self) -> "QuestionAnsweringConfig":
+    def _check(self) -> QuestionAnsweringConfig:
         for name in ("stride", "max_answer_length"):
             if getattr(self, name) >= self.max_length:
                 raise SettingError(
@@ -101,6 +99,8 @@ class QuestionAnswering(Task):
             _refuse_answers(name, split, self.config.context, self.config.answers)
 
     def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
+        from datasets import DatasetDict
+
         windows = DatasetDict(
             {
                 name: self._windows(name, split, tokenizer, num_proc)
@@ -114,13 +114,13 @@ class QuestionAnswering(Task):
 
     def _windows(self, name: str, split: Dataset, tokenizer: Any, num_proc: int | None) -> Dataset:
         """Return a split's windows; `datasets` keeps what it has once mapped."""
+        from datasets import Features
+
         config = self.config
         question_length = _question_length(config, tokenizer)
         columns = [getattr(config, column) for column in _COLUMNS]
         _refuse_answers(name, split, *columns[1:])
         training = name == "train"
-        inputs = {key: List(Value("int32")) for key in tokenizer.model_input_names}
-        labels = {key: Value("int32") for key in _POSITIONS}
         return split.map(
             _encode,
             batched=True,
@@ -133,7 +133,7 @@ class QuestionAnswering(Task):
                 "question_length": question_length,
                 "training": training,
             },
-            features=Features({**inputs, **(labels if training else _SCORED)}),
+            features=Features(_features(tokenizer.model_input_names, training=training)),
             num_proc=num_proc,
             remove_columns=split.column_names,
             desc=f"tokenize {name}",
@@ -188,7 +188,7 @@ class QuestionAnswering(Task):
             metrics["no_answer_accuracy"] = _mean_scores(unanswerable)["exact_match"]
         return {**metrics, "num_questions": float(len(questions))}
 
-    def _best_answers(self, predictions: Predictions, rows: Dataset) -> list["_Question"]:
+    def _best_answers(self, predictions: Predictions, rows: Dataset) -> list[_Question]:
         """Return the questions with the best answer of all their windows."""
         questions: dict[int, _Question] = {}
         logits = zip(predictions["start_logits"], predictions["end_logits"], strict=True)
@@ -261,6 +261,17 @@ def _question_length(config: QuestionAnsweringConfig, tokenizer: Any) -> int:
     return length
 
 
+def _features(inputs: list[str], *, training: bool) -> dict[str, Any]:
+    """Return the types of a window's columns: the model's inputs, and labels or what scoring needs."""
+    from datasets import List, Value
+
+    tokens = {name: List(Value("int32")) for name in inputs}
+    if training:
+        return tokens | {name: Value("int32") for name in _POSITIONS}
+    types = (Value("int64"), Value("int32"), List(List(Value("int32"))), Value("string"))
+    return tokens | dict(zip(_SCORED, (*types, List(Value("string"))), strict=True))
+
+
 def _refuse_answers(name: str, split: Dataset, context: str, answers: str) -> None:
     """Refuse answers that are not as in SQuAD, or that do not stand where they are said to."""
     feature = split.features[answers]
@@ -306,6 +317,8 @@ def _refuse_answers(name: str, split: Dataset, context: str, answers: str) -> No
 
 def _is_list_of(dtype: str, feature: Any) -> bool:
     """Return whether values are lists of a type; empty ones are of none."""
+    from datasets import Value
+
     inner = getattr(feature, "feature", None)
     return isinstance(inner, Value) and (dtype in inner.dtype or inner.dtype == "null")
 

@@ -1,23 +1,22 @@
 """Classification and regression of one or two texts."""
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Literal
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Json, Value
 from pydantic import Field
 from torch import Tensor
 from transformers import DataCollatorWithPadding
 
 from pipeline import metric
-from pipeline.errors import ConfigError, Problem
 from pipeline.tasks.base import Metrics, Predictions, Task, TaskConfig, TokenizedData
 
-_ROWS_AT_A_TIME = 100_000
-_SHOWN = 5  # labels that a message lists
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
 Columns = Annotated[list[str], Field(min_length=1, max_length=2)]
 
 
@@ -69,12 +68,11 @@ class _SequenceTask(Task):
         labels, model_kwargs = self.labels(splits)
 
         def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
-            texts = [
-                ["" if text is None else str(text) for text in rows[column]]
-                for column in self.config.text
-            ]
+            texts = [rows[column] for column in self.config.text]
             encoded = tokenizer(*texts, truncation=True, max_length=self.config.max_length)
             return {**encoded, "labels": [labels(value) for value in rows[self.config.label]]}
+
+        from datasets import DatasetDict
 
         mapped = DatasetDict(
             {
@@ -113,31 +111,15 @@ class Classification(_SequenceTask):
     def label_columns(self) -> list[str]:
         return [self.config.label]
 
+    def label_names(self, splits: DatasetDict) -> list[str]:
+        from pipeline.tasks.label_checks import named_classes
+
+        return named_classes(splits, self.config.label)[0]
+
     def labels(self, splits: DatasetDict) -> tuple[Callable[[Any], Any], dict[str, Any]]:
-        column = self.config.label
-        feature = splits["train"].features[column]
-        _refuse_missing(splits, column)
-        _refuse_kinds(splits, column)
-        found = {name: set(split.unique(column)) for name, split in splits.items()}
-        _refuse_unlabelled(found, column)
-        values = sorted(found["train"])
-        if isinstance(feature, ClassLabel):
-            names, index = feature.names, {i: i for i in range(feature.num_classes)}
-        else:
-            names, index = [str(value) for value in values], {v: i for i, v in enumerate(values)}
-        unseen = sorted(set().union(*found.values()) - set(index))
-        if unseen or len(values) < 2:
-            more = f" and {len(unseen) - _SHOWN} more" if len(unseen) > _SHOWN else ""
-            only = [names[index[value]] for value in values if value in index]
-            why = f"unseen in training: {unseen[:_SHOWN]}{more}" if unseen else f"only {only}"
-            raise ConfigError(
-                [
-                    Problem(
-                        "task.label",
-                        f"column {column!r} needs at least two labels, all in training; {why}",
-                    )
-                ]
-            )
+        from pipeline.tasks.label_checks import named_classes
+
+        names, index = named_classes(splits, self.config.label)
         id2label = dict(enumerate(names))
         return index.__getitem__, {
             "num_labels": len(names),
@@ -167,77 +149,6 @@ class Classification(_SequenceTask):
         }
 
 
-def _refuse_kinds(splits: DatasetDict, column: str) -> None:
-    """Refuse labels of a kind that names no classes, and of another kind than in training."""
-    kinds = {name: _kind(split.features[column]) for name, split in splits.items()}
-    for name, kind in kinds.items():
-        if kind is None:
-            feature = splits[name].features[column]
-            held = "values of several types" if isinstance(feature, Json) else feature
-            raise ConfigError(
-                [
-                    Problem(
-                        "task.label",
-                        f"column {column!r} of {name} holds {held}",
-                        hint="classification needs whole numbers or text",
-                    )
-                ]
-            )
-        if kind != kinds["train"]:
-            raise ConfigError(
-                [
-                    Problem(
-                        "task.label",
-                        f"column {column!r} holds {kinds['train']} in the train data and {kind} in "
-                        f"the {name} data",
-                    )
-                ]
-            )
-
-
-def _kind(feature: Any) -> str | None:
-    """Return what a column of classes holds, in words; None if that cannot be classes."""
-    if isinstance(feature, ClassLabel):
-        return "whole numbers"
-    dtype = feature.dtype if isinstance(feature, Value) else ""
-    kinds = {"string": "text", "large_string": "text", "bool": "booleans"}
-    return "whole numbers" if dtype.startswith(("int", "uint")) else kinds.get(dtype)
-
-
-def _refuse_unlabelled(found: dict[str, set[Any]], column: str) -> None:
-    """Refuse -1, which marks rows whose label is not known, unless the classes are -1 and 1."""
-    for name, values in found.items():
-        if -1 in values and set().union(*found.values()) != {-1, 1}:
-            raise ConfigError(
-                [
-                    Problem(
-                        "task.label",
-                        f"column {column!r} of the {name} data has -1, which marks rows without a label",
-                        hint="leave these rows out, or give the class another number",
-                    )
-                ]
-            )
-
-
-def _chunks(split: Dataset, column: str) -> Iterator[pa.ChunkedArray]:
-    for table in split.select_columns(column).with_format("arrow").iter(_ROWS_AT_A_TIME):
-        yield table[column]
-
-
-def _refuse_missing(splits: DatasetDict, column: str) -> None:
-    for name, split in splits.items():
-        missing = sum(chunk.null_count for chunk in _chunks(split, column))
-        if missing:
-            raise ConfigError(
-                [
-                    Problem(
-                        "task.label",
-                        f"{missing} rows of the {name} data have no value in column {column!r}",
-                    )
-                ]
-            )
-
-
 class Regression(_SequenceTask):
     """Scored by Pearson and Spearman correlation and mean squared error."""
 
@@ -249,33 +160,9 @@ class Regression(_SequenceTask):
     predicts_numbers = True
 
     def labels(self, splits: DatasetDict) -> tuple[Callable[[Any], Any], dict[str, Any]]:
-        column = self.config.label
-        _refuse_missing(splits, column)
-        for name, split in splits.items():
-            feature = split.features[column]
-            if not (isinstance(feature, Value) and feature.dtype.startswith(("int", "float"))):
-                raise ConfigError(
-                    [
-                        Problem(
-                            "task.label",
-                            f"column {column!r} of {name} holds {feature}",
-                            hint="regression needs numbers",
-                        )
-                    ]
-                )
-            infinite = [c for c in _chunks(split, column) if not pc.all(pc.is_finite(c)).as_py()]
-            if infinite:
-                raise ConfigError(
-                    [
-                        Problem(
-                            "task.label",
-                            f"column {column!r} of {name} holds numbers that are not finite",
-                            got=pc.filter(infinite[0], pc.invert(pc.is_finite(infinite[0])))[
-                                0
-                            ].as_py(),
-                        )
-                    ]
-                )
+        from pipeline.tasks.label_checks import refuse_no_numbers
+
+        refuse_no_numbers(splits, self.config.label)
         return float, {"num_labels": 1, "problem_type": "regression"}
 
     def predict(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,11 +1,12 @@
 """Text to text: summaries and other texts written by an encoder-decoder, scored by ROUGE."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from datasets import Dataset, DatasetDict
 from torch import Tensor
 from torch.nn import functional
 from transformers import DataCollatorForSeq2Seq
@@ -14,6 +15,9 @@ from pipeline import metric
 from pipeline.errors import ConfigError, Problem
 from pipeline.section import NotNegative, Positive
 from pipeline.tasks.base import Metrics, Predictions, Task, TaskConfig, TokenizedData
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 _INPUTS = ("input_ids", "attention_mask", "labels")
@@ -67,6 +71,10 @@ class TextToText(Task):
     def columns(self) -> dict[str, str]:
         return {"task.source": self.config.source, "task.target": self.config.target}
 
+    def check(self, splits: DatasetDict) -> None:
+        for name, split in splits.items():
+            self._refuse_missing(name, split)
+
     def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
         """Make `input_ids`, `attention_mask` and `labels`; validation rows keep their `references`.
 
@@ -76,6 +84,8 @@ class TextToText(Task):
 
         def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
             return self._encode(rows, tokenizer)
+
+        from datasets import DatasetDict
 
         mapped = DatasetDict()
         for name, split in splits.items():
@@ -94,7 +104,7 @@ class TextToText(Task):
 
     def _references(self, split: Dataset) -> tuple[Dataset, list[list[str]]]:
         """Return the rows to be scored and the references of each: its own, or those of its source."""
-        targets = [str(text) for text in split[self.config.target]]
+        targets = split[self.config.target][:]
         if not self.config.group_references:
             return split, [[text] for text in targets]
         of_source: dict[Any, list[int]] = {}
@@ -106,10 +116,8 @@ class TextToText(Task):
 
     def _encode(self, rows: dict[str, list[Any]], tokenizer: Any) -> dict[str, Any]:
         config = self.config
-        sources = [
-            config.prefix + ("" if text is None else str(text)) for text in rows[config.source]
-        ]
-        targets = [str(text) for text in rows[config.target]]
+        sources = [config.prefix + text for text in rows[config.source]]
+        targets = rows[config.target]
         encoded = tokenizer(sources, truncation=True, max_length=config.max_length)
         labels = tokenizer(
             text_target=targets, truncation=True, max_length=config.max_target_length
@@ -121,13 +129,13 @@ class TextToText(Task):
         }
 
     def _refuse_missing(self, name: str, split: Dataset) -> None:
-        missing = sum(text is None for text in split[self.config.target])
+        missing = sum(not (text or "").strip() for text in split[self.config.target])
         if missing:
             raise ConfigError(
                 [
                     Problem(
                         "task.target",
-                        f"{missing} rows of the {name} data have no value in column "
+                        f"{missing} rows of the {name} data have no text in column "
                         f"{self.config.target!r}",
                         hint="leave them out",
                     )

@@ -1,6 +1,6 @@
 """Which rows make up which batch: a function of the seed and the step alone, so it resumes anywhere."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from pipeline.tasks.base import DRAW_SEED
 
 # Rows are sorted by length within so many batches: enough that a batch holds like lengths, few enough
 # that the rows of a batch are still mostly drawn by chance.
 _BATCHES_SORTED_TOGETHER = 50
+_MOST_LOADERS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,3 +138,37 @@ class DrawnRows(Dataset[dict[str, Any]]):
         """Return a row by its number and its seed."""
         row, seed = drawn
         return {**self._rows[row], DRAW_SEED: seed}
+
+
+def loaded(
+    rows: Any,
+    batches: Iterable[list[Any]],
+    collate: Callable[[list[dict[str, Any]]], dict[str, Tensor]],
+    device: torch.device,
+) -> Iterator[dict[str, Tensor]]:
+    """Yield batches of rows, in order.
+
+    For a GPU they are made in pinned memory by processes beside this one, on its other CPU cores, so that
+    the GPU does not wait for them. Which rows and what is drawn for them does not depend on that.
+
+    Args:
+        rows: a `datasets.Dataset`, or `DrawnRows`.
+        batches: the rows of each batch.
+        collate: makes a batch of rows.
+        device: where batches go.
+    """
+    on_gpu = device.type == "cuda"
+    loader: DataLoader[dict[str, Any]] = DataLoader(
+        rows,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=num_loaders() if on_gpu else 0,
+        pin_memory=on_gpu,
+        generator=torch.Generator(),  # or it draws a number from the one of dropout
+    )
+    return iter(loader)
+
+
+def num_loaders() -> int:
+    """Return how many processes make a GPU's batches: one on each other core of its worker, at most 4."""
+    return min(torch.get_num_threads() - 1, _MOST_LOADERS)

@@ -2,28 +2,22 @@
 
 import os
 from collections.abc import Callable
-from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
 
 from pipeline.errors import Problem, StageError
 from pipeline.section import Positive, Section
+from pipeline.training.zero_extra import extra_problems, merged
 
-# Keys of DeepSpeed's that are ours to set, and by what; an optimizer of its own would not be pruned.
-_OWNED = {
-    "optimizer": "the pruned training (AdamW)",
-    "scheduler": "train.lr and train.lr_warmup_length",
-    "zero_allow_untested_optimizer": "the pruned training (AdamW)",
-    "zero_force_ds_cpu_optimizer": "the pruned training (AdamW)",
-    "train_batch_size": "train.batch_size",
-    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
-    "gradient_accumulation_steps": "train.batch_size",
-    "gradient_clipping": "train.gradient_clipping",
-    "stage": "zero.stage",
+_FLOAT32_AT_STAGE_0 = hasattr(torch.Tensor, "grad_dtype")  # from torch 2.10 on
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
+_DTYPES = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
 }
-Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class ZeroConfig(Section):
@@ -31,10 +25,12 @@ class ZeroConfig(Section):
 
     stage: Literal[0, 1, 2, 3] = 2
     """ZeRO stage: 1 shards optimizer states, 2 gradients too, 3 parameters too."""
-    precision: Precision = "fp32"
-    """Of the forward and backward pass; master weights are float32 always."""
-    grad_accum_dtype: Literal["fp32"] | None = None
-    """fp32 accumulates bf16 gradients in float32 (stage 1)."""
+    precision: Precision = "auto"
+    """Of the forward and backward pass; master weights are float32 always. tf32 is float32 whose matrix
+    products NVIDIA GPUs round to 10 bits; auto is bf16 on GPUs that have it, else fp32."""
+    gradients: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Dtype that gradients are summed in, over workers and micro-batches: fp32 or that of `precision`,
+    which halves what is sent and kept for them, and rounds every sum."""
     offload_optimizer: bool = False
     """Keep optimizer states and master weights in CPU memory."""
     offload_parameters: bool = False
@@ -44,7 +40,24 @@ class ZeroConfig(Section):
     bucket_elements: Positive | None = None
     """Elements gathered or reduced at a time; 5e8 on GPUs and 5e6 on CPUs unless given."""
     extra: dict[str, Any] = {}
-    """Further keys of DeepSpeed's configuration, merged last ("zero_optimization" is merged too)."""
+    """Further keys of DeepSpeed's configuration, merged last; sections, such as "zero_optimization" and
+    the loss scale's "fp16", are merged too."""
+
+    @property
+    def widens_gradients(self) -> bool:
+        """Whether gradients are float32 where the backward pass makes them in 16 bits."""
+        return self.gradients == "fp32" and self.dtype != torch.float32
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the model's weights, once what `auto` comes to is known."""
+        assert self.precision != "auto", "not settled: see pipeline.runs.hardware"
+        return _DTYPES[self.precision]
+
+    @property
+    def gradient_dtype(self) -> torch.dtype:
+        """Of sums of gradients."""
+        return _DTYPES[self.gradients]
 
 
 def deepspeed_config(
@@ -92,15 +105,42 @@ def deepspeed_config(
         "steps_per_print": 10**9,
         "zero_optimization": sharding,
     }
-    if zero.precision == "bf16":
-        values["bf16"] = {"enabled": True}
-    elif zero.precision == "fp16":
-        values["fp16"] = {"enabled": True}
-    if zero.grad_accum_dtype:
-        values["data_types"] = {"grad_accum_dtype": zero.grad_accum_dtype}
-    extra = dict(zero.extra)
-    sharding.update(extra.pop("zero_optimization", {}))
-    return {**values, **extra}
+    if zero.dtype != torch.float32:
+        values[zero.precision] = {"enabled": True}
+    if zero.widens_gradients:
+        # Either alone rounds: what is accumulated, or what was summed over the workers.
+        values["communication_data_type"] = "fp32"
+        if zero.stage > 0:
+            values["data_types"] = {"grad_accum_dtype": "fp32"}
+        if zero.stage == 2:
+            # Otherwise the mean's division is made before the reduction, in 16 bits, which rounds unless
+            # the workers are a power of two. What is sent is the same: DeepSpeed reduces to all anyway.
+            sharding["reduce_scatter"] = False
+    return merged(values, zero.extra)
+
+
+def widen_gradients(zero: ZeroConfig, model: torch.nn.Module) -> None:
+    """Let gradients of 16-bit weights be float32 at stage 0, if they are to be.
+
+    DeepSpeed's stage 0 leaves them to autograd and knows no other dtype than the weights'. Call it after
+    `deepspeed.initialize`, which fills in gradients of the weights' dtype.
+
+    Args:
+        zero: the settings.
+        model: whose trained parameters' gradients are meant.
+    """
+    if zero.stage > 0 or not zero.widens_gradients:
+        return
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad_dtype = torch.float32
+
+
+def use_precision(zero: ZeroConfig) -> None:
+    """Set whether this process's GPU may round float32 products to TF32: only if that was asked for."""
+    products = "tf32" if zero.precision == "tf32" else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = products
+    torch.backends.cudnn.fp32_precision = products
 
 
 def default_bucket(on_gpu: bool) -> int:
@@ -132,70 +172,58 @@ def problems_of(zero: ZeroConfig) -> list[Problem]:
         )
     if zero.offload_optimizer and zero.stage == 0:
         found.append(Problem("zero.offload_optimizer", "needs zero.stage 1, 2 or 3", got=0))
-    if zero.grad_accum_dtype and not (zero.precision == "bf16" and zero.stage == 1):
+    if zero.gradients not in ("fp32", zero.precision):
         found.append(
             Problem(
-                "zero.grad_accum_dtype",
-                "fp32 is for zero.precision: bf16 at zero.stage: 1, got "
-                f"{zero.precision} at stage {zero.stage}",
+                "zero.gradients",
+                f"must be fp32 or zero.precision, {zero.precision}",
+                got=zero.gradients,
             )
         )
-    return [*found, *_extra_problems(zero)]
+    in_16_bits = zero.precision in ("bf16", "fp16")
+    if in_16_bits and zero.gradients == "fp32" and zero.stage == 0 and not _FLOAT32_AT_STAGE_0:
+        found.append(
+            Problem(
+                "zero.gradients",
+                "fp32 at zero.stage: 0 needs torch 2.10 or later",
+                got=torch.__version__,
+                hint=f"use zero.stage: 1, or zero.gradients: {zero.precision}",
+            )
+        )
+    if found or not zero.extra:
+        return found
+    settled = "fp32" if zero.precision == "auto" else zero.precision
+    plain = zero.model_copy(update={"extra": {}, "precision": settled})
+    values = deepspeed_config(
+        plain, micro_batch_size=1, accumulation=1, gradient_clipping=None, on_gpu=False
+    )
+    return extra_problems(zero.extra, values, zero.precision) or _narrowed_gradients(zero)
 
 
-def _extra_problems(zero: ZeroConfig) -> list[Problem]:
-    """Return the further keys that DeepSpeed does not know, or that a setting of ours decides."""
-    if not zero.extra:
+def _narrowed_gradients(zero: ZeroConfig) -> list[Problem]:
+    """Return the further keys by which DeepSpeed would not reduce in float32 what is to be."""
+    if zero.gradients != "fp32":
         return []
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # takes seconds to import
-
-    found = []
     inner = zero.extra.get("zero_optimization", {})
-    if not isinstance(inner, dict):
-        found.append(Problem("zero.extra.zero_optimization", "must be a mapping", got=inner))
-        inner = {}
-    specs = DeepSpeedZeroConfig.model_fields
-    known = {*specs, *filter(None, (spec.alias for spec in specs.values()))}
-    given = [("zero.extra", zero.extra, deepspeed_keys())]
-    given.append(("zero.extra.zero_optimization", inner, known))
-    for where, values, names in given:
-        for key in values:
-            owner = _OWNED.get(key)
-            if owner is not None:
-                found.append(Problem(f"{where}.{key}", f"{owner} sets it", hint="leave it out"))
-            elif key not in names:
-                close = tuple(get_close_matches(str(key), sorted(names)))
-                found.append(Problem(f"{where}.{key}", "DeepSpeed has no such key", allowed=close))
-    for precision in ("fp16", "bf16"):
-        section = zero.extra.get(precision)
-        if isinstance(section, dict) and section.get("enabled") and precision != zero.precision:
-            found.append(Problem(f"zero.extra.{precision}", f"zero.precision is {zero.precision}"))
-    return found
-
-
-def deepspeed_keys() -> set[str]:
-    """Return the top-level keys that DeepSpeed reads of its configuration.
-
-    They are written down nowhere, so it is watched as it reads one.
-    """
-    from deepspeed.runtime.config import DeepSpeedConfig
-
-    read: set[str] = set()
-
-    class Watched(dict[str, Any]):
-        def __contains__(self, key: object) -> bool:
-            read.add(str(key))
-            return super().__contains__(key)
-
-        def get(self, key: str, default: Any = None) -> Any:
-            read.add(key)
-            return super().get(key, default)
-
-        def __copy__(self) -> "Watched":
-            return self
-
-    DeepSpeedConfig(Watched(train_micro_batch_size_per_gpu=1))
-    return read
+    widens = zero.precision in ("bf16", "fp16")
+    narrowing = {
+        "zero_optimization.zero_quantized_gradients": inner.get("zero_quantized_gradients"),
+        "zero_optimization.reduce_scatter": zero.stage == 2
+        and widens
+        and inner.get("reduce_scatter"),
+    }
+    hint = (
+        "" if zero.precision == "fp32" else f"leave it out, or use zero.gradients: {zero.precision}"
+    )
+    return [
+        Problem(
+            f"zero.extra.{key}",
+            "rounds gradients before they are reduced; zero.gradients is fp32",
+            hint=hint,
+        )
+        for key, narrows in narrowing.items()
+        if narrows
+    ]
 
 
 def check_capabilities(zero: ZeroConfig) -> None:

@@ -16,7 +16,12 @@ from pipeline.pruning.config import PruneSection
 from pipeline.section import Section, Seed, Share
 from pipeline.tasks import Task
 from pipeline.training.batches import BatchPlan
-from pipeline.training.deepspeed import DTYPES, ZeroConfig, check_capabilities, deepspeed_config
+from pipeline.training.deepspeed import (
+    ZeroConfig,
+    check_capabilities,
+    deepspeed_config,
+    widen_gradients,
+)
 from pipeline.worker_group import WorkerGroup
 
 
@@ -82,7 +87,7 @@ def make_engine(
         model_config,
         task.auto_model,
         model_kwargs=context.model_kwargs,
-        dtype=DTYPES[zero.precision],
+        dtype=zero.dtype,
         seed=config.seed,
         zero3=settings if zero.stage == 3 else None,
         workers=context.workers,
@@ -103,6 +108,7 @@ def make_engine(
         fused=True,
     )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    widen_gradients(zero, engine.module)
     engine.train()
     return engine
 
@@ -135,7 +141,7 @@ def make_inference_model(
         config,
         task.auto_model,
         model_kwargs={},
-        dtype=DTYPES[zero.precision],
+        dtype=zero.dtype,
         seed=0,
         zero3=settings,
         new_head=False,

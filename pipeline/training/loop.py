@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, load_from_disk
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from mgpp import Pruner, PruningSchedule, transposed_weights
 from mgpp.backends.deepspeed import attach, clear_gradients, training_state
@@ -38,7 +36,7 @@ from pipeline.training.batch_mean import (
     with_a_target,
     without_labels,
 )
-from pipeline.training.batches import BatchPlan, DrawnRows
+from pipeline.training.batches import BatchPlan, DrawnRows, loaded
 from pipeline.training.config import TrainConfig
 from pipeline.training.deepspeed import ZeroConfig, init_deepspeed
 from pipeline.training.engine import make_engine
@@ -107,7 +105,7 @@ def train(
     """
     workers = context.workers
     init_deepspeed(workers.backend)
-    rows = load_from_disk(str(context.data / "dataset"))["train"]
+    rows = context.rows()["train"]
     lengths = token_lengths(rows) if config.group_by_length else None
     plan = config.batch_plan(num_rows=len(rows), world_size=workers.world_size, lengths=lengths)
     num_steps = config.num_steps(plan.steps_per_epoch)
@@ -156,19 +154,18 @@ def uses_own_loss(model: ModelConfig, task: Task) -> bool:
     return predicts is not False
 
 
-def _micro_batches(run: _Run, context: Context, rows: Dataset) -> Iterator[dict[str, Tensor]]:
+def _micro_batches(run: _Run, context: Context, rows: Any) -> Iterator[dict[str, Tensor]]:
     """Return this worker's micro-batches from the first that is to come, without end."""
     tokenizer = load_tokenizer(ModelConfig(path=str(context.data / "tokenizer")))
     draws, rank, first_step = run.task.draws_inputs, run.workers.rank, run.done.batches
-    loader: DataLoader[dict[str, Any]] = DataLoader(
+    return loaded(
         DrawnRows(rows) if draws else rows,
-        batch_sampler=run.plan.drawn_micro_batches(rank, first_step)
+        run.plan.drawn_micro_batches(rank, first_step)
         if draws
         else run.plan.micro_batches(rank, first_step),
-        collate_fn=run.task.collator(tokenizer),
-        pin_memory=run.workers.device.type == "cuda",
+        run.task.collator(tokenizer),
+        run.workers.device,
     )
-    return iter(loader)
 
 
 def _take_up(
@@ -365,7 +362,7 @@ def _record_step(run: _Run, step: int) -> None:
     }
     if run.pruner:
         values["phase"] = run.pruner.schedule.phase(step)
-        values["sparsity"] = run.pruner.mask_sparsity
+        values["mask_sparsity"] = run.pruner.mask_sparsity
         last = run.pruner.last_pruning
         values["threshold"] = last.threshold if last else None
         values |= run.pruner.method.log_values(step, run.pruner.schedule)

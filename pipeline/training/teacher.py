@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError, Problem
+from pipeline.models.labels import label_order, names_of
 from pipeline.models.loading import (
     ModelConfig,
     build_empty,
@@ -195,11 +196,12 @@ def mismatches(student: Any, teacher: Any, distill: DistillConfig, *, heads: boo
         if ours != theirs:
             problems.append(f"has {theirs} {what}, the model that learns {ours}")
     if heads and not problems:
-        names = [
-            [str(settings.id2label[i]).casefold() for i in sorted(settings.id2label)]
-            for settings in (student, teacher)
-        ]
-        if names[0] != names[1] and sorted(names[0]) == sorted(names[1]):
+        names = [names_of(settings.id2label) for settings in (student, teacher)]
+        try:
+            order = label_order(names[1], names[0])
+        except ConfigError:
+            order = []
+        if order not in (None, list(range(len(names[0])))):
             problems.append(f"has the labels {names[1]}, the model that learns {names[0]}")
     return problems
 
@@ -213,8 +215,12 @@ def in_terms_of_teacher() -> Iterator[None]:
         raise ConfigError(
             replace(
                 problem,
-                key=problem.key.replace("model.path", "distill.teacher"),
-                hint="" if "model.random_init" in problem.hint else problem.hint,
+                key=problem.key.replace("model.path", "distill.teacher").replace(
+                    "model.revision", "distill.revision"
+                ),
+                hint=""
+                if "model.random_init" in problem.hint
+                else problem.hint.replace("model.revision", "distill.revision"),
             )
             for problem in error.problems
         ) from error

@@ -1,12 +1,13 @@
 """What pruning costs: ratios from one run, printed as a table and written to bench.json.
 
-python -m tests.bench [threshold step scaling ray]
+python -m tests.bench [threshold step scaling throughput ray]
 """
 
 import json
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -20,12 +21,15 @@ LIMITS: dict[str, tuple[str, str]] = {
     "peak_memory_ratio": ("peak memory over plain fine-tuning", "<= 1.05"),
     "pruner_bytes_per_weight": ("bytes the pruner holds per weight of the shard", "<= 0.2"),
     "threshold_speedup": ("torch.kthvalue's time over the exact threshold's", ">= 8"),
+    "threshold_reads": ("the exact threshold's time over that of one read of the weights", "<= 6"),
     "threshold_extra_mib": ("MiB the threshold takes beyond the weights", "<= 64"),
     "threshold_sent_bytes": ("bytes a rank sends for a threshold", "<= 1048576"),
     "scaling_elements": ("share of the weights a rank touches, times the ranks", "<= 1.01"),
+    "throughput_ratio": ("tokens a second over transformers.Trainer with DeepSpeed", ">= 1"),
     "ray_share": ("wall time of mgpp run over the same stages in a plain loop", "<= 1.3"),
 }
-PARTS = ("threshold", "scaling", "step", "ray")
+PARTS = ("threshold", "scaling", "step", "throughput", "ray")
+ROUNDS = 4
 
 
 def within(key: str, value: float) -> bool:
@@ -48,12 +52,30 @@ def measure(part: str, folder: Path) -> dict[str, Any]:
             "peak_memory_ratio": pruned / plain,
             "pruner_bytes_per_weight": figures["pruned"]["pruner_bytes_per_weight"],
         }
+    if part == "throughput":
+        return _throughput(folder)
     command = [sys.executable, "-m", f"tests.bench.{part}", str(out)]
     done = run(command, timeout=3600)
     if done.returncode:
         raise SystemExit(done.stderr)
     values: dict[str, Any] = json.loads(out.read_text())
     return values
+
+
+def _throughput(folder: Path) -> dict[str, Any]:
+    """Run both in turn, and hold their medians against each other."""
+    from tests.bench.throughput import SMALL, write_model
+
+    write_model(folder, SMALL)
+    rates: dict[str, list[float]] = {"ours": [], "trainer": []}
+    for _ in range(ROUNDS):
+        for mode, found in rates.items():
+            out = folder / f"{mode}.json"
+            arguments = (mode, str(folder), str(out))
+            torchrun("tests.bench.throughput", *arguments, num_processes=2, timeout=600)
+            found.append(json.loads(out.read_text()))
+    ratio = median(rates["ours"]) / median(rates["trainer"])
+    return {"throughput_ratio": ratio, "tokens_per_second": rates}
 
 
 def main(parts: list[str]) -> int:

@@ -10,6 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch.distributed as dist
 
 from pipeline.runs.flow import plan_stages, run_stage
+from pipeline.runs.hardware import NO_GPUS, settled
 from pipeline.runs.validate import validate
 from pipeline.store.artifacts import Artifact, ArtifactStore
 from pipeline.worker_group import WorkerGroup
@@ -20,7 +21,7 @@ def main(config: str, *overrides: str) -> None:
     """Run the stages; those that need no worker group on the first rank."""
     dist.init_process_group("gloo")
     workers = WorkerGroup.current()
-    settings = validate(config, overrides, None)
+    settings = settled(validate(config, overrides, None), NO_GPUS)
     store = ArtifactStore(str(Path(settings.storage).resolve()))
     artifacts: dict[str, Artifact] = {}
     for stage in plan_stages(settings):

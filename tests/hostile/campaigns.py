@@ -47,7 +47,11 @@ LINES = [
         "sparsities=['0.9']",
         "sparsities.0: input should be a valid number, got '0.9'; a number in quotes is text",
     ),
-    ("percent-sparsity", "sparsities=[90]", "sparsities.0: input should be less than 1, got 90"),
+    (
+        "percent-sparsity",
+        "sparsities=[90]",
+        "sparsities.0: input should be less than 1, got 90; it is a share: 90% is 0.9",
+    ),
     ("number-for-sparsities", "sparsities=0.9", "sparsities: must be a list, got 0.9"),
     (
         "base-60-seed",

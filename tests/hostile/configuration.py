@@ -344,7 +344,43 @@ _NUMBERS = [
     _set(
         "percent-sparsity",
         "prune.sparsity=90%",
-        "prune.sparsity: input should be a valid number, got '90%'",
+        "prune.sparsity: input should be a valid number, got '90%'; 90% is 0.9",
+    ),
+    _set(
+        "percent-as-a-number",
+        "prune.sparsity=90",
+        "prune.sparsity: input should be less than 1, got 90; it is a share: 90% is 0.9",
+    ),
+    _set(
+        "percent-of-initial-sparsity",
+        "prune.initial_sparsity=30.5",
+        "prune.initial_sparsity: input should be less than 1, got 30.5; it is a share: 30.5% is 0.305",
+    ),
+    _set(
+        "percent-of-the-rate",
+        "train.lr_final_factor=10",
+        "train.lr_final_factor: input should be less than or equal to 1, got 10; it is a share: 10% is 0.1",
+    ),
+    _set(
+        "percent-held-out",
+        "data.validation_share=10 %",
+        "data.validation_share: input should be a valid number, got '10 %'; 10 % is 0.1",
+    ),
+    _set(
+        "far-beyond-percent",
+        "prune.sparsity=900",
+        "prune.sparsity: input should be less than 1, got 900",
+    ),
+    _set(
+        "a-name-too-long",
+        f"name={'a' * 101}",
+        f"name: must have at most 100 characters, got '{'a' * 101}'",
+    ),
+    _set(
+        "boolean-pattern",
+        "prune.pattern=true",
+        'prune.pattern: got True; allowed are N:M ("2:4": 2 of every 4 inputs stay) and blocks of '
+        'ROWSxCOLUMNS ("32x1")',
     ),
     _set("comma-lr", "train.lr='1,5'", "train.lr: input should be a valid number, got '1,5'"),
     _set(
@@ -646,7 +682,7 @@ _WRITING = [
     _set(
         "override-long-value",
         "name=" + "a b" * 5000,
-        "name: string should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$', got 'a ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ...",
+        "name: must have at most 100 characters, got 'a ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ba ...",
     ),
     _set(
         "override-deep-key",

@@ -303,7 +303,7 @@ _TEXT = [
         "null-text",
         "rows.jsonl",
         _lines({"text": "a", "label": 0}, {"text": None, "label": 1}),
-        "task.text.0: row 2 of the train data holds no text in column 'text', got None",
+        "task.text.0: row 2 of the train data holds no text in column 'text', got None; leave out the rows without one",
     ),
     _rows(
         "number-for-text",
@@ -351,13 +351,13 @@ _TEXT = [
         "text-missing-in-a-row",
         "rows.jsonl",
         _lines({"text": "a", "label": 0}, {"label": 1}),
-        "task.text.0: row 2 of the train data holds no text in column 'text', got None",
+        "task.text.0: row 2 of the train data holds no text in column 'text', got None; leave out the rows without one",
     ),
     _rows(
         "text-nowhere",
         "rows.jsonl",
         _lines({"text": None, "label": 0}, {"text": None, "label": 1}),
-        "task.text.0: row 1 of the train data holds no text in column 'text', got None",
+        "task.text.0: row 1 of the train data holds no text in column 'text', got None; leave out the rows without one",
     ),
     _rows(
         "bytes-for-text",
@@ -375,13 +375,13 @@ _TEXT = [
         "null-text-parquet",
         "rows.parquet",
         [{"text": "a", "label": 0}, {"text": "b", "label": 1}, {"text": None, "label": 1}],
-        "task.text.0: row 3 of the train data holds no text in column 'text', got None",
+        "task.text.0: row 3 of the train data holds no text in column 'text', got None; leave out the rows without one",
     ),
     _pair(
         "null-text-in-validation",
         _labelled(0, 1),
         _lines({"text": None, "label": 1}),
-        "task.text.0: row 1 of the validation data holds no text in column 'text', got None",
+        "task.text.0: row 1 of the validation data holds no text in column 'text', got None; leave out the rows without one",
     ),
     _rows(
         "number-for-a-second-text",
@@ -416,7 +416,7 @@ _TEXT = [
             {"question": "a", "more": None, "answer": "b"},
             {"question": "a", "more": "x", "answer": None},
         ),
-        "task.response: row 2 of the train data holds no text in column 'answer', got None",
+        "task.response: row 2 of the train data holds no text in column 'answer', got None; leave out the rows without one",
         INSTRUCTION,
     ),
     _rows(
@@ -430,7 +430,14 @@ _TEXT = [
         "null-target",
         "rows.jsonl",
         _lines({"text": "a", "label": "b"}, {"text": "b", "label": None}),
-        "task.target: row 2 of the train data holds no text in column 'label', got None",
+        "task.target: row 2 of the train data holds no text in column 'label', got None; leave out the rows without one",
+        WRITING,
+    ),
+    _rows(
+        "empty-target",
+        "rows.csv",
+        "text,label\na,b\nc,\nd, \n",
+        "task.target: 2 rows of the train data have no text in column 'label'; leave them out",
         WRITING,
     ),
     _rows(

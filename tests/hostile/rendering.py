@@ -10,7 +10,7 @@ BASE = ""
 
 def read(case: Case) -> Any:
     """Describe a cluster of one node."""
-    return describe_cluster({"name": "small", "nodes": 1}, case.overrides)
+    return describe_cluster({"name": "small", "nodes": 1, "memory_gib": 64}, case.overrides)
 
 
 LINES = [

@@ -2,12 +2,14 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import BartForConditionalGeneration
+from transformers import BartForConditionalGeneration, BertConfig, BertForSequenceClassification
 
 from pipeline.errors import ConfigError
+from pipeline.models.labels import follow_labels
 from pipeline.models.loading import ModelConfig, load_model
 from pipeline.runs.validate import validate
 from tests import tiny
@@ -100,6 +102,16 @@ SETTINGS = {
     ),
     "attention": ("model.attention=bogus", "model.attention: "),
     "all-frozen": ("train.freeze=['*']", "train.freeze: leaves nothing to train"),
+    "some-that-are-pruned-frozen": (
+        "train.freeze=['*layer.0*']",
+        "train.freeze: 6 of the 12 weights that are pruned are not trained, the first "
+        "bert.encoder.layer.0.attention.self.query.weight; add the same patterns to prune.exclude, or "
+        "freeze other weights",
+    ),
+    "all-that-are-pruned-frozen": (
+        "train.freeze=['*encoder*']",
+        "train.freeze: 12 of the 12 weights that are pruned are not trained, the first ",
+    ),
     "shard-size": ("export.max_shard_size=banana", "export.max_shard_size: not a size"),
     "shard-of-nothing": ("export.max_shard_size=0GB", "export.max_shard_size: not a size"),
     "warm-up": ("train.lr_warmup_length=21", "train.lr_warmup_length: is longer than the run"),
@@ -120,6 +132,18 @@ SETTINGS = {
     "stage": (
         "zero.extra={zero_optimization: {stage: 1}}",
         "zero.extra.zero_optimization.stage: zero.stage sets it; leave it out",
+    ),
+    "removed-from-deepspeed": (
+        "zero.extra={amp: {enabled: false}}",
+        "zero.extra.amp: DeepSpeed refuses it: ",
+    ),
+    "precision-by-another-name": (
+        "zero.extra={bfloat16: {enabled: true}}",
+        "zero.extra.bfloat16: zero.precision sets it; leave it out",
+    ),
+    "bucket-of-words": (
+        "zero.extra={zero_optimization: {reduce_bucket_size: banana}}",
+        "zero.extra.zero_optimization.reduce_bucket_size: DeepSpeed refuses it: ",
     ),
     "bidirectional": (
         "task={type: causal-lm, text: text, max_length: 8}",
@@ -152,6 +176,17 @@ def test_settings_that_do_not_fit(good, name):
     assert only_line(good, override).startswith(line)
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["train.freeze=['*layer.0*']", "prune.exclude=['*layer.0*']"],
+        ["train.freeze=['*embeddings*', '*LayerNorm*', '*.bias']"],
+    ],
+)
+def test_weights_that_are_not_pruned_may_be_frozen(good, overrides):
+    validate(str(good), overrides, None)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_named_as_they_load(tiny_bert, tmp_path, value):
     folder = tmp_path / "model"
@@ -173,6 +208,72 @@ def test_a_head_follows_the_order_of_the_labels_by_name(tiny_bert, tmp_path):
     same = load(tmp_path, id2label={0: "0", 1: "1"})
     assert torch.equal(same.classifier.weight, before.classifier.weight)
     assert same.config.id2label == {0: "NEGATIVE", 1: "POSITIVE"}
+
+
+NLI = ("contradiction", "neutral", "entailment")
+# The model's labels, the data's, and the model's row of each of the data's; None: refused.
+ORDERS = {
+    "numbers-as-names": (("1", "0"), ("0", "1"), [1, 0]),
+    "numbers": (NLI, ("0", "1", "2"), [0, 1, 2]),
+    "by-name": (NLI, ("entailment", "neutral", "contradiction"), [2, 1, 0]),
+    "by-name-as-written": (("a", "A"), ("A", "a"), [1, 0]),
+    "spaces-around": (NLI, ("entailment", "neutral", " contradiction  "), [2, 1, 0]),
+    "no-name-the-same": (("bad", "good"), ("neg", "pos"), [0, 1]),
+    "names-not-known": (("LABEL_0", "LABEL_1"), ("pos", "neg"), [0, 1]),
+    "one-name-differs": (NLI, ("entailed", "neutral", "contradiction"), None),
+    "numbers-from-one": (("0", "1", "2"), ("1", "2", "3"), None),
+    "twice-but-for-the-case": (("a", "b"), ("a", "A"), None),
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_rows_of_a_head_by_the_names_of_labels(name):
+    known, wanted, rows = ORDERS[name]
+    config = BertConfig(
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        id2label=dict(enumerate(known)),
+    )
+    model, notes = BertForSequenceClassification(config), []
+    before = model.classifier.weight.detach().clone()
+    labels = dict(enumerate(wanted))
+    model.config.id2label = dict(labels)
+    if rows is None:
+        with pytest.raises(
+            ConfigError, match=r"^task.label: the model's head has .* all others are"
+        ):
+            follow_labels(model, config_of(known), labels, notes.append)
+        return
+    follow_labels(model, config_of(known), labels, notes.append)
+    assert torch.equal(model.classifier.weight, before[rows])
+    if name in ("numbers", "no-name-the-same", "names-not-known"):
+        (note,) = notes
+        pairs = [f"{ours!r} for {theirs!r}" for ours, theirs in zip(wanted, known, strict=True)]
+        assert note == f"labels of the data are taken for the model's by number: {', '.join(pairs)}"
+    else:
+        assert notes == []
+    kept = wanted if name in ("no-name-the-same", "names-not-known") else [known[i] for i in rows]
+    assert list(model.config.id2label.values()) == list(kept)
+
+
+def config_of(labels):
+    return SimpleNamespace(id2label=dict(enumerate(labels)))
+
+
+def test_labels_of_which_some_are_the_model_s_are_refused_by_validate(good, tiny_bert, tmp_path):
+    head = load(Path(tiny_bert), id2label={0: "0", 1: "no"})
+    head.save_pretrained(tmp_path)
+    for file in tiny_bert.glob("*token*"):
+        shutil.copy(file, tmp_path)
+    assert only_line(good, f"model.path={tmp_path}") == (
+        "task.label: the model's head has the labels ['no'] where the data has ['1']; all others are the "
+        "same; give the data's labels the model's names, or start from a model without this head"
+    )
+    head.bert.save_pretrained(tmp_path)  # no head, so its names mean nothing
+    settings(id2label={0: "0", 1: "no"})(tmp_path)
+    validate(str(good), [f"model.path={tmp_path}"], None)
 
 
 def test_a_decoder_that_classifies_is_told_what_padding_is(tmp_path):

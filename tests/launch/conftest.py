@@ -1,6 +1,7 @@
 """A project folder as a user would have it: a tiny random BERT, rows and a configuration."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests import tiny
 from tests.launch.runs import LONGER, outcome, run_in_background
 from tests.processes import MGPP, run
 
+ONE_GPU = {"PYTHONPATH": str(Path(__file__).parent / "one_gpu")}
 SYLLABLES = ["ba", "do", "ke", "lu", "mi", "no", "pa", "ri", "so", "tu"]
 
 
@@ -59,11 +61,11 @@ def project(tmp_path_factory):
     return folder
 
 
-def mgpp(project: Path, *arguments: str, timeout: float = 420):
-    command = [MGPP, *arguments]
-    return run(
-        command, timeout=timeout, env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(project / "hf")}
-    )
+def mgpp(
+    project: Path, *arguments: str, timeout: float = 420, env: Mapping[str, str] | None = None
+):
+    settings = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(project / "hf"), **(env or {})}
+    return run([MGPP, *arguments], timeout=timeout, env=settings)
 
 
 @pytest.fixture
@@ -77,7 +79,9 @@ def cluster(monkeypatch):
 
 @pytest.fixture(scope="session")
 def first_run(project):
-    done = mgpp(project, "run", str(project / "run.yaml"), "--json")
+    """A run on CPUs, of processes in which torch says that there is a GPU."""
+    on_cpus = [str(project / "run.yaml"), "cluster.gpus_per_worker=0"]
+    done = mgpp(project, "run", *on_cpus, "--json", env=ONE_GPU)
     assert done.returncode == 0, done.stderr[-6000:]
     return done
 

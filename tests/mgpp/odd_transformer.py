@@ -66,6 +66,14 @@ CASES: dict[str, tuple[int, str, dict[str, object]]] = {
     "stage2-offload-bf16": (2, "bf16", {"offload_optimizer": {"device": "cpu"}}),
     "stage3-offload-bf16": (3, "bf16", {"offload_optimizer": {"device": "cpu"}}),
     "stage3-subgroups-bf16": (3, "bf16", {"sub_group_size": 700}),
+    **{f"stage{stage}-bf16+fp32": (stage, "bf16+fp32", {}) for stage in (0, 2, 3)},
+    "stage1-offload-bf16+fp32": (1, "bf16+fp32", {"offload_optimizer": {"device": "cpu"}}),
+    "stage2-offload-bf16+fp32": (2, "bf16+fp32", {"offload_optimizer": {"device": "cpu"}}),
+    "stage3-offload-bf16+fp32": (3, "bf16+fp32", {"offload_optimizer": {"device": "cpu"}}),
+    "stage3-subgroups-bf16+fp32": (3, "bf16+fp32", {"sub_group_size": 700}),
+    "stage1-fp16+fp32": (1, "fp16+fp32", {}),
+    "stage2-fp16+fp32": (2, "fp16+fp32", {}),
+    "stage3-fp16+fp32": (3, "fp16+fp32", {}),
     "stage1-fp16": (1, "fp16", {}),
     "stage2-fp16": (2, "fp16", {}),
     "stage3-fp16": (3, "fp16", {}),
@@ -91,6 +99,9 @@ RIVAL_CASES: dict[str, tuple[str, int, str, dict[str, object]]] = {
         (3, "fp32", {"sub_group_size": 700}),
         (2, "bf16", {}),
         (3, "bf16", {"sub_group_size": 700}),
+        (1, "bf16+fp32", {}),
+        (2, "bf16+fp32", {}),
+        (3, "bf16+fp32", {"sub_group_size": 700}),
     )
     if precision == "fp32" or method in BF16_RIVALS
 }

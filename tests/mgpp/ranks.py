@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mgpp import Collectives, Shard
+from mgpp.sharding.stacks import Stacks
 
 T = TypeVar("T")
 
@@ -83,6 +84,16 @@ def odd_shards(weights: list[Tensor], rank: int, world_size: int) -> list[Shard]
         mine = weight.reshape(-1)[begin:end].clone()
         shards.append(_shard(index, weight, begin, end - begin, mine, 0))
     return shards
+
+
+def stacks_of(shards: list[Shard], num_matrices: int) -> Stacks:
+    """Return shards of matrices as what is counted and cut."""
+    return Stacks(
+        values=[shard.weight for shard in shards],
+        places=[n for s in shards for n in (s.index, s.offset, s.full_numel)],
+        num_matrices=num_matrices,
+        device=torch.device("cpu"),
+    )
 
 
 def _shard(index: int, weight: Tensor, offset: int, numel: int, flat: Tensor, start: int) -> Shard:

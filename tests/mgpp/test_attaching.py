@@ -1,5 +1,6 @@
 """Attaching in a loop of one's own: what is taken, what is refused, and that it is the same pruning."""
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -218,8 +219,65 @@ def test_steps_that_are_not_whole_are_refused():
     """As of a number of batches divided by those that are accumulated."""
     model = make_model()
     pair = model, torch.optim.SGD(model.parameters())
-    with pytest.raises(ValueError, match=r"num_steps must be a whole number .* got 12\.5"):
+    with pytest.raises(ValueError, match=r"num_steps must be a whole number, got 12\.5"):
         mgpp.attach(pair, CONFIG, 100 / 8, 80)
+
+
+@pytest.mark.parametrize("num_examples", [float("nan"), float("inf"), True, 1.5, "9", None, 0, -3])
+def test_numbers_of_examples_that_are_none(num_examples):
+    model = make_model()
+    pair = model, torch.optim.SGD(model.parameters())
+    with pytest.raises(ValueError, match=r"^num_examples must be "):
+        mgpp.attach(pair, CONFIG, 20, num_examples)
+
+
+@pytest.mark.parametrize("num_steps", [float("nan"), float("inf"), True, "20", None, 0, -3])
+def test_numbers_of_steps_that_are_none(num_steps):
+    model = make_model()
+    pair = model, torch.optim.SGD(model.parameters())
+    with pytest.raises(ValueError, match=r"^num_steps must be "):
+        mgpp.attach(pair, CONFIG, num_steps, 80)
+
+
+def test_whole_numbers_of_any_type_are_numbers():
+    model = make_model()
+    pair = model, torch.optim.SGD(model.parameters())
+    pruner = mgpp.attach(pair, CONFIG, 40 / 2, numpy.int64(80))
+    assert (pruner.schedule.num_steps, pruner.method.num_examples) == (20, 80)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"method": 5}, "method: got 5; allowed are mgpp, "),
+        ({"method": None}, "method: got None; allowed are mgpp, "),
+        ({"method": ["mgpp"]}, r"method: got \['mgpp'\]; allowed are mgpp, "),
+        ({"method": {"name": ["x"]}}, r"method: got \['x'\]; allowed are mgpp, "),
+        ({"method": {}}, "method: got None; allowed are mgpp, "),
+        ({"initial_sparsity": None}, "initial_sparsity must be a number, got None"),
+        ({"interval": None}, "interval must be a number, got None"),
+        ({"min_kept": None}, "min_kept must be a number, got None"),
+        ({"start_after": None}, "start_after: got None; allowed are steps"),
+        ({"method": {"name": "mgpp", "slab_var": None}}, "slab_var must be a number, got None"),
+        ({"method": {"name": "mgpp", "decoupled": 1}}, "decoupled must be true or false, got 1"),
+        (
+            {"method": {"name": "mgpp", "decoupled": "no"}},
+            "decoupled must be true or false, got 'no'",
+        ),
+        ({"include": [1]}, r"include: got \[1\]; give a list of patterns"),
+        ({"include": None}, "include: got None; give a list of patterns"),
+        ({"include": 3}, "include: got 3; give a list of patterns"),
+        ({"exclude": {"a": 1}}, "exclude: got {'a': 1}; give a list of patterns"),
+        ({"exclude": b"layers"}, "exclude: got b'layers'; give a list of patterns"),
+        ({"budgets": [1]}, r"budgets: got \[1\]; "),
+        ({"budgets": {1: 0.5}}, "budgets: "),
+        ({"scope": []}, r"scope: got \[\]; allowed are global"),
+        ({"scope": None}, "scope: got None; allowed are global"),
+    ],
+)
+def test_settings_of_another_type(settings, problem):
+    with pytest.raises((ValueError, TypeError), match=f"^{problem}"):
+        mgpp.PruningConfig(**{"sparsity": 0.5, **settings})
 
 
 def test_targets_that_are_wrong():

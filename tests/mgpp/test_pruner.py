@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mgpp import GMP, MGPP, Collectives, Placement, Pruner, PruningSchedule
+from mgpp import GMP, MGPP, PLATON, Collectives, Placement, Pruner, PruningSchedule
 from mgpp.backends.torch import attach
 from mgpp.sharding.displacement import displacement_quantile
 from tests.mgpp.ranks import contiguous_shards, odd_shards, per_weight_shards, run_ranks
@@ -135,6 +135,82 @@ def test_a_state_of_another_schedule_is_refused(changes, problem):
     )
     with pytest.raises(ValueError, match=re.escape(problem)):
         other.load_state_dict(saved.state_dict())
+
+
+def pruner_of(weights, method):
+    optimizer = torch.optim.SGD(list(weights.values()))
+    return attach(optimizer, weights, method=method, schedule=SCHEDULE)
+
+
+@pytest.mark.parametrize(
+    ("saved_by", "resumed_by", "problem"),
+    [
+        (
+            MGPP(num_examples=50),
+            MGPP(num_examples=50, spike_var=1e-6),
+            "saved with spike_var None (here 1e-06): resume with the settings",
+        ),
+        (
+            MGPP(num_examples=50),
+            MGPP(num_examples=60),
+            "saved with num_examples 50 (here 60)",
+        ),
+        (
+            MGPP(num_examples=50, decoupled=True, slab_prob=0.2),
+            MGPP(num_examples=50),
+            "saved with slab_prob 0.2 (here 0.1), decoupled True (here False)",
+        ),
+        (
+            PLATON(beta1=0.85),
+            PLATON(beta1=0.5),
+            "saved with beta1 0.85 (here 0.5)",
+        ),
+    ],
+)
+def test_a_state_of_a_method_with_other_settings_is_refused(saved_by, resumed_by, problem):
+    def weights():
+        return {"w": nn.Parameter(torch.linspace(0.1, 1, 20).view(4, 5))}
+
+    state = pruner_of(weights(), saved_by).state_dict()
+    with pytest.raises(ValueError, match=re.escape(problem)):
+        pruner_of(weights(), resumed_by).load_state_dict(state)
+    again = pruner_of(weights(), replace(saved_by))
+    again.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("saved", "here", "problem"),
+    [
+        (
+            {"a": (4, 5)},
+            {"a": (4, 5), "b": (4, 5)},
+            "does not hold 1 weight that is prunable here: b",
+        ),
+        ({"a": (4, 5), "b": (4, 5)}, {"a": (4, 5)}, "holds 1 weight that is not prunable here: b"),
+        (
+            dict.fromkeys("abcde", (4, 5)),
+            {"a": (4, 5)},
+            "holds 4 weights that are not prunable here: b, c, d, ...",
+        ),
+        ({"a": (4, 5)}, {"a": (5, 4)}, "holds a of shape (4, 5), here it is (5, 4)"),
+    ],
+)
+def test_a_state_of_other_weights_is_refused(saved, here, problem):
+    def pruner(shapes):
+        weights = {name: nn.Parameter(torch.ones(shape)) for name, shape in shapes.items()}
+        return pruner_of(weights, GMP())
+
+    with pytest.raises(ValueError, match=re.escape(f"the pruner's state {problem}")):
+        pruner(here).load_state_dict(pruner(saved).state_dict())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_at_the_end_are_found_out(value):
+    pruner, weight = loop_of(12)
+    with torch.no_grad():
+        weight[-1, -1] = value
+    with pytest.raises(RuntimeError, match="1 of 20 prunable weights are not finite"):
+        pruner.finish()
 
 
 def test_what_is_no_state_of_a_pruner_is_refused():
@@ -403,7 +479,7 @@ def test_displacement_is_that_of_sorting_on_any_ranks():
 
 def test_displacement_is_of_magnitudes_alone():
     """Not of what prunes by a score, nor where the cut is at zero."""
-    counts = torch.zeros(2048, dtype=torch.int64)
+    counts = [0] * 2048
     counts[0] = 3
     assert displacement_quantile(counts, 0.5) == 0.0
     counts[12 * 128] = 7  # from 1 to 1 + 1/128

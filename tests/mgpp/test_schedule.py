@@ -64,6 +64,13 @@ def test_slab_prob_is_constant_then_linear():
         ({"interval": 0}, "interval"),
         ({"finetune_steps": -1}, "negative"),
         ({"warmup_steps": 79}, "prune_start"),
+        ({"warmup_steps": "9"}, "warmup_steps must be a number, got '9'"),
+        ({"finetune_steps": 1.5}, "finetune_steps must be a whole number, got 1.5"),
+        ({"interval": True}, "interval must be a number, got True"),
+        ({"num_steps": float("nan")}, "num_steps must be a number, got nan"),
+        ({"num_steps": None}, "num_steps must be a number, got None"),
+        ({"final_sparsity": float("nan")}, "final_sparsity must be a number, got nan"),
+        ({"final_sparsity": None}, "final_sparsity must be a number, got None"),
     ],
 )
 def test_bad_schedules_are_refused(changes, message):

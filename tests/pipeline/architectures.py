@@ -277,7 +277,7 @@ def prune(case: str, folder: Path) -> None:
         model_config=ModelConfig(path=str(dense)),
         task=task,
         config=TrainConfig(length=STEPS, batch_size=4, lr=LR),
-        zero=ZeroConfig(stage=int(stage), bucket_elements=10_000),
+        zero=ZeroConfig(stage=int(stage), precision="fp32", bucket_elements=10_000),
         prune=PruneSection(
             sparsity=SPARSITY, initial_sparsity=0.2, start_after=1, finetune=1, interval=2
         ),
@@ -305,7 +305,7 @@ def prune(case: str, folder: Path) -> None:
 def load_sharded(name: str, folder: Path) -> Any:
     """Load a model as it is under ZeRO 3."""
     settings = deepspeed_config(
-        ZeroConfig(stage=3, bucket_elements=10_000),
+        ZeroConfig(stage=3, precision="fp32", bucket_elements=10_000),
         micro_batch_size=1,
         accumulation=1,
         gradient_clipping=None,

@@ -22,6 +22,7 @@ Only these files know DeepSpeed's insides; they were written against 0.19.
 
 from mgpp.backends.deepspeed.gradients import clear_gradients
 from mgpp.backends.deepspeed.hooks import attach
+from mgpp.backends.deepspeed.refusals import unsupported_settings
 from mgpp.backends.deepspeed.state import (
     TrainedShard,
     engine_counters,
@@ -38,4 +39,5 @@ __all__ = [
     "load_engine_counters",
     "load_training_state",
     "training_state",
+    "unsupported_settings",
 ]

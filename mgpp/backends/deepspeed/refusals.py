@@ -9,9 +9,7 @@ def refuse_unsupported(engine: Any) -> None:
     Raises:
         ValueError: with the reason, and what to use.
     """
-    zero = engine._config.zero_config
     stage = engine.zero_optimization_stage()
-    offload = zero.offload_optimizer
     problems = [
         (
             stage == 0 and engine.fp16_enabled(),
@@ -23,6 +21,21 @@ def refuse_unsupported(engine: Any) -> None:
             "a fused optimizer at ZeRO stage 0: its master weights are flattened; use ZeRO stage 1, or "
             "torch.optim.AdamW",
         ),
+    ]
+    reasons = [reason for wrong, reason in problems if wrong]
+    reasons += unsupported_settings(engine._config.zero_config)
+    if reasons:
+        raise ValueError(f"cannot prune under this DeepSpeed configuration: {reasons[0]}")
+
+
+def unsupported_settings(zero: Any) -> list[str]:
+    """Return why nothing can be pruned under ZeRO's settings, with what to use; empty if it can.
+
+    Args:
+        zero: `zero_config` of DeepSpeed's configuration.
+    """
+    offload = zero.offload_optimizer
+    problems = [
         (
             zero.round_robin_gradients,
             "zero_optimization.round_robin_gradients: it reorders the flat partitions; turn it off",
@@ -46,6 +59,4 @@ def refuse_unsupported(engine: Any) -> None:
             "CPU offload",
         ),
     ]
-    for wrong, reason in problems:
-        if wrong:
-            raise ValueError(f"cannot prune under this DeepSpeed configuration: {reason}")
+    return [reason for wrong, reason in problems if wrong]

@@ -40,7 +40,8 @@ class DataStage(Stage):
         """Write `dataset/` and `tokenizer/`."""
         config = context.config
         tokenizer = load_tokenizer(config.model)
-        return prepare_data(config.data, make_task(config.task), tokenizer, context.output)
+        task, identity = make_task(config.task), context.params["data"]
+        return prepare_data(config.data, task, tokenizer, context.output, identity)
 
 
 DATA = DataStage()

@@ -7,6 +7,7 @@ from pipeline.runs.config import RunConfig
 from pipeline.runs.stage import Stage, StageContext, every, only
 from pipeline.tasks import make_task
 from pipeline.training.loop import train
+from pipeline.training.zero_extra import extra_in_key
 
 
 class DenseStage(Stage):
@@ -14,7 +15,7 @@ class DenseStage(Stage):
 
     name = "dense"
     version = 3
-    settings = {"model": every, "train": every, "zero": only("precision", "grad_accum_dtype")}
+    settings = {"model": every, "train": every, "zero": only("precision", "gradients")}
     on_all_workers = True
     weights_label = "dense model"
 
@@ -32,7 +33,11 @@ class DenseStage(Stage):
 
     def content(self, config: RunConfig) -> dict[str, Any]:
         """Return what names the model's weights, and how they are trained where it matters."""
-        return {"model": model_identity(config.model), "train": micro_batches_of_routers(config)}
+        return {
+            "model": model_identity(config.model),
+            "train": micro_batches_of_routers(config),
+            "zero": extra_in_key(config.zero.extra),
+        }
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Write the trained model and its records."""

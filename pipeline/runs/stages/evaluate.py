@@ -7,6 +7,7 @@ from pipeline.runs.config import RunConfig
 from pipeline.runs.stage import Stage, StageContext, every, only
 from pipeline.section import Section
 from pipeline.tasks import TaskConfig, make_task
+from pipeline.training.zero_extra import extra_in_key
 
 _LABELS = {"dense": "dense", "prune": "pruned"}  # stage -> what its model is called in the metrics
 
@@ -20,17 +21,21 @@ class EvaluateStage(Stage):
     """Scores the models of a run."""
 
     name = "evaluate"
-    version = 1
+    version = 2
     settings = {
         "evaluate": every,
         "task": _for_scoring,
-        "zero": only("precision", "grad_accum_dtype"),
+        "zero": only("precision"),
     }
     on_all_workers = True
 
     def inputs(self, config: RunConfig) -> tuple[str, ...]:
         """Return the data and the models there are."""
         return ("data", "dense", "prune") if config.dense.enabled else ("data", "prune")
+
+    def content(self, config: RunConfig) -> dict[str, Any]:
+        """Return what further keys of DeepSpeed's configuration the scores may depend on."""
+        return {"zero": extra_in_key(config.zero.extra)}
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Return the metrics by model."""

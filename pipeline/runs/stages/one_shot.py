@@ -8,7 +8,6 @@ from pipeline.runs.config import RunConfig
 from pipeline.runs.stage import Stage, StageContext, every, only
 from pipeline.runs.stages.dense import starting_model
 from pipeline.tasks import make_task
-from pipeline.training.deepspeed import DTYPES
 
 
 class OneShotStage(Stage):
@@ -40,7 +39,7 @@ class OneShotStage(Stage):
             model_config=starting_model(context),
             task=make_task(config.task),
             prune=config.prune,
-            dtype=DTYPES[config.zero.precision],
+            dtype=config.zero.dtype,
             seed=config.train.seed,
         )
 

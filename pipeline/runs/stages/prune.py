@@ -13,7 +13,8 @@ from pipeline.runs.stages.dense import (
 from pipeline.section import Section
 from pipeline.tasks import make_task
 from pipeline.training.loop import train
-from pipeline.training.teacher import TeacherSpec
+from pipeline.training.teacher import TeacherSpec, in_terms_of_teacher
+from pipeline.training.zero_extra import extra_in_key
 
 
 def _but_teacher(distill: type[Section]) -> set[str]:
@@ -29,7 +30,7 @@ class PruneStage(Stage):
         "model": every,
         "prune": every,
         "train": every,
-        "zero": only("precision", "grad_accum_dtype"),
+        "zero": only("precision", "gradients"),
         "distill": _but_teacher,
     }
     on_all_workers = True
@@ -49,10 +50,12 @@ class PruneStage(Stage):
         found: dict[str, Any] = {
             "model": model_identity(config.model),
             "train": micro_batches_of_routers(config),
+            "zero": extra_in_key(config.zero.extra),
         }
         if config.distill is not None:
             teacher = config.distill.model(config.model)
-            found["distill"] = {"teacher": model_identity(teacher) if teacher else "dense"}
+            with in_terms_of_teacher():
+                found["distill"] = {"teacher": model_identity(teacher) if teacher else "dense"}
         return found
 
     def run(self, context: StageContext) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def test_prometheus_finds_a_run_at_its_nodes_port(project, tmp_path, cluster):
         assert (labels["run"], labels["stage"]) == ("tiny", "prune")
     assert found["mgpp_num_steps"][1] == 160
     assert 0 < found["mgpp_step"][1] <= 160
-    assert 0 <= found["mgpp_sparsity"][1] <= 0.8
+    assert 0 <= found["mgpp_mask_sparsity"][1] <= 0.8
     assert found["mgpp_tokens_per_second"][1] > 0
 
 

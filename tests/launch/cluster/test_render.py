@@ -1,6 +1,9 @@
 """Files that start clusters: each valid for what reads it, the SLURM scripts run on this machine."""
 
 import json
+import math
+import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -8,11 +11,15 @@ import jsonschema
 import pytest
 import ray
 import yaml
+from transformers import LlamaConfig
 
+from launch.cluster import mounted
 from launch.cluster.render import describe_cluster, render_cluster
+from pipeline.campaigns.grid import campaign_runs, read_campaign
 from pipeline.errors import ConfigError
-from tests.launch.slurm import render_for_two_nodes, run_script
-from tests.processes import free_port
+from pipeline.runs.config import parse_config, read_config
+from tests.launch.slurm import SCONTROL, SRUN, render_for_two_nodes, run_script
+from tests.processes import ROOT, free_port
 
 GPUS = {
     "name": "llama",
@@ -151,6 +158,8 @@ def test_skypilot_is_a_task_of_its_fields(config):
     assert set(values) == {
         "name", "num_nodes", "resources", "workdir", "secrets", "setup", "run"
     }  # fmt: skip
+    # SkyPilot refuses to start without a value for what is null; an empty one is no token.
+    assert values["secrets"] == {"RAY_AUTH_TOKEN": None, "HF_TOKEN": ""}
     assert values["resources"]["accelerators"] == "H100:8"
     assert values["num_nodes"] == 4
     for script in (values["setup"], values["run"]):
@@ -191,6 +200,323 @@ def test_the_slurm_script_runs_a_whole_pipeline_on_two_nodes(project, tmp_path):
     assert "the cluster has 2 nodes" in done.stdout
     assert "sparsity" in done.stdout
     assert list((tmp_path / "runs").glob("report-*/a-*/report.html"))
+
+
+# Sizes that are not given.
+
+
+def sizes(config, *settings, **values):
+    """Cores and memory that SLURM is asked for of each node."""
+    given = {key: GPUS[key] for key in ("name", "nodes", "gpus_per_node")} | values
+    files = render_cluster("slurm", describe_cluster(given, settings), config)
+    lines = files["llama.classic.sbatch"].splitlines()
+    asked = dict(
+        line.split("=", 1) for line in lines if line.startswith("#SBATCH --") and "=" in line
+    )
+    return int(asked["#SBATCH --cpus-per-task"]), asked["#SBATCH --mem"]
+
+
+def test_cores_and_memory_come_from_the_plan(tmp_path):
+    """As counted by hand: ZeRO 3 over 16 workers with the optimizer offloaded, in bf16."""
+    LlamaConfig(
+        vocab_size=128256,
+        hidden_size=8192,
+        intermediate_size=28672,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        architectures=["LlamaForCausalLM"],
+    ).save_pretrained(tmp_path / "70b")
+    recipe = tmp_path / "run.yaml"
+    base = ROOT / "configs" / "large" / "llama-3.1-70b.yaml"
+    recipe.write_text(f"extends: {base}\nstorage: /mnt/runs\nmodel: {{path: {tmp_path / '70b'}}}\n")
+    # Of 70,553,706,496 parameters 20 bytes each over 16 workers (the gradients twice, masters, Adam), a
+    # bit of each of 68,451,041,280 prunable ones; 2 bytes each for the model once. And 6 GiB a worker.
+    offloaded = 8 * (70_553_706_496 * 20 + 68_451_041_280 / 8) / 16
+    memory = math.ceil((offloaded + 2 * 70_553_706_496) / 2**30) + 8 * 6 + 8
+    assert sizes(str(recipe), nodes=2) == (8 * 12, f"{memory}G")
+    assert 840 < memory < 860
+    assert sizes(str(recipe), "cpus_per_node=128", "memory_gib=1900", nodes=2) == (128, "1900G")
+
+
+def test_sizes_of_a_campaign_are_those_of_its_largest_run(config, tmp_path):
+    campaign = {
+        "name": "several",
+        "storage": "s3://bucket/runs",
+        "recipe": config,
+        "tasks": {"words": {}},
+        "methods": {"mgpp": {"prune": {"method": {"name": "mgpp"}}}},
+        "sparsities": [0.5],
+        "runs": [
+            {
+                "task": "words",
+                "method": "mgpp",
+                "sparsity": 0.7,
+                "changes": {"cluster": {"num_workers": 32, "cpus_per_worker": 3}},
+            }
+        ],
+    }
+    path = tmp_path / "campaign.yaml"
+    path.write_text(yaml.safe_dump(campaign))
+    description = describe_cluster({"name": "llama", "nodes": 4, "gpus_per_node": 8}, [])
+    files = render_cluster("slurm", description, str(path), command="campaign")
+    assert "#SBATCH --cpus-per-task=24" in files["llama.classic.sbatch"].splitlines()
+
+
+def test_a_run_that_cannot_be_planned_is_told_what_to_give(config):
+    values = yaml.safe_load(Path(config).read_text())
+    values["model"] = {"path": "someone/gated-model"}
+    Path(config).write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigError, match=r"^--memory-gib: missing, and the run cannot be planned"):
+        sizes(config)
+    assert sizes(config, memory_gib=100) == (8, "100G")
+
+
+# A token of the hub reaches every node, by no file.
+
+TOKEN = "hf_a-token-that-no-file-may-hold"
+TARGETS = {
+    "kuberay": [],
+    "slurm": [],
+    "skypilot": ["gpu_type=H100"],
+    "ray-up": ["instance_type=p5.48xlarge"],
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_rendered_file_holds_the_token(config, target, monkeypatch):
+    without = rendered(target, config, *TARGETS[target])
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.setenv(name, TOKEN)
+    files = rendered(target, config, *TARGETS[target])
+    assert files == without
+    assert not any(TOKEN in text for text in files.values())
+    assert all("HF_TOKEN" in text for text in files.values())
+
+
+@pytest.mark.parametrize(
+    "target", sorted({*TARGETS} - {"ray-up"})
+)  # its file holds no configuration
+def test_a_configuration_with_the_token_in_it_is_refused(config, target, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    given = (
+        "storage=s3://bucket/${oc.env:HF_TOKEN}" if target == "kuberay" else f"storage=s3://{TOKEN}"
+    )
+    with pytest.raises(ConfigError) as caught:
+        rendered(target, config, *TARGETS[target], overrides=[given])
+    for problem in caught.value.problems:
+        assert str(problem).startswith(f"{config}: it would write the token in HF_TOKEN to llama.")
+        assert TOKEN not in str(problem)
+
+
+def test_every_pod_has_the_token_of_a_secret_if_there_is_one(config):
+    _, cluster = kuberay_files(config, [])["llama.raycluster.yaml"]
+    groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
+    assert len(groups) == 2
+    for group in groups:
+        (container,) = group["template"]["spec"]["containers"]
+        (token,) = [entry for entry in container["env"] if entry["name"] == "HF_TOKEN"]
+        reference = {"name": "llama-hub", "key": "token", "optional": True}
+        assert token == {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}}
+
+
+def tokens_seen(script, folder, env=()):
+    """Run a script with stand-ins for Ray and mgpp; return each command with the token it had."""
+    binaries = folder / "bin"
+    binaries.mkdir()
+    told = folder / "told"
+    said = f'echo "${{0##*/}} $1 $2 ${{HF_TOKEN:-none}}" >> {told}'
+    # The run ends when all nodes have started, as the script then stops them.
+    all_there = f'until [[ $1 != run || $(grep -c "^ray start" {told}) == 4 ]]; do sleep 0.05; done'
+    stand_ins = {
+        "srun": SRUN.replace("INSIDE", "'' '' '' ''"),
+        "scontrol": SCONTROL,
+        "hostname": "#!/bin/bash\necho 127.0.0.1\n",
+        "ray": f"#!/bin/bash\n{said}\n",
+        "mgpp": f"#!/bin/bash\n{said}\n{all_there}\n",
+    }
+    for name, text in stand_ins.items():
+        (binaries / name).write_text(text)
+        (binaries / name).chmod(0o755)
+    environment = {
+        "PATH": f"{binaries}:{os.environ['PATH']}",
+        "HOME": str(folder),
+        "SLURM_JOB_NODELIST": "four",
+        "SLURM_JOB_ID": "1",
+        **dict(env),
+    }
+    subprocess.run(["bash", "-c", script], env=environment, check=True, timeout=60)
+    return [line.split() for line in told.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("form", ["classic", "symmetric"])
+def test_slurm_passes_the_token_on_to_every_node(config, form, tmp_path):
+    script = rendered("slurm", config)[f"llama.{form}.sbatch"]
+    seen = tokens_seen(script, tmp_path, {"HF_TOKEN": TOKEN})
+    assert {words[-1] for words in seen} == {TOKEN}
+    starts = [words for words in seen if words[:2] in (["ray", "start"], ["ray", "symmetric-run"])]
+    assert len(starts) == 4
+
+
+@pytest.mark.parametrize("command", ["head_start_ray_commands", "worker_start_ray_commands"])
+def test_ray_up_starts_every_node_with_what_setup_sets(config, command, tmp_path):
+    settings = [*TARGETS["ray-up"], f"setup='export HF_TOKEN=$(echo {TOKEN})'"]
+    (text,) = rendered("ray-up", config, *settings).values()
+    values = yaml.safe_load(text)
+    assert "--env=HF_TOKEN" in values["docker"]["run_options"]
+    (seen,) = tokens_seen(values[command][-1], tmp_path)
+    assert seen == ["ray", "start", seen[2], TOKEN]
+
+
+# What a campaign names goes with it.
+
+
+def mounted_at(folder, files):
+    """Write a ConfigMap's files as Kubernetes mounts them."""
+    folder.mkdir()
+    config_map, _ = yaml.safe_load_all(files["llama.rayjob.yaml"])
+    for name, text in config_map["data"].items():
+        assert re.fullmatch(r"[-._a-zA-Z0-9]+", name)
+        (folder / name).write_text(text)
+    return config_map["data"]
+
+
+def kuberay_at(folder, config, *overrides, command):
+    """Render for a cluster whose pods have the files in a folder of this machine."""
+    description = describe_cluster(GPUS, [])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mounted, "FOLDER", str(folder))
+        files = render_cluster("kuberay", description, config, overrides, command=command)
+    return mounted_at(folder, files), files
+
+
+@pytest.fixture
+def campaign(project, tmp_path, monkeypatch):
+    """A campaign in a folder of its own: its recipes extend others, and start from another run."""
+    monkeypatch.chdir(tmp_path)
+    run = yaml.safe_load((project / "run.yaml").read_text()) | {"storage": "runs"}
+    upstream = {"extends": "../shared/base.yaml", "name": "up", "train": {"lr": 0.001}}
+    files = {
+        "shared/base.yaml": run,
+        "upstream/up.yaml": upstream,
+        "recipes/first.yaml": {"extends": "../shared/base.yaml", "name": "first"},
+        "recipes/second.yaml": {
+            "extends": "first.yaml",
+            "model": {"path": "run:upstream/up.yaml train.lr=0.002"},
+        },
+        "campaigns/both.yaml": {
+            "name": "both",
+            "recipe": "../recipes/first.yaml",
+            "tasks": {"one": {}, "two": {"recipe": "../recipes/second.yaml"}},
+            "models": {"own": {}, "other": {"model.path": "run:upstream/up.yaml"}},
+            "methods": {"GMP": {"prune": {"method": {"name": "gmp"}}}},
+            "sparsities": [0.5],
+        },
+    }
+    for name, values in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(yaml.safe_dump(values))
+    return "campaigns/both.yaml"
+
+
+def test_kuberay_ships_all_files_that_a_campaign_names(campaign, tmp_path, monkeypatch):
+    pods = tmp_path / "pods"
+    data, files = kuberay_at(pods, campaign, "storage=/mnt/runs", command="campaign")
+    assert len(data) == 5
+    assert (
+        'entrypoint: "mgpp campaign /etc/mgpp/run.yaml changes.cluster.address=auto"'
+        in files["llama.rayjob.yaml"]
+    )
+    here = campaign_runs(read_campaign(campaign, ["storage=/mnt/runs"]))
+    monkeypatch.chdir("/")  # where nothing of it lies
+    there = campaign_runs(read_campaign(str(pods / "run.yaml"), ["changes.cluster.address=auto"]))
+    upstreams = set()
+    for before, after in zip(here, there, strict=True):
+        assert before.title == after.title
+        shipped, problems = read_config(after.recipe, after.overrides)
+        assert problems == []
+        monkeypatch.chdir(tmp_path)
+        values, problems = read_config(before.recipe, before.overrides)
+        monkeypatch.chdir("/")
+        assert problems == []
+        assert shipped["cluster"].pop("address") == "auto"
+        if values["model"]["path"].startswith("run:"):
+            reference, *changes = values["model"].pop("path").split()
+            assert reference == "run:upstream/up.yaml"
+            file, *shipped_changes = shipped["model"].pop("path").removeprefix("run:").split()
+            assert shipped_changes == changes
+            upstreams.add(file)
+        assert shipped == values
+    (upstream,) = upstreams
+    shipped, problems = read_config(upstream)
+    assert problems == []
+    values, _ = read_config(str(tmp_path / "upstream" / "up.yaml"))
+    assert shipped == values | {"storage": "/mnt/runs"}  # one that pods share
+
+
+def test_kuberay_ships_the_recipe_of_a_run_s_model(campaign, tmp_path):
+    data, files = kuberay_at(
+        tmp_path / "pods", "recipes/second.yaml", "storage=s3://bucket/runs", command="run"
+    )
+    assert len(data) == 3
+    assert "mgpp run /etc/mgpp/run.yaml cluster.address=auto" in files["llama.rayjob.yaml"]
+    reference = yaml.safe_load(data["run.yaml"])["model"]["path"]
+    file, change = reference.removeprefix("run:").split()
+    assert change == "train.lr=0.002"
+    assert read_config(file)[0]["name"] == "up"
+
+
+@pytest.mark.parametrize(
+    "name", sorted(path.name for path in (ROOT / "configs/campaigns").glob("*"))
+)
+def test_every_campaign_of_ours_can_be_shipped(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    pods = tmp_path / "pods"
+    kuberay_at(pods, f"configs/campaigns/{name}", "storage=/mnt/runs", command="campaign")
+    monkeypatch.chdir("/")
+    runs = campaign_runs(read_campaign(str(pods / "run.yaml")))
+    for run in {run.recipe: run for run in runs}.values():
+        values, problems = read_config(run.recipe, run.overrides)
+        assert problems == []
+        parse_config(values)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "complaint"),
+    [
+        ("campaigns/both.yaml", {"recipe": "nowhere.yaml"}, "recipe: not a file"),
+        ("campaigns/both.yaml", {"changes": {"model.path": "run:no.yaml"}}, "no.yaml: no such file"),
+        ("recipes/first.yaml", {"extends": "no.yaml"}, "recipes/no.yaml: no such file"),
+        ("campaigns/both.yaml", {"changes": {"a": "run:'a"}}, "\"run:'a\": No closing quotation"),
+        ("shared/base.yaml", {"name": "${"}, "shared/base.yaml: "),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_not_there_is_not_shipped(campaign, tmp_path, file, changes, complaint):
+    values = yaml.safe_load((tmp_path / file).read_text()) | changes
+    (tmp_path / file).write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigError) as caught:
+        kuberay_at(tmp_path / "pods", campaign, "storage=/mnt/runs", command="campaign")
+    assert any(str(p).startswith(complaint) for p in caught.value.problems), caught.value.problems
+
+
+def test_files_that_a_config_map_cannot_hold_are_refused(campaign, tmp_path):
+    path = tmp_path / "shared" / "base.yaml"
+    values = yaml.safe_load(path.read_text())
+    values["data"]["train"] = "rows" * 250_000
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigError, match="more than a ConfigMap holds"):
+        kuberay_at(tmp_path / "pods", campaign, "storage=/mnt/runs", command="campaign")
+
+
+@pytest.mark.parametrize("form", ["classic", "symmetric"])
+def test_a_campaign_on_slurm_joins_the_cluster(campaign, form):
+    description = describe_cluster(GPUS, [])
+    files = render_cluster(
+        "slurm", description, campaign, ["storage=/mnt/runs"], command="campaign"
+    )
+    joins = " changes.cluster.address=auto" if form == "symmetric" else ""  # or RAY_ADDRESS
+    wanted = f"mgpp campaign campaigns/both.yaml storage=/mnt/runs{joins} &"
+    assert wanted in files[f"llama.{form}.sbatch"]
 
 
 # What is refused.

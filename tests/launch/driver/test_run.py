@@ -1,6 +1,7 @@
 """The command line end to end: real Ray, real DeepSpeed, real processes, a tiny random BERT."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from tests.html_page import Page
-from tests.launch.conftest import mgpp
+from tests.launch.conftest import ONE_GPU, mgpp
+from tests.processes import run
 
 pytestmark = pytest.mark.distributed
 
@@ -23,6 +25,13 @@ def test_the_run_makes_every_artifact(summary):
     assert set(summary["metrics"]) == {"dense", "pruned"}
     for metrics in summary["metrics"].values():
         assert set(metrics) == {"accuracy", "f1", "matthews"}
+
+
+def test_a_run_on_cpus_ends_well_where_torch_sees_a_gpu(first_run, summary):
+    seen = "import torch; print(torch.cuda.is_available(), torch.cuda.device_count())"
+    assert run([sys.executable, "-c", seen], timeout=60, env=ONE_GPU).stdout == "True 1\n"
+    assert "workers   2 workers of 1 CPU core each, fp32\n" in first_run.stderr
+    assert summary["status"] == "done"
 
 
 def test_the_exported_files_hold_exactly_the_sparsity_that_is_reported(summary):

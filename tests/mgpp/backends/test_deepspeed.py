@@ -7,8 +7,15 @@ from mgpp import GMP, Pruner
 from mgpp.sharding.bitmask import pack_bits
 from tests.cases import launch_cases
 from tests.mgpp import odd_transformer as odd
+from tests.mgpp.backends.checks import (
+    check_is_near_reference,
+    check_sparsity_is_exact_and_the_ranks_agree,
+)
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]  # one launch for all layouts
+
+
+FLOAT32 = [case for case in odd.CASES if case.endswith("-fp32")]  # weights and all
 
 
 class Results:
@@ -105,7 +112,7 @@ def moved():
     return found[-1]
 
 
-@pytest.mark.parametrize("case", [c for c in odd.CASES if c.endswith("-fp32")])
+@pytest.mark.parametrize("case", FLOAT32)
 def test_how_far_pruned_weights_moved_is_that_of_one_process(case, trained, moved):
     for result in trained[case]:
         pruning = result["pruning"]
@@ -115,29 +122,7 @@ def test_how_far_pruned_weights_moved_is_that_of_one_process(case, trained, move
             assert pruning[name] == pytest.approx(expected, rel=0.01)
 
 
-def check_is_near_reference(result, reference):
-    """Rounding moves weights by a few steps of the optimizer, not by more."""
-    for name, expected in reference[0].items():
-        found = result["weights"][name]
-        assert (found - expected).abs().mean() < 3 * odd.ADAMW["lr"], name
-
-
-def check_sparsity_is_exact_and_the_ranks_agree(results, reference):
-    _, masks = reference
-    num_prunable = sum(keep.numel() for keep in masks[-1].values())
-    k = int(num_prunable * 0.85)
-    first, second = results
-    assert first["hashes"] == second["hashes"]
-    assert first["pruning"] == second["pruning"]
-    assert first["pruning"]["num_pruned"] == k
-    assert first["zeros"] == k
-    zeros = sum(int((first["weights"][name] == 0).sum()) for name in masks[-1])
-    assert zeros == k
-    for name, weight in first["weights"].items():
-        assert torch.equal(weight, second["weights"][name])
-
-
-@pytest.mark.parametrize("case", [c for c in odd.CASES if c.endswith("-fp32")])
+@pytest.mark.parametrize("case", FLOAT32)
 def test_fp32_equals_the_one_process_reference(case, trained, reference):
     check_equals_reference(trained[case], reference)
 
@@ -153,12 +138,31 @@ def test_rivals_equal_their_papers_equations(case, trained, rivals):
             assert difference <= 1e-6, weight
 
 
+@pytest.mark.parametrize(("gradients", "layouts"), [("bf16", 2), ("bf16+fp32", 3)])
 @pytest.mark.parametrize("rival", odd.BF16_RIVALS)
-def test_rivals_choose_the_same_in_any_layout_of_bf16(rival, trained):
-    cases = [c for c in odd.RIVAL_CASES if c.startswith(f"{rival}-stage") and c.endswith("-bf16")]
-    hashes = [trained[case][0]["hashes"] for case in cases]
-    assert len(hashes) == 2
-    assert hashes[0] == hashes[1]
+def test_rivals_choose_the_same_in_any_layout_of_bf16(rival, gradients, layouts, trained):
+    found = [
+        trained[case][0]["hashes"]
+        for case in odd.RIVAL_CASES
+        if case.startswith(f"{rival}-stage") and case.endswith(f"-{gradients}")
+    ]
+    assert len(found) == layouts
+    assert all(hashes == found[0] for hashes in found)
+
+
+def test_float32_gradients_leave_the_same_weights_in_every_layout_that_reduces_each_micro_batch(
+    trained,
+):
+    """The same numbers are added in the same order; the other stages add those of a rank first."""
+    cases = [
+        c for c in odd.CASES if c.endswith("-bf16+fp32") and c.startswith(("stage2", "stage3"))
+    ]
+    first, *others = [trained[case][0] for case in cases]
+    assert len(others) == 4
+    for other in others:
+        assert other["hashes"] == first["hashes"]
+        for name, weight in first["weights"].items():
+            assert torch.equal(weight, other["weights"][name]), name
 
 
 @pytest.mark.parametrize("case", odd.PLACED_CASES)
@@ -204,7 +208,7 @@ def test_updates_left_out_do_not_count(case, trained):
     """The scale of fp16 is found by updates that overflow; schedules go by those really made."""
     for result in trained[case]:
         assert len(result["hashes"]) == odd.SCHEDULE.num_steps
-        assert (result["skipped"] > 0) == case.endswith("-fp16")
+        assert (result["skipped"] > 0) == ("-fp16" in case)
 
 
 @pytest.mark.parametrize("case", [c for c in odd.CASES if not c.endswith("-fp32")])

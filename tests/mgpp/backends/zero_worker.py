@@ -36,10 +36,14 @@ def config(stage: int, precision: str, **zero: object) -> dict[str, object]:
     }
     if precision.startswith("bf16"):
         values["bf16"] = {"enabled": True}
-    if precision == "fp16":  # a scale far too large: the first updates overflow and are left out
+    if precision.startswith(
+        "fp16"
+    ):  # a scale far too large: the first updates overflow and are left out
         values["fp16"] = {"enabled": True, "initial_scale_power": 20, "hysteresis": 1}
-    if precision == "bf16+fp32":
-        values["data_types"] = {"grad_accum_dtype": "fp32"}
+    if precision.endswith("+fp32"):  # gradients are reduced and accumulated in float32
+        values["communication_data_type"] = "fp32"
+        if stage:
+            values["data_types"] = {"grad_accum_dtype": "fp32"}
     return values
 
 
@@ -60,13 +64,16 @@ def train(
         else odd.make_model(odd.EVEN_FEED_FORWARD if placed else odd.FEED_FORWARD)
     )
     model.recompute = bool(zero.pop(odd.RECOMPUTE, False))
-    dtypes = {"fp32": torch.float32, "fp16": torch.float16}
-    model = model.to(dtypes.get(precision, torch.bfloat16))
+    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    model = model.to(dtypes[precision.partition("+")[0]])
     names = odd.prunable_names(model)
     optimizer = torch.optim.AdamW(odd.parameter_groups(model), **odd.ADAMW)
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=config(stage, precision, **zero)
     )
+    if precision == "bf16+fp32" and stage == 0:  # by autograd itself; DeepSpeed has no such setting
+        for parameter in engine.module.parameters():
+            parameter.grad_dtype = torch.float32
     prunable = {name: p for name, p in engine.module.named_parameters() if name in names}
     pruner = attach(
         engine,
@@ -79,7 +86,7 @@ def train(
     while pruner.step < schedule.num_steps:
         step = pruner.step
         for micro in range(odd.ACCUMULATION):
-            tokens = odd.micro_batch(step * odd.ACCUMULATION + micro, rank)
+            tokens = odd.micro_batch(step * odd.ACCUMULATION + micro, rank).to(engine.device)
             engine.backward(odd.loss(engine, tokens))
             engine.step()
         if pruner.step > step:
@@ -153,10 +160,10 @@ def main(which: str, folder: str) -> None:
     )
 
 
-def start() -> None:
+def start(backend: str = "gloo") -> None:
     from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
     from deepspeed.ops import __compatible_ops__
 
     CPU_Accelerator.is_fp16_supported = lambda _: True  # slow on most CPUs, but it computes
     __compatible_ops__["deepspeed_shm_comm"] = False  # gloo carries everything; nothing to compile
-    deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)

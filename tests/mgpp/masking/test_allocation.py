@@ -203,6 +203,9 @@ def test_settings_that_cannot_be(placement, problem):
 def test_a_pattern_that_yaml_read_as_a_number_and_budgets_that_are_no_mapping():
     with pytest.raises(TypeError, match="YAML reads 2:4 without quotes"):
         Placement(pattern=124)
+    for value in (True, False, 2.5, ["2:4"]):
+        with pytest.raises(TypeError, match=r"^pattern: got .*x1.\)$"):
+            Placement(pattern=value)
     with pytest.raises(TypeError, match="give a mapping"):
         Placement(budgets=["*"])
 

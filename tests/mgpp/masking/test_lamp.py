@@ -6,7 +6,13 @@ import torch
 from mgpp import GMP, METHODS, Collectives, Placement, Pruner, PruningSchedule, make_method
 from mgpp.masking.lamp import lamp_groups, sent_bytes
 from mgpp.masking.threshold import Group
-from tests.mgpp.ranks import contiguous_shards, odd_shards, per_weight_shards, run_ranks
+from tests.mgpp.ranks import (
+    contiguous_shards,
+    odd_shards,
+    per_weight_shards,
+    run_ranks,
+    stacks_of,
+)
 
 SHAPES = [(96, 200), (384, 384), (40, 30), (500, 128)]
 
@@ -167,7 +173,8 @@ def test_what_is_sent_is_what_is_said():
         counted = Collectives(collectives.rank, collectives.world_size, all_reduce)
         shards = contiguous_shards(weights, collectives.rank, 2)
         group = Group(indices=(0, 1, 2, 3), k=1000)
-        return lamp_groups(shards, [group], [w.numel() for w in weights], counted)
+        stacks = stacks_of(shards, len(weights))
+        return lamp_groups(stacks, [group], [w.numel() for w in weights], counted)
 
     found = run_ranks(2, work)
     assert found[0] == found[1]

@@ -4,10 +4,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mgpp import Collectives
-from mgpp.masking.threshold import find_cut, kept_chunks, sent_bytes
-from tests.mgpp.ranks import contiguous_shards, per_weight_shards, run_ranks
+from mgpp.masking.threshold import Group, find_cuts, packed_masks, sent_bytes
+from mgpp.sharding.bitmask import unpack_bits
+from tests.mgpp.ranks import contiguous_shards, per_weight_shards, run_ranks, stacks_of
 
 LAYOUTS = [contiguous_shards, per_weight_shards]
+
+
+def cut_all(weights, shards, k, collectives):
+    """Return the shards as stacks, and one cut over all of them."""
+    stacks, numels = stacks_of(shards, len(weights)), [w.numel() for w in weights]
+    group = Group(indices=tuple(range(len(weights))), k=k)
+    return stacks, find_cuts(stacks, [group], numels, collectives)[0]
 
 
 def prune_sharded(weights, k, world_size, cut_into):
@@ -17,10 +25,10 @@ def prune_sharded(weights, k, world_size, cut_into):
 
     def work(collectives):
         shards = cut_into(weights, collectives.rank, world_size)
-        cut = find_cut(shards, k, [w.numel() for w in weights], collectives)
-        for position, shard in enumerate(shards):
-            parts = [keep == 0 for keep in kept_chunks(shards, position, cut)]
-            goes = torch.cat(parts or [goes_all[:0]])
+        stacks, cut = cut_all(weights, shards, k, collectives)
+        masks = packed_masks(stacks, dict.fromkeys(range(len(weights)), cut))
+        for shard, mask in zip(shards, masks, strict=True):
+            goes = ~unpack_bits(mask, shard.numel)
             begin = int(starts[shard.index]) + shard.offset
             goes_all[begin : begin + shard.numel] |= goes
         return cut.threshold
@@ -130,7 +138,7 @@ def test_bytes_sent_stay_below_one_mebibyte(k, world_size):
 
             counting = Collectives(collectives.rank, collectives.world_size, all_reduce)
             shards = contiguous_shards(weights, counting.rank, world_size)
-            find_cut(shards, k, [weights[0].numel()], counting)
+            cut_all(weights, shards, k, counting)
 
         run_ranks(world_size, work)
         assert sum(sent) / world_size <= sent_bytes(world_size, 1) < 2**20

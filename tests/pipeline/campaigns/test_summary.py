@@ -37,7 +37,7 @@ CANDIDATES = {
 }
 
 RECORDS = [
-    {"step": step, "loss": loss, "sparsity": sparsity}
+    {"step": step, "loss": loss, "mask_sparsity": sparsity}
     for step, loss, sparsity in zip(
         range(2, 12, 2), (0.9, 0.8, 0.6, 0.5, 0.4), (0.0, 0.5, 0.85, 0.9, 0.9), strict=True
     )
@@ -267,7 +267,7 @@ def test_curves_are_written_tabulated_and_drawn(read, tmp_path):
     drawn = [trace for trace in figure["data"] if trace["name"] == "GMP"]
     assert len(drawn) == 2 * 2 * 2  # seeds, sparsities, loss and zeros
     assert drawn[0]["y"] == [r["loss"] for r in RECORDS]
-    assert drawn[1]["y"] == [r["sparsity"] for r in RECORDS]
+    assert drawn[1]["y"] == [r["mask_sparsity"] for r in RECORDS]
     assert sum(trace.get("showlegend", True) for trace in drawn) == 1
 
 

@@ -226,13 +226,30 @@ def test_text_stays_as_it_is_written(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
-def test_an_empty_field_is_no_text(tmp_path, suffix):
+def test_an_empty_field_is_the_empty_text(tmp_path, suffix):
     path = tmp_path / f"rows{suffix}"
-    WRITERS[suffix](path, [*ROWS, {"text": "", "label": 1}])
+    WRITERS[suffix](path, [*ROWS, {"text": "", "label": 1}, {"text": " ", "label": 0}])
+    splits = load_for_a_task(train=str(path), validation=str(path))
+    assert splits["train"].to_list()[-2:] == [{"text": "", "label": 1}, {"text": " ", "label": 0}]
+    as_json = tmp_path / "rows.jsonl"
+    as_json.write_text("".join(json.dumps(row) + "\n" for row in splits["train"]))
+    again = load_for_a_task(train=str(as_json), validation=str(path))
+    assert again["train"].to_list() == splits["train"].to_list()
+
+
+def test_empty_fields_are_empty_texts_however_they_are_written(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text('text,label\nx,0\n,1\n"",0\nnull,1\n', encoding="utf-8")
+    splits = load_for_a_task(train=str(path), validation=str(path))
+    assert splits["train"]["text"][:] == ["x", "", "", "null"]
+    path.write_text('text,label\n,1\n"",0\n', encoding="utf-8")
+    splits = load_for_a_task(train=str(path), validation=str(path))
+    assert splits["train"]["text"][:] == ["", ""]
+    path.write_text("text,label\nx,0\ny,\n", encoding="utf-8")
     with pytest.raises(
-        ConfigError, match="row 6 of the train data holds no text in column 'text', got None"
+        ConfigError, match="1 rows of the train data have no value in column 'label'"
     ):
-        load_for_a_task(train=str(path))
+        load_for_a_task(train=str(path), validation=str(path))
 
 
 def test_text_of_a_json_field_stays_as_it_is_written(tmp_path):
@@ -543,6 +560,40 @@ def module(tmp_path, monkeypatch):
             with open(path, encoding="utf-8") as file:
                 return DatasetDict(train=Dataset.from_dict({"text": list(file)}))
 
+        calls = []
+
+        def shuffled(number=8):
+            calls.append(None)
+            order = [(3 * i + len(calls)) % number for i in range(number)]
+            return DatasetDict(train=rows(number)["train"].add_column("i", order))
+
+        def counted_once(number=8):
+            calls.append(None)
+            return rows(number + (len(calls) > 1))
+
+        def as_before(number=8):
+            calls.append(None)
+            return rows(number)
+
+        def named(*names):
+            made = rows()["train"]
+            return DatasetDict({name: made for name in ["train", *names]})
+
+        def dev():
+            return named("dev", "test")
+
+        def of_glue():
+            return named("validation_matched", "validation_mismatched")
+
+        def capital():
+            return named("Validation")
+
+        def with_test():
+            return named("test", "unsupervised")
+
+        def both():
+            return named("validation", "dev")
+
         def no_dataset():
             return [{"text": "x"}]
 
@@ -588,6 +639,73 @@ def test_a_function_without_a_train_split():
     assert problem == (
         "data.function: functions_of_a_test:rows must return a DatasetDict with a 'train' split, "
         "got \"DatasetDict of ['test']\""
+    )
+
+
+@pytest.mark.usefixtures("module")
+@pytest.mark.parametrize(
+    ("name", "unused"),
+    [("dev", "dev"), ("of_glue", "validation_matched"), ("capital", "Validation")],
+)
+def test_a_split_that_is_meant_for_validation_is_not_passed_over(name, unused):
+    assert only_problem(load_splits, function_config(name)) == (
+        f"data.function: functions_of_a_test:{name} returns no split 'validation' but {unused!r}; "
+        "call it 'validation', name it in data.extra_validation, or leave it out: a share of the "
+        "training rows is held out then"
+    )
+
+
+@pytest.mark.usefixtures("module")
+def test_splits_that_are_not_used():
+    assert list(load_splits(function_config("with_test"))) == ["train", "validation"]
+    assert list(load_splits(function_config("both"))) == ["train", "validation"]
+    config = function_config("dev").model_copy(update={"extra_validation": {"d": "dev"}})
+    assert list(load_splits(config)) == ["train", "validation", "d"]
+
+
+@pytest.mark.usefixtures("module")
+@pytest.mark.parametrize("name", ["shuffled", "counted_once"])
+def test_rows_that_differ_at_each_call_are_refused(name):
+    config = function_config(name)
+    identity = data_identity(config)
+    problem = only_problem(lambda: load_splits(config, identity=identity))
+    assert problem == (
+        f"data.function: functions_of_a_test:{name} returned other rows than when the run's keys were "
+        "made; let it return the same rows at each call and in each process: seed what it draws"
+    )
+    part = JoinedConfig(source="joined", parts=[function_config("rows"), config])
+    sys.modules["functions_of_a_test"].calls.clear()
+    identity = data_identity(part)
+    problem = only_problem(lambda: load_splits(part, identity=identity))
+    assert problem.startswith(f"data.parts.1.function: functions_of_a_test:{name} returned other")
+
+
+@pytest.mark.usefixtures("module")
+def test_rows_that_are_the_same_at_each_call_are_taken():
+    for config in (
+        function_config("as_before"),
+        JoinedConfig(
+            source="joined", parts=[function_config("as_before"), function_config("rows")]
+        ),
+    ):
+        assert load_splits(config, identity=data_identity(config)) is not None
+
+
+def test_a_file_that_changed_since_the_keys_were_made_is_refused(tmp_path):
+    path = tmp_path / "rows.csv"
+    write_csv(path, ROWS)
+    config = FilesConfig(source="files", train=str(path))
+    identity = data_identity(config)
+    assert len(load_splits(config, identity=identity)["train"])
+    write_csv(path, ROWS[:-1])
+    assert only_problem(lambda: load_splits(config, identity=identity)) == (
+        "data: its files changed after the run's keys were made; run again"
+    )
+    part = JoinedConfig(source="joined", parts=[config])
+    identity = data_identity(part)
+    write_csv(path, ROWS)
+    assert only_problem(lambda: load_splits(part, identity=identity)).startswith(
+        "data.parts.0: its"
     )
 
 

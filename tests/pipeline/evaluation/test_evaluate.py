@@ -49,7 +49,7 @@ def test_a_metric_that_is_not_a_number_is_null_in_json_and_warned_of(tmp_path, m
         models={name: name for name in numbers},
         task=make_task(RegressionConfig(type="regression", text=["text"], label="label")),
         config=EvaluateConfig(batch_size=8),
-        zero=ZeroConfig(),
+        zero=ZeroConfig(precision="fp32"),
         trust_remote_code=False,
     )
     assert json.loads(json.dumps(metrics, allow_nan=False))["pruned"] == {

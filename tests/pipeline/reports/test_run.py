@@ -55,7 +55,7 @@ def training_records(num_steps: int, *, pruned: bool) -> list[dict[str, Any]]:
         }
         if pruned:
             ramp = min(1.0, max(0.0, (step - 200) / 1299))
-            record["sparsity"] = sparsity
+            record["mask_sparsity"] = sparsity
             record["threshold"] = 4e-3 * sparsity**2 + 1e-5 if sparsity else None
             record["slab_prob"] = 0.1 * (1 - 0.999 * ramp) if step <= 1499 else None
         records.append(record)
@@ -166,7 +166,7 @@ def test_every_figure_has_data_and_axis_titles(html: str) -> None:
         "Metrics",
         "Pruned against dense",
         "Training loss",
-        "Sparsity",
+        "Sparsity of the last mask",
         "Pruning threshold",
         "Prior probability of the slab",
         "Learning rate",
@@ -233,7 +233,7 @@ def test_everything_given_is_escaped() -> None:
         ),
         ({"layers": []}, ["Sparsity by layer and matrix", "Sparsity by layer over training"]),
         ({"layers": [{"step": 1, "sparsity": {"w": 0.5}}]}, ["Sparsity by layer over training"]),
-        ({"steps": []}, ["Sparsity", "Pruning threshold", "Throughput"]),
+        ({"steps": []}, ["Sparsity of the last mask", "Pruning threshold", "Throughput"]),
         ({"steps": [], "dense_steps": []}, ["Training loss"]),
         ({"seconds": {}}, ["Time by stage"]),
         ({"metrics": {}}, ["Metrics", "Pruned against dense"]),

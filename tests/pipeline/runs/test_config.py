@@ -209,6 +209,30 @@ def test_another_kind_of_section_takes_nothing_from_the_file_below(tmp_path):
     }
 
 
+def test_a_revision_is_of_what_is_named_beside_it(tmp_path):
+    commit = "0" * 40
+    below = {
+        "model": {"path": "org/model", "revision": commit},
+        "data": {"source": "hub", "path": "org/rows", "revision": commit, "name": "part"},
+        "distill": {"teacher": "org/teacher", "revision": commit},
+    }
+    (tmp_path / "below.yaml").write_text(yaml.safe_dump(below))
+    above = tmp_path / "above.yaml"
+    above.write_text("extends: below.yaml\nmodel: {path: org/model, dropout: 0.1}\n")
+
+    def revisions(*overrides):
+        values, problems = run_config.read_config(str(above), overrides)
+        assert problems == []
+        return [values[section].get("revision") for section in below]
+
+    assert revisions() == [commit] * 3
+    assert revisions("data.name=other") == [commit] * 3
+    assert revisions("model.path=org/other") == [None, commit, commit]
+    assert revisions("model.path=org/other", "model.revision=main") == ["main", commit, commit]
+    assert revisions("data.path=rows", "distill.teacher=dense") == [commit, None, None]
+    assert revisions("data={source: files, train: rows.csv}") == [commit, None, commit]
+
+
 def test_files_that_cannot_be_extended(tmp_path):
     path = write_files(tmp_path, top="extends: nowhere.yaml\n")
     missing = tmp_path / "nowhere.yaml"
@@ -319,7 +343,13 @@ WRONG = [
     ("prune", {"sparsity": math.nan}, "prune.sparsity", "got nan", "finite"),
     ("prune", {"sparsity": 0.5, "interval": 0}, "prune.interval", "got 0", "equal to 1"),
     ("zero", {"stage": 4}, "zero.stage", "got 4", "0, 1, 2 or 3"),
-    ("zero", {"precision": "fp8"}, "zero.precision", "got 'fp8'", "'fp32', 'bf16' or 'fp16'"),
+    (
+        "zero",
+        {"precision": "fp8"},
+        "zero.precision",
+        "got 'fp8'",
+        "'auto', 'fp32', 'tf32', 'bf16' or 'fp16'",
+    ),
     ("cluster", {"placement": "NEAR"}, "cluster.placement", "got 'NEAR'", "'PACK' or 'SPREAD'"),
     ("evaluate", {"max_rows": 0}, "evaluate.max_rows", "got 0", "equal to 1"),
     ("export", {"max_shard_size": 5}, "export.max_shard_size", "got 5", "string"),

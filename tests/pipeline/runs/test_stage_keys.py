@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.runs.config import parse_config
 from pipeline.runs.flow import plan_stages
+from pipeline.runs.hardware import NO_GPUS, settled
 from pipeline.training.config import TrainConfig
 from tests.pipeline.runs.stage_defaults import complaints, recorded_and_current
 
@@ -26,7 +27,7 @@ def config(tiny_bert, words_csv):
 
 
 def keys(config):
-    return {stage.name: stage.key for stage in plan_stages(config)}
+    return {stage.name: stage.key for stage in plan_stages(settled(config, NO_GPUS))}
 
 
 def changed(before, after):
@@ -91,8 +92,35 @@ def test_a_kind_of_section_counts_although_all_its_settings_are_defaults(config)
     assert "prune" in changed(before, keys(config.model_copy(update={"distill": None})))
 
 
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"communication_data_type": "fp16"},
+        {"prescale_gradients": True},
+        {"zero_optimization": {"zero_quantized_gradients": True}},
+        {"fp16": {"initial_scale_power": 8}},
+        {"no_such_key_yet": 1},  # of a newer DeepSpeed
+    ],
+)
+def test_what_deepspeed_computes_otherwise_is_in_the_keys(config, extra):
+    values = config.model_dump(mode="json")
+    after = keys(parse_config(values | {"zero": {"extra": extra}}))
+    trained = {"dense", "prune", "evaluate", "export", "report"}
+    assert changed(keys(config), after) == trained
+
+
+def test_what_deepspeed_only_places_or_logs_is_in_no_key(config):
+    values = config.model_dump(mode="json")
+    extra = {
+        "steps_per_print": 5,
+        "wall_clock_breakdown": True,
+        "zero_optimization": {"reduce_bucket_size": 7, "stage3_param_persistence_threshold": 0},
+    }
+    assert keys(parse_config(values | {"zero": {"extra": extra}})) == keys(config)
+
+
 def test_params_are_recorded_with_their_defaults(config):
-    params = {stage.name: stage.params for stage in plan_stages(config)}
+    params = {stage.name: stage.params for stage in plan_stages(settled(config, NO_GPUS))}
     assert params["prune"]["prune"]["scope"] == "global"
     assert params["prune"]["train"]["lr"] == config.train.lr
     assert "log_every" not in params["prune"]["train"]

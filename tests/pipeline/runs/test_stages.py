@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from pipeline.errors import ConfigError
 from pipeline.runs.config import parse_config
 from pipeline.runs.flow import plan_stages, run_stage
+from pipeline.runs.hardware import NO_GPUS, settled
 from pipeline.store.artifacts import Artifact, ArtifactStore
 from pipeline.worker_group import WorkerGroup
 from tests.html_page import Page
@@ -31,7 +33,7 @@ def stages(tiny_bert, words_csv, **changes):
     }
     for section, settings in changes.items():
         values[section] = {**values.get(section, {}), **settings}
-    return plan_stages(parse_config(values))
+    return plan_stages(settled(parse_config(values), NO_GPUS))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +91,9 @@ def test_only_a_loss_of_routers_depends_on_the_micro_batches(tmp_path, words_csv
             "prune": {"sparsity": 0.5},
             **changes,
         }
-        made = {stage.name: stage.key for stage in plan_stages(parse_config(config))}
+        made = {
+            stage.name: stage.key for stage in plan_stages(settled(parse_config(config), NO_GPUS))
+        }
         found.append((made["dense"], made["prune"]))
     whole, quarter, also_quarter = found
     assert quarter == also_quarter
@@ -145,7 +149,7 @@ def one_shot_run(tmp_path, datasets_cache):
         "prune": {**ONE_SHOT, "calibration_rows": 8},
     }
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield parse_config(values)
+    yield settled(parse_config(values), NO_GPUS)
     dist.destroy_process_group()
 
 
@@ -183,6 +187,49 @@ def test_a_one_shot_run_from_data_to_report(one_shot_run):
     assert "`, pruned to **50.00%** by\nSPARSEGPT" in card
     assert "Pruned in one shot, without training" in card
     assert f"| perplexity | {perplexity} |" in card
+
+
+@pytest.mark.usefixtures("datasets_cache")
+@pytest.mark.parametrize("seeded", [True, False])
+def test_the_data_stage_takes_only_the_rows_its_key_is_made_of(
+    tiny_bert, tmp_path, monkeypatch, seeded
+):
+    name = f"rows_of_a_stage_{seeded}".lower()
+    source = f"""
+import random
+from datasets import Dataset
+
+def rows():
+    draw = random.Random({0 if seeded else None})
+    texts = [f"a {{word}} day {{draw.random()}}" for word in ("good", "bad")] * 8
+    made = Dataset.from_dict({{"text": texts, "label": [1, 0] * 8}})
+    return made.train_test_split(0.25, seed=0)
+
+def splits():
+    made = rows()
+    made["validation"] = made.pop("test")
+    return made
+"""
+    (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = parse_config(
+        {
+            "name": "rows",
+            "storage": str(tmp_path / "runs"),
+            "model": {"path": str(tiny_bert)},
+            "task": {"type": "classification", "text": ["text"], "label": "label"},
+            "data": {"source": "function", "function": f"{name}:splits"},
+            "prune": {"sparsity": 0.5},
+        }
+    )
+    data, store = plan_stages(settled(config, NO_GPUS))[0], ArtifactStore(config.storage)
+    if seeded:
+        run_stage(data, config, store, {}, workers=None, progress=lambda record: None)
+        assert store.find(data.name, data.key).metrics["num_rows"] == {"train": 12, "validation": 4}
+        return
+    with pytest.raises(ConfigError, match="returned other rows than when the run's keys"):
+        run_stage(data, config, store, {}, workers=None, progress=lambda record: None)
+    assert store.find(data.name, data.key) is None
 
 
 def test_a_dense_teacher_is_an_input_and_another_is_named_by_its_content(

@@ -9,6 +9,7 @@ import yaml
 from pipeline.models.loading import load_model_config, model_identity
 from pipeline.runs.config import parse_config, read_config
 from pipeline.runs.flow import plan_stages
+from pipeline.runs.hardware import NO_GPUS, settled
 from pipeline.runs.upstream import resolve_upstream
 from pipeline.store.artifacts import ArtifactStore, open_artifact
 
@@ -36,7 +37,9 @@ def write(tiny_bert, words_csv, tmp_path):
 
 def export(path, tiny_bert, overrides=()):
     """Put a model into the store as the run of a file would."""
-    config = parse_config(resolve_upstream(read_config(str(path), overrides)[0])[0])
+    config = settled(
+        parse_config(resolve_upstream(read_config(str(path), overrides)[0])[0]), NO_GPUS
+    )
     stage = plan_stages(config)[-2]
     assert stage.name == "export"
     attempt = ArtifactStore(config.storage).begin(stage.name, stage.key, {}, {})
@@ -71,7 +74,9 @@ def test_it_is_the_exported_model_of_that_file(write, tiny_bert):
     assert resolved(second, f"model.path={changed}") == (f"{other.url}/model", [])
     # The key of what follows goes by the content.
     keys = [
-        plan_stages(parse_config(resolve_upstream(read_config(str(second), c)[0])[0]))[1].key
+        plan_stages(
+            settled(parse_config(resolve_upstream(read_config(str(second), c)[0])[0]), NO_GPUS)
+        )[1].key
         for c in ([], [f"model.path={changed}"])
     ]
     assert keys[0] != keys[1]

@@ -10,7 +10,8 @@ import yaml
 
 from pipeline.errors import ConfigError
 from pipeline.runs.config import RunConfig
-from pipeline.runs.validate import Capacity, check_schedule, validate
+from pipeline.runs.hardware import Capacity
+from pipeline.runs.validate import check_schedule, validate
 from tests.pipeline.models.word_chains import text
 from tests.tiny import write_decoder
 
@@ -374,7 +375,7 @@ def test_batch_size_must_be_a_multiple_of_the_workers(config_file, overrides):
         (["zero.stage=2", "zero.offload_parameters=true"], "zero.offload_parameters"),
         (["prune.method={name: mgpp, spike_threshold: 1e6}"], "prune.method"),
         (["zero.stage=0", "zero.offload_optimizer=true"], "zero.offload_optimizer"),
-        (["zero.stage=2", "zero.grad_accum_dtype=fp32"], "zero.grad_accum_dtype"),
+        (["zero.precision=bf16", "zero.gradients=fp16"], "zero.gradients"),
     ],
 )
 def test_zero_settings_that_deepspeed_gets_wrong(config_file, overrides, key):

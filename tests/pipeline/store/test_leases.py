@@ -8,10 +8,12 @@ import time
 from dataclasses import replace
 
 import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError
 
 from pipeline.store import leases
 from pipeline.store.leases import HeldLease, Holder, Lease, LeaseFolder, LeaseLostError, LeaseWatch
 from pipeline.store.storage import open_storage, read_json
+from tests.object_storage import s3_server, s3_server_away
 
 
 @pytest.fixture
@@ -166,3 +168,124 @@ def test_a_lease_that_is_half_written_is_somebodys(url, fast):
         assert time.monotonic() - since < 30
         time.sleep(0.05)
     assert time.monotonic() - since >= 0.6
+
+
+CLIENT_ERROR = ClientError({"Error": {"Code": "Throttling", "Message": "later"}}, "PutObject")
+OF_STORAGE = [
+    CLIENT_ERROR,
+    EndpointConnectionError(endpoint_url="http://127.0.0.1:9"),
+    OSError("the server is away"),
+]
+
+
+def wait_for(condition):
+    since = time.monotonic()
+    while not condition():
+        assert time.monotonic() - since < 30
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("error", OF_STORAGE, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("operation", ["pipe_file", "ls"])
+def test_a_lease_survives_what_a_storage_library_raises(
+    bucket, tmp_path, fast, monkeypatch, caplog, error, operation
+):
+    watch = LeaseWatch(f"{bucket}/{tmp_path.name}")
+    number = watch.take()
+    filesystem, _ = open_storage(watch.folder.url)
+    real, is_away, num_failed = getattr(filesystem, operation), True, 0
+
+    def flaky(*args, **kwargs):
+        nonlocal num_failed
+        if is_away:
+            num_failed += 1
+            raise error
+        return real(*args, **kwargs)
+
+    lost = []
+    monkeypatch.setattr(filesystem, operation, flaky)
+    held = HeldLease(watch.folder, number, on_lost=lost.append, progress=lambda: {"step": 7})
+    wait_for(lambda: num_failed >= 3)
+    is_away = False
+    wait_for(lambda: watch.folder.newest().renewed > num_failed)
+    assert watch.folder.newest().progress == {"step": 7}
+    held.give_back()
+    assert (lost, watch.folder.newest()) == ([], None)
+    (record,) = [record for record in caplog.records if record.name == leases.__name__]
+    assert f"could not be renewed ({type(error).__name__}" in record.getMessage()
+
+
+def test_a_lease_survives_a_server_that_is_restarted(fast, monkeypatch, tmp_path):
+    with s3_server(monkeypatch) as url:
+        watch = LeaseWatch(f"{url}/{tmp_path.name}")
+        lost = []
+        held = HeldLease(watch.folder, watch.take(), on_lost=lost.append)
+        wait_for(lambda: watch.folder.newest().renewed)
+        with s3_server_away():
+            with pytest.raises(EndpointConnectionError):
+                watch.folder.newest()
+            before = held._thread
+            time.sleep(0.5)
+        renewed = watch.folder.newest().renewed
+        wait_for(lambda: watch.folder.newest().renewed > renewed)
+        assert before.is_alive()
+        held.give_back()
+        assert (lost, watch.folder.newest()) == ([], None)
+
+
+@pytest.mark.parametrize("how", ["hangs", "raises"])
+def test_a_lease_is_renewed_while_a_progress_call_hangs_or_fails(url, fast, how):
+    asked, answer = threading.Event(), threading.Event()
+
+    def progress():
+        asked.set()
+        if how == "raises":
+            raise RuntimeError("the actor is gone")
+        answer.wait()  # for longer than a lease lasts
+
+    watch = LeaseWatch(url)
+    lost = []
+    held = HeldLease(watch.folder, watch.take(), on_lost=lost.append, progress=progress)
+    assert asked.wait(30)
+    wait_for(lambda: watch.folder.newest().renewed * leases.RENEW_SECONDS > leases.STALE_SECONDS)
+    held.give_back()
+    answer.set()
+    assert (lost, watch.folder.newest()) == ([], None)
+
+
+def test_a_lease_that_cannot_be_given_back_is_no_failure(bucket, tmp_path, monkeypatch, caplog):
+    watch = LeaseWatch(f"{bucket}/{tmp_path.name}")
+    held = HeldLease(watch.folder, watch.take(), on_lost=print)
+    filesystem, _ = open_storage(watch.folder.url)
+    with monkeypatch.context() as patch:
+        patch.setattr(filesystem, "rm", raising(CLIENT_ERROR))
+        held.give_back()
+    assert "the lease could not be deleted (ClientError" in caplog.text
+    assert watch.folder.newest().number == 1
+
+
+@pytest.mark.parametrize("error", [*OF_STORAGE, FileExistsError("made by the first of two tries")])
+def test_a_lease_whose_answer_was_lost_is_its_makers(bucket, tmp_path, monkeypatch, error):
+    """A library tries a conditional put again: what it meets then may be its own."""
+    watch = LeaseWatch(f"{bucket}/{tmp_path.name}")
+    filesystem, _ = open_storage(watch.folder.url)
+    real = filesystem.pipe_file
+
+    def written_but_not_answered(*args, **kwargs):
+        real(*args, **kwargs)
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filesystem, "pipe_file", written_but_not_answered)
+        if not isinstance(error, FileExistsError):
+            with pytest.raises(type(error)):
+                watch.take()
+    assert watch.take() == 1
+    assert isinstance(LeaseWatch(watch.folder.url).take(), Lease)
+
+
+def raising(error):
+    def call(*args, **kwargs):
+        raise error
+
+    return call

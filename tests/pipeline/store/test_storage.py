@@ -3,7 +3,17 @@
 import os
 import threading
 
-from pipeline.store.storage import create_json, open_storage, put_json, read_json, storage_problems
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.store.storage import (
+    absolute_url,
+    create_json,
+    open_storage,
+    put_json,
+    read_json,
+    storage_problems,
+)
 
 
 def test_json_is_put_and_read(url):
@@ -47,6 +57,25 @@ def test_what_others_write_is_seen(url):
     assert filesystem.exists(put_later)
     other.rm(put_later)
     assert not filesystem.exists(put_later)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("a" * 5000, "File name too long"),
+        ("é" * 200, "File name too long"),
+        ("/a" * 1950, "File name too long"),  # a path that leaves no room for what lies below
+        ("a\0b", "embedded null byte"),
+        ("~no-such-user-here/runs", "Could not determine home directory."),
+    ],
+)
+def test_paths_that_no_file_system_takes(tmp_path, name, why):
+    storage = name if name.startswith("~") else f"{tmp_path}/{name}"
+    (problem,) = storage_problems(storage)
+    assert (problem.key, problem.got) == ("storage", storage)
+    assert problem.why == f"no file system takes this path: {why}"
+    with pytest.raises(ConfigError, match=f"^storage: no file system takes this path: {why}"):
+        absolute_url(storage)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):

@@ -77,7 +77,7 @@ def evaluate_sharded(stage: int, folder: Path) -> None:
         models={"model": folder / "model"},
         task=make_task(),
         config=EvaluateConfig(batch_size=1),
-        zero=ZeroConfig(stage=stage, extra=SHARD_ALL if stage == 3 else {}),
+        zero=ZeroConfig(stage=stage, precision="fp32", extra=SHARD_ALL if stage == 3 else {}),
         trust_remote_code=False,
     )
     if dist.get_rank() == 0:

@@ -92,15 +92,42 @@ def test_labels_become_numbers_from_zero(tokenizer, train, feature, names, mappe
     [
         ([0, 1], [0, 2], None, r"unseen in training: \[2\]"),
         (["a", "b"], ["c", "d"], None, r"unseen in training: \['c', 'd'\]"),
-        ([0, 0], [1], ClassLabel(names=["x", "y"]), r"only \['x'\]"),
+        ([0, 0], [1], ClassLabel(names=["x", "y"]), r"unseen in training: \['y'\]"),
+        ([0, 0], [0], ClassLabel(names=["x", "y"]), r"only \['x'\]"),
         ([1, 1], [1], None, r"only \['1'\]"),
         ([0, 0], [0], ClassLabel(names=["x"]), r"only \['x'\]"),
+        ([0, 1], [0, 2], ClassLabel(names=["x", "y", "z"]), r"unseen in training: \['z'\]"),
+        ([0, 2], [3, 1], ClassLabel(names=["w", "x", "y", "z"]), r"training: \['x', 'z'\]"),
+        ([True, True], [False], None, r"unseen in training: \[False\]"),
     ],
 )
 def test_labels_that_cannot_be_learned(tokenizer, train, validation, feature, why):
     splits = make_splits(train, validation, feature)
     with pytest.raises(ConfigError, match=f"task.label: column 'label' .*{why}"):
         classification().tokenize(splits, tokenizer, None)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["pos", "neg"], ["neg", "positive"], ["neg", "pos", "neutral"], ["neg", "Pos"]],
+)
+@pytest.mark.parametrize("split", ["validation", "mismatched"])
+def test_splits_that_number_the_classes_otherwise(tokenizer, names, split):
+    splits = make_splits([0, 1], [1], ClassLabel(names=["neg", "pos"]))
+    splits[split] = make_splits([0], [0, 1], ClassLabel(names=names))["validation"]
+    with pytest.raises(ConfigError) as caught:
+        classification().tokenize(splits, tokenizer, None)
+    assert str(caught.value) == (
+        f"task.label: the classes of column 'label' are {names} in the {split} data and "
+        "['neg', 'pos'] in the train data, numbered from 0; give all splits the same ones in one order"
+    )
+
+
+def test_numbers_without_names_go_with_named_classes(tokenizer):
+    splits = make_splits([0, 1], [1], ClassLabel(names=["neg", "pos"]))
+    splits["validation"] = make_splits([1], [1, 0, 1])["validation"]
+    tokenized = classification().tokenize(splits, tokenizer, None)
+    assert tokenized.splits["validation"]["labels"][:] == [1, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -169,6 +196,22 @@ def test_regression_refuses_what_is_no_number(tokenizer, name, feature):
     splits[name] = make_splits([label], [label], feature)["train"]
     with pytest.raises(ConfigError, match=f"'label' of {name} holds .*regression needs numbers"):
         regression().tokenize(splits, tokenizer, None)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "uint64", "int8", "float16", "float32"])
+def test_regression_takes_numbers_of_any_width(tokenizer, kind):
+    splits = make_splits([1, 0, 3], [2], Value(kind))
+    tokenized = regression().tokenize(splits, tokenizer, None)
+    assert tokenized.splits["train"]["labels"][:] == [1.0, 0.0, 3.0]
+
+
+@pytest.mark.parametrize("value", [1e300, -3.4e38, 1e20])
+def test_regression_refuses_numbers_whose_square_float32_does_not_hold(tokenizer, value):
+    assert torch.tensor(value).square().isinf()
+    with pytest.raises(ConfigError, match="'label' of train holds numbers that are too large"):
+        regression().tokenize(make_splits([0.5, value], [0.5]), tokenizer, None)
+    regression().tokenize(make_splits([0.5, 1e19, -1e19], [0.5]), tokenizer, None)
+    assert torch.tensor(1e19).square().isfinite()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -2,11 +2,12 @@
 
 import json
 import math
+import sys
 
 import pytest
 import torch
 
-from pipeline.tracking.recorder import METRICS_FILE, Recorder, read_records
+from pipeline.tracking.recorder import METRICS_FILE, Recorder, parse_records, read_records
 
 
 def record_all(folder, records, history=""):
@@ -104,6 +105,18 @@ def test_each_step_is_read_once_and_in_order(tmp_path):
     }
 
 
+def test_the_sparsity_of_masks_is_read_by_its_name_of_before_too():
+    lines = [
+        {"event": "step", "step": 0, "sparsity": 0.5},
+        {"event": "step", "step": 1, "mask_sparsity": 0.6},
+        {"event": "prune", "step": 1, "sparsity": 0.6},
+    ]
+    assert parse_records("\n".join(map(json.dumps, lines))) == {
+        "step": [{"step": 0, "mask_sparsity": 0.5}, {"step": 1, "mask_sparsity": 0.6}],
+        "prune": [{"step": 1, "sparsity": 0.6}],
+    }
+
+
 def test_an_empty_file_holds_no_records(tmp_path):
     record_all(tmp_path, [])
     assert read_records(tmp_path / METRICS_FILE) == {}
@@ -124,3 +137,17 @@ def test_tensorboard_gets_the_finite_numbers(tmp_path):
 def test_missing_records_are_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_records(tmp_path / METRICS_FILE)
+
+
+def test_without_tensorboard_records_are_kept_and_a_note_says_so(tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    shown = []
+    recorder = Recorder(tmp_path, shown.append)
+    recorder.write("step", 0, {"loss": 1.5})
+    recorder.close()
+    assert [record["event"] for record in shown] == ["note", "step"]
+    assert "tensorboard is not installed" in shown[0]["text"]
+    assert read_records(recorder.path)["step"][0]["loss"] == 1.5
+    assert not (tmp_path / "tensorboard").exists()

@@ -135,7 +135,7 @@ def train_experts(folder: Path, case: str, stage: int, frozen: list[str]) -> Non
         model_config=ModelConfig(path=str(folder / "model")),
         task=make_task(TASK),
         config=TRAIN.model_copy(update={"freeze": frozen}),
-        zero=ZeroConfig(stage=stage, bucket_elements=10_000, extra=extra),
+        zero=ZeroConfig(stage=stage, precision="fp32", bucket_elements=10_000, extra=extra),
         prune=PRUNE,
     )
 

@@ -5,10 +5,12 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset as Rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.training.batches import BatchPlan
+from pipeline.tasks.base import DRAW_SEED
+from pipeline.training.batches import BatchPlan, DrawnRows, loaded, num_loaders
 
 
 def make_plan(num_rows=50, batch_size=8, micro_batch_size=2, world_size=2, seed=0, lengths=None):
@@ -175,3 +177,35 @@ def test_lengths_are_those_of_the_rows():
 def test_sizes_that_do_not_fit_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
         make_plan(**sizes)
+
+
+def _padded(rows):
+    width = max(len(row["input_ids"]) for row in rows)
+    ids = [row["input_ids"] + [0] * (width - len(row["input_ids"])) for row in rows]
+    return {
+        "input_ids": torch.tensor(ids),
+        "draws": torch.tensor([row[DRAW_SEED] % 997 for row in rows]),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")
+@pytest.mark.parametrize("cores", [1, 3])
+def test_processes_that_make_a_gpu_s_batches_make_the_same_in_order(cores, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    assert num_loaders() == cores - 1
+    rows = DrawnRows(Rows.from_list([{"input_ids": [i] * (1 + i % 5)} for i in range(40)]))
+    plan = BatchPlan(num_rows=40, batch_size=8, micro_batch_size=4, world_size=1, seed=3)
+    made = {}
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        batches = plan.drawn_micro_batches(0, 7)
+        made[device] = list(islice(loaded(rows, batches, _padded, torch.device(device)), 15))
+        made[device].append({"next draw": torch.rand(1)})
+    for on_cpu, on_gpu in zip(made["cpu"], made["cuda"], strict=True):
+        assert on_cpu.keys() == on_gpu.keys()
+        assert all(torch.equal(on_cpu[name], on_gpu[name]) for name in on_cpu)
+
+
+def test_a_machine_of_many_cores_has_few_of_them(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 32)
+    assert num_loaders() == 4

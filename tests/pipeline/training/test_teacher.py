@@ -215,8 +215,13 @@ def test_labels_in_another_order_are_told():
         {"id2label": dict(enumerate(names))} for names in (("yes", "no"), ("No", "Yes"))
     )
     (problem,) = fits(ours, theirs)
-    assert "['no', 'yes']" in problem
-    assert "['yes', 'no']" in problem
+    assert problem == "has the labels ['No', 'Yes'], the model that learns ['yes', 'no']"
+    other = {"id2label": dict(enumerate(("yes", "not")))}
+    assert fits(ours, other) == [
+        "has the labels ['yes', 'not'], the model that learns ['yes', 'no']"
+    ]
+    spaced = {"id2label": dict(enumerate(("Yes ", " no")))}
+    assert fits(ours, spaced) == []
     assert fits(ours, ours) == []
     assert fits(ours, {"num_labels": 2}) == []  # LABEL_0, LABEL_1: nothing is known of them
 

@@ -118,7 +118,7 @@ def test_records_card_and_report_tell_of_the_two_steps(found):
     assert "what was zero before the first stayed zero" in card
     records = read_records(open_artifact(found["transfer"]["prune"]).path / "metrics.jsonl")
     assert {record["phase"] for record in records["step"]} == {"fixed mask"}
-    assert {record["sparsity"] for record in records["step"]} == {pruning["sparsity"]}
+    assert {record["mask_sparsity"] for record in records["step"]} == {pruning["sparsity"]}
     assert [record["step"] for record in records["prune"]] == [0]
     assert len(records["layers"][0]["sparsity"]) == 12
     with open(f"{found['transfer']['report']}/report.html", encoding="utf-8") as file:

@@ -141,7 +141,7 @@ def run(
         model_config=ModelConfig(path=str(bert)),
         task=make_task(task),
         config=config,
-        zero=ZeroConfig(**LAYOUTS[case], bucket_elements=10_000),
+        zero=ZeroConfig(**{"precision": "fp32", **LAYOUTS[case]}, bucket_elements=10_000),
         prune=prune,
         teacher=teacher,
     )

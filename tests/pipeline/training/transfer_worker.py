@@ -19,6 +19,7 @@ import torch.distributed as dist
 from pipeline.errors import ConfigError
 from pipeline.pruning.config import METHOD_CONFIGS, PruneSection
 from pipeline.runs.flow import plan_stages, run_stage
+from pipeline.runs.hardware import NO_GPUS, settled
 from pipeline.runs.validate import validate
 from pipeline.store.artifacts import ArtifactStore
 from pipeline.worker_group import WorkerGroup
@@ -35,7 +36,7 @@ CASES = ("both", "refused", "whole", *RESUMED)
 def run_file(path: str) -> dict[str, Any]:
     """Run all stages of a configuration on this worker group."""
     workers = WorkerGroup.current()
-    config = validate(path, [], None)
+    config = settled(validate(path, [], None), NO_GPUS)
     store = ArtifactStore(config.storage)
     made: dict[str, Any] = {}
     for stage in plan_stages(config):
@@ -59,7 +60,9 @@ def run_both(upstream: str, transfer: str, out: Path) -> None:
     made = run_file(transfer)
     found["transfer"] = {n: a.url for n, a in made.items()}
     found["path"] = validate(transfer, [], None).model.path
-    found["keys"] = [stage.key for stage in plan_stages(validate(transfer, [], None))]
+    found["keys"] = [
+        stage.key for stage in plan_stages(settled(validate(transfer, [], None), NO_GPUS))
+    ]
     (out / "found.json").write_text(json.dumps(found))
 
 

@@ -93,7 +93,7 @@ def run(root: Path, family: str, micro_batch: int, stage: int) -> None:
         model_config=ModelConfig(path=str(root / kind / "model")),
         task=make_task(TASKS[kind]),
         config=TRAIN.model_copy(update=changes),
-        zero=ZeroConfig(stage=stage, bucket_elements=10_000),
+        zero=ZeroConfig(stage=stage, precision="fp32", bucket_elements=10_000),
         prune=PRUNE,
         teacher=teacher if family in DISTILLED else None,
     )

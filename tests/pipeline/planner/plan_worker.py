@@ -12,7 +12,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from mgpp.backends.deepspeed import clear_gradients
 from pipeline.context import Context
 from pipeline.models.loading import ModelConfig
 from pipeline.pruning.config import PruneSection
@@ -34,21 +36,70 @@ CASES: dict[str, dict[str, Any]] = {
     "stage1": {"stage": 1},
     "stage2": {"stage": 2},
     "stage3": {"stage": 3},
-    "stage1-bf16": {"stage": 1, "precision": "bf16"},
-    "stage2-bf16": {"stage": 2, "precision": "bf16"},
-    "stage3-bf16": {"stage": 3, "precision": "bf16"},
     "stage2-offload": {"stage": 2, "offload_optimizer": True},
     "stage3-offload": {"stage": 3, "offload_optimizer": True},
+    **{
+        f"stage{stage}-bf16{'-offload' if away else ''}{'-rounded' if rounded else ''}": {
+            "stage": stage,
+            "precision": "bf16",
+            "offload_optimizer": away,
+            "gradients": "bf16" if rounded else "fp32",
+        }
+        for stage in (0, 1, 2, 3)
+        for away in (False, True)
+        for rounded in (False, True)
+        if not (stage == 0 and (away or rounded)) and not (away and rounded and stage != 2)
+    },
+    "stage1-fp16": {"stage": 1, "precision": "fp16"},
 }
+# Nothing is kept whole, or from the forward pass to the backward pass, as no large model can be.
+EXTRA = {
+    "zero_optimization": {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
+}
+ACCUMULATION = 2
 BUCKET = 2000
 
 
-def measure(case: str, bert: str, folder: Path) -> dict[str, int]:
+class Sent(TorchDispatchMode):
+    """Counts what this worker hands to collectives, as ring algorithms send it.
+
+    Attributes:
+        size: bytes so far.
+    """
+
+    def __init__(self, world_size: int) -> None:
+        super().__init__()
+        self.size = 0.0
+        self._share = (world_size - 1) / world_size
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        namespace, _, name = operation.name().partition("::")
+        if namespace == "c10d":
+            tensors = args[0] if isinstance(args[0], list) else [args[0]]
+            if name == "allreduce_":  # a reduce-scatter and a gather
+                self.size += 2 * self._share * sum(map(_bytes, tensors))
+            elif name in ("_allgather_base_", "broadcast_"):
+                self.size += self._share * sum(map(_bytes, tensors))
+            elif name == "_reduce_scatter_base_":
+                self.size += self._share * _bytes(args[1])
+            elif name != "barrier":
+                raise AssertionError(f"{name} is not counted")
+        return operation(*args, **(kwargs or {}))
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.itemsize
+
+
+def measure(case: str, bert: str, folder: Path) -> dict[str, float]:
     """Return what one worker holds at the end of the inner optimizer's second step, and all write."""
     gc.collect()
     before = set(held_bytes())
-    zero = ZeroConfig(**CASES[case], bucket_elements=BUCKET)
-    config = TrainConfig(batch_size=4, micro_batch_size=2)
+    extra = EXTRA | ({"fp16": {"initial_scale_power": 3}} if "fp16" in case else {})
+    zero = ZeroConfig(**{"precision": "fp32", **CASES[case]}, bucket_elements=BUCKET, extra=extra)
+    config = TrainConfig(batch_size=4 * ACCUMULATION, micro_batch_size=2)
     plan = config.batch_plan(num_rows=8, world_size=2)
     prune = PruneSection(sparsity=0.5)
     task = make_task(ClassificationConfig(type="classification", text=["text"], label="label"))
@@ -65,15 +116,20 @@ def measure(case: str, bert: str, folder: Path) -> dict[str, int]:
     engine = make_engine(context, model, task, config, zero, prune, plan)
     pruner = attach_pruner(engine, prune, prune.settings.schedule(100, 10), num_examples=8)
     found: list[int] = []
+    counted: list[float] = []
 
     def at_step(*_: Any) -> None:
         found.append(sum(size for at, size in held_bytes().items() if at not in before))
 
     engine.basic_optimizer.register_step_post_hook(at_step)
     for _ in range(2):
-        tokens = torch.randint(5, 20, (2, 3))
-        engine.backward(engine(input_ids=tokens, labels=torch.tensor([0, 1])).loss)
-        engine.step()
+        clear_gradients(engine)
+        for _ in range(ACCUMULATION):
+            tokens = torch.randint(5, 20, (2, 3))
+            with Sent(workers.world_size) as sent:
+                engine.backward(engine(input_ids=tokens, labels=torch.tensor([0, 1])).loss)
+                engine.step()
+            counted.append(sent.size)
     written = folder / case
     written.mkdir(exist_ok=True)
     write_checkpoint(
@@ -87,7 +143,12 @@ def measure(case: str, bert: str, folder: Path) -> dict[str, int]:
     dist.barrier()
     checkpoint = sum(file.stat().st_size for file in written.iterdir())
     engine.destroy()
-    return {"held": max(found[len(found) // 2 :]), "checkpoint": checkpoint}
+    # Of the second step: the first one may prune.
+    return {
+        "held": max(found[len(found) // 2 :]),
+        "checkpoint": checkpoint,
+        "sent": sum(counted[ACCUMULATION:]),
+    }
 
 
 def measure_and_write(case: str, bert: str, folder: Path) -> None:
@@ -98,7 +159,10 @@ def measure_and_write(case: str, bert: str, folder: Path) -> None:
 
 def main(bert: str, folder: str) -> None:
     """Measure all layouts and write what rank 0 holds."""
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
     dist.init_process_group("gloo")
     init_deepspeed("gloo")
+    CPU_Accelerator.is_fp16_supported = lambda _: True  # slow on most CPUs, but it computes
     cases = {case: partial(measure_and_write, case, bert, Path(folder)) for case in CASES}
     run_cases(Path(folder), cases, seconds=120)

@@ -14,14 +14,11 @@ pytestmark = pytest.mark.skipif(
 NUM_EXAMPLES, SLAB_PROB = 500, 0.1
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def kernel():
-    with pytest.MonkeyPatch.context() as patch:
-        if not torch.cuda.is_available():
-            patch.setenv("TRITON_INTERPRET", "1")
-        from mgpp.prior_kernel import add_prior_grad_fused_
+    from mgpp.kernels.prior import add_prior_grad_fused_
 
-        yield add_prior_grad_fused_
+    return add_prior_grad_fused_
 
 
 @pytest.mark.parametrize("spike_var", [1e-10, 1e-6])

@@ -16,9 +16,7 @@ from mgpp.masking.threshold import sent_bytes
 from mgpp.sharding.displacement import NUM_BINS
 from pipeline.errors import ConfigError, Problem
 from pipeline.models.loading import build_empty
-from pipeline.pruning.one_shot import prunable_layers
-from pipeline.runs.config import RunConfig
-from pipeline.runs.memory import (
+from pipeline.planner.memory import (
     MASTER,
     activation_bytes,
     bucket_bytes,
@@ -26,8 +24,10 @@ from pipeline.runs.memory import (
     distillation_bytes,
     state_bytes,
 )
+from pipeline.planner.speed import step_flops
+from pipeline.pruning.one_shot import prunable_layers
+from pipeline.runs.config import RunConfig
 from pipeline.tasks import make_task
-from pipeline.training.deepspeed import DTYPES
 from pipeline.training.engine import freeze
 from pipeline.training.teacher import in_terms_of_teacher
 
@@ -41,9 +41,11 @@ class Plan:
     Attributes:
         num_parameters: of the model.
         num_prunable: of them, those that are pruned.
+        weights: the whole model once, in the run's precision.
         device: memory on the worker's device, by what it is for.
         host: memory beside it that offload takes, by what it is for.
         sent_per_step: sent by a worker for one optimizer step.
+        flops_per_step: floating-point operations of a worker for one optimizer step.
         sent_per_pruning: sent by a worker for one pruning, at most; what lies on several workers of a
             pattern's groups and blocks comes on top, and with min_kept as often as weights reach it.
         checkpoint: one checkpoint, all workers together.
@@ -52,9 +54,11 @@ class Plan:
 
     num_parameters: int
     num_prunable: int
+    weights: int
     device: dict[str, int]
     host: dict[str, int]
     sent_per_step: int
+    flops_per_step: int
     sent_per_pruning: int
     checkpoint: int
     coverage: Coverage
@@ -84,6 +88,7 @@ def plan_run(config: RunConfig) -> Plan:
     freeze(empty, config.train.freeze)
     world_size = config.cluster.num_workers
     micro = config.train.rows_of_a_pass(world_size)
+    micro_batches = _num_micro_batches(config, micro)
     names = config.prune.settings.select(empty)
     weights = dict(empty.named_parameters())
     shapes = {name: tuple(weights[name].shape) for name in names}
@@ -92,15 +97,23 @@ def plan_run(config: RunConfig) -> Plan:
     total = sum(p.numel() for p in weights.values())
     trained = sum(p.numel() for p in weights.values() if p.requires_grad)
     prunable = sum(weights[name].numel() for name in names)
-    on_gpu = config.cluster.gpus_per_worker > 0
+    on_gpu = config.cluster.gpus > 0
     num_kept = len(METHODS[config.prune.method.name].state_names)
-    device, host = state_bytes(config.zero, total, trained, prunable, world_size, num_kept)
+    device, host = state_bytes(
+        config.zero,
+        total,
+        trained,
+        prunable,
+        world_size,
+        num_kept,
+        accumulated=micro_batches > 1,
+    )
     device["buckets"] = bucket_bytes(config.zero, on_gpu, total)
     batch: dict[str, int] = {
         "rows": micro,
         "length": config.task.max_length,
         "target_length": getattr(config.task, "max_target_length", 0),
-        "width": DTYPES[config.zero.precision].itemsize,
+        "width": config.zero.dtype.itemsize,
     }
     device["activations (estimate)"] = activation_bytes(
         empty, **batch, recomputed=config.train.gradient_checkpointing
@@ -119,9 +132,18 @@ def plan_run(config: RunConfig) -> Plan:
     return Plan(
         num_parameters=total,
         num_prunable=prunable,
+        weights=total * batch["width"],
         device={name: size for name, size in device.items() if size},
         host={name: size for name, size in host.items() if size},
         sent_per_step=_sent_per_step(config, total, trained, of_teacher, micro),
+        flops_per_step=step_flops(
+            empty,
+            rows=micro * micro_batches,
+            length=batch["length"],
+            target_length=batch["target_length"],
+            recomputed=config.train.gradient_checkpointing,
+            of_teacher=of_teacher,
+        ),
         sent_per_pruning=sent if config.zero.stage else 8 * world_size,
         checkpoint=checkpoint_bytes(trained, prunable, num_kept),
         coverage=coverage_of(empty, names, config.prune.settings.exclude),
@@ -155,7 +177,7 @@ def plan_one_shot(config: RunConfig, empty: nn.Module, method: OneShotMethod) ->
     except ValueError as error:
         raise ConfigError([Problem("prune.method", f"{method.name}: {error}")]) from error
     width, hidden = (
-        DTYPES[config.zero.precision].itemsize,
+        config.zero.dtype.itemsize,
         int(cast(Any, empty).config.get_text_config().hidden_size),
     )
     world_size, length = config.cluster.num_workers, config.task.max_length
@@ -172,6 +194,7 @@ def plan_one_shot(config: RunConfig, empty: nn.Module, method: OneShotMethod) ->
     return Plan(
         num_parameters=total,
         num_prunable=prunable,
+        weights=total * width,
         device={
             "parameters of a layer": largest_layer * width,
             "statistics of a layer": max(sum(layer) for layer in statistics) * _STATISTIC,
@@ -186,6 +209,7 @@ def plan_one_shot(config: RunConfig, empty: nn.Module, method: OneShotMethod) ->
             * width,
         },
         sent_per_step=0,
+        flops_per_step=0,
         # By ring algorithms: statistics are reduced, weights handed on.
         sent_per_pruning=int(
             (world_size - 1)
@@ -210,15 +234,23 @@ def _num_teacher_parameters(config: RunConfig, total: int) -> int:
     return sum(p.numel() for p in teacher.parameters())
 
 
+def _num_micro_batches(config: RunConfig, micro: int) -> int:
+    """Return how many micro-batches a worker goes through for one optimizer step."""
+    return max(config.train.batch_size // (micro * config.cluster.num_workers), 1)
+
+
 def _sent_per_step(config: RunConfig, total: int, trained: int, of_teacher: int, micro: int) -> int:
     """Return what a worker sends for one optimizer step, by ring algorithms."""
     world_size, zero = config.cluster.num_workers, config.zero
-    width = DTYPES[zero.precision].itemsize
-    accumulation = max(config.train.batch_size // (micro * world_size), 1)
+    width, summed = zero.dtype.itemsize, zero.gradient_dtype.itemsize
+    accumulation = _num_micro_batches(config, micro)
     share = (world_size - 1) / world_size
     # Gathered for each forward and backward pass, reduced in each; a teacher only runs forward.
     if zero.stage == 3:
-        return int(share * width * accumulation * (2 * total + trained + of_teacher))
-    # Gradients are reduced (at stage 2 in each micro-batch) and parameters or gradients gathered.
+        each = width * (2 * total + of_teacher) + summed * trained
+        return int(share * accumulation * each)
+    # Gradients are reduced to all workers (at stage 2 in each micro-batch), which is twice as much as to
+    # one each; stages 1 and 2 gather parameters.
     reductions = accumulation if zero.stage == 2 else 1
-    return int(share * width * trained * (reductions + 1))
+    gathered = width if zero.stage else 0
+    return int(share * trained * (2 * summed * reductions + gathered))

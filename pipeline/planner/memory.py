@@ -4,7 +4,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from pipeline.training.deepspeed import DTYPES, ZeroConfig, default_bucket
+from pipeline.training.deepspeed import ZeroConfig, default_bucket
 from pipeline.training.distill import DistillConfig
 
 _SUB_GROUP = 10**9  # elements of a shard that ZeRO 3 steps at once, by default
@@ -29,8 +29,12 @@ def state_bytes(
     prunable: int,
     world_size: int,
     num_kept: int = 0,
+    *,
+    accumulated: bool = False,
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Return what parameters, gradients, optimizer and masks take of one worker, at the optimizer's step.
+    """Return what parameters, gradients, optimizer and masks take of one worker, where it is most.
+
+    That is at the optimizer's step, or at stage 1 the backward pass's end, where gradients are whole.
 
     Args:
         zero: how state is sharded.
@@ -39,26 +43,18 @@ def state_bytes(
         prunable: of them, those that are pruned.
         world_size: workers.
         num_kept: numbers the pruning method keeps of each prunable weight.
+        accumulated: whether a step has several micro-batches.
 
     Returns:
         By what it is for: bytes on the device, and bytes in the host's memory.
     """
-    width = DTYPES[zero.precision].itemsize
+    width = zero.dtype.itemsize
     shard = -(-trained // world_size)
     optimizer = (zero.stage and shard) or trained
     parameters = total * width if zero.stage < 3 else -(-total // world_size) * width
-    # Under ZeRO 1-3 the float32 gradient of a shard is made for the step, beside what was reduced.
-    if zero.stage == 0:
-        gradients, stepping = trained * width, 0 if width == MASTER else trained * MASTER
-        master = 0 if width == MASTER else trained * MASTER
-    else:
-        at_once = (
-            min(shard, _SUB_GROUP) if zero.stage == 3 and not zero.offload_optimizer else shard
-        )
-        stepping, master = at_once * MASTER, shard * MASTER
-        # Stage 1 holds whole gradients until the backward pass ends, before those of the step are made.
-        whole = trained * width - stepping if zero.stage == 1 else 0
-        gradients = max(whole, shard * width)
+    gradients, stepping, beside = _gradient_bytes(zero, trained, shard, accumulated)
+    own = 0 if width == MASTER else trained  # float32 parameters are their own master weights
+    master = (shard if zero.stage else own) * MASTER
     held = prunable if zero.stage == 0 else -(-prunable // world_size)
     states = {
         "master weights": master,
@@ -70,10 +66,49 @@ def state_bytes(
     device = {"parameters": parameters, "gradients": gradients}
     host: dict[str, int] = {}
     (host if zero.offload_optimizer else device).update(states)
+    host |= beside
+    if zero.stage == 3 and zero.offload_optimizer:
+        host["gradients"] = device.pop("gradients")
     if zero.offload_parameters:
         parameters = device.pop("parameters")
         host["parameters"] = 0 if zero.nvme_path else parameters
     return device, host
+
+
+def _gradient_bytes(
+    zero: ZeroConfig, trained: int, shard: int, accumulated: bool
+) -> tuple[int, int, dict[str, int]]:
+    """Return what gradients take: summed ones, those of the step, and what offload keeps beside them.
+
+    Args:
+        zero: how state is sharded.
+        trained: parameters that are trained.
+        shard: of them, one worker's.
+        accumulated: whether a step has several micro-batches.
+    """
+    width, summed = zero.dtype.itemsize, zero.gradient_dtype.itemsize
+    away = zero.offload_optimizer
+    if zero.stage == 3:
+        # The float32 gradients of what is stepped at once are made beside those that were summed.
+        return shard * summed, (shard if away else min(shard, _SUB_GROUP)) * MASTER, {}
+    if zero.stage == 0:
+        return trained * summed, 0 if summed == MASTER else trained * MASTER, {}
+    beside = {"parameters to be copied": shard * width} if away else {}
+    whole = trained * summed if zero.stage == 1 else 0  # until the backward pass ends
+    if zero.widens_gradients:
+        # What was summed is what is stepped with, unless it is copied to the host.
+        stepping = shard * MASTER if away else 0
+        if zero.stage == 1 and zero.precision == "bf16" and not away:
+            return whole + trained * width, stepping, beside  # DeepSpeed's BF16_Optimizer
+        return whole + shard * summed, stepping, beside
+    stepping = shard * MASTER
+    if not away:
+        # Those of the step are made after the backward pass.
+        return max(whole - stepping, shard * summed), stepping, beside
+    # They go to the host as they are reduced; those of a micro-batch wait there for the others.
+    if zero.stage == 2 and accumulated:
+        beside["gradients"] = shard * summed
+    return whole, stepping, beside
 
 
 def activation_bytes(
@@ -100,7 +135,7 @@ def activation_bytes(
     layers = [(int(settings.num_hidden_layers), 17 * source, source)]  # layers, numbers kept, input
     if settings.is_encoder_decoder:
         target = rows * target_length * hidden
-        layers.append((_num_decoder_layers(settings), (43 * target + 4 * source) // 2, target))
+        layers.append((num_decoder_layers(settings), (43 * target + 4 * source) // 2, target))
     if recomputed:
         kept = sum(number * given for number, _, given in layers) + max(k for _, k, _ in layers)
     else:
@@ -136,7 +171,7 @@ def distillation_bytes(
         states = rows * length * int(settings.num_hidden_layers) * int(settings.hidden_size)
         if settings.is_encoder_decoder:
             states += (
-                rows * target_length * _num_decoder_layers(settings) * int(settings.hidden_size)
+                rows * target_length * num_decoder_layers(settings) * int(settings.hidden_size)
             )
         kept += states * (width + 3 * 4)  # the teacher's; both normalized, and their difference
     return kept
@@ -150,7 +185,7 @@ def _num_logits(model: nn.Module, rows: int, length: int, target_length: int) ->
     return rows * predicted * int(settings.vocab_size)
 
 
-def _num_decoder_layers(settings: Any) -> int:
+def num_decoder_layers(settings: Any) -> int:
     """Return the layers of a decoder beside an encoder, by the names BART's and T5's families have."""
     names = ("decoder_layers", "num_decoder_layers")
     return int(next(getattr(settings, n) for n in names if getattr(settings, n, None) is not None))
@@ -159,9 +194,13 @@ def _num_decoder_layers(settings: Any) -> int:
 def bucket_bytes(zero: ZeroConfig, on_gpu: bool, total: int) -> int:
     """Return the buffers that reductions and gathers are made in."""
     bucket = zero.bucket_elements or default_bucket(on_gpu)
-    width = DTYPES[zero.precision].itemsize
+    width, summed = zero.dtype.itemsize, zero.gradient_dtype.itemsize
+    turns = 2 if on_gpu else 1  # buffers that take turns where reductions overlap
     if zero.stage == 0:
         return 0
-    reducing = bucket * width * (2 if on_gpu else 1)  # two that take turns where they overlap
+    if zero.stage == 3:
+        reducing = bucket * summed * turns
+    else:
+        reducing = bucket * width * turns + (bucket * summed if zero.widens_gradients else 0)
     gathered = min(10 * bucket, total) if zero.stage == 3 else min(bucket, total)
     return reducing + gathered * width

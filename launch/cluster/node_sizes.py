@@ -1,0 +1,98 @@
+"""Cores and memory that a node must have, by what the runs on it are planned to take."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+
+from pipeline.campaigns.grid import campaign_runs, read_campaign
+from pipeline.errors import ConfigError, Problem
+from pipeline.planner.plan import plan_run
+from pipeline.runs.config import RunConfig, parse_config, read_config
+from pipeline.runs.hardware import NO_GPUS, WITH_GPUS, settled
+from pipeline.runs.upstream import resolve_upstream
+
+GIB = 2**30
+WORKER_GIB = 6  # a worker's Python, libraries, CUDA context and rows
+SYSTEM_GIB = 8  # the operating system, Ray, and Ray's store of objects
+
+
+def runs_of(config: str, overrides: Sequence[str], *, campaign: bool) -> list[RunConfig]:
+    """Return the configurations of what is run: one, or those of a campaign.
+
+    Args:
+        config: the YAML file.
+        overrides: `key=value` changes to it.
+        campaign: whether it is a campaign.
+
+    Raises:
+        ConfigError: with what is wrong with one of them.
+    """
+    files: Iterable[tuple[str, Sequence[str]]] = [(config, overrides)]
+    if campaign:
+        runs = campaign_runs(read_campaign(config, overrides))
+        files = ((run.recipe, run.overrides) for run in runs)
+    found = []
+    for path, changes in files:
+        values, problems = read_config(path, changes)
+        if not problems:
+            values, problems = resolve_upstream(values)
+        if problems:
+            raise ConfigError(problems)
+        found.append(parse_config(values))
+    return found
+
+
+def planned_cores(runs: Sequence[RunConfig], nodes: int) -> int:
+    """Return the cores of each of so many nodes: of the workers that it holds."""
+    return max(_workers_of_a_node(run, nodes) * run.cluster.cpus_per_worker for run in runs)
+
+
+def planned_memory_gib(runs: Sequence[RunConfig], nodes: int, *, has_gpus: bool) -> int:
+    """Return the memory of each of so many nodes, in GiB, that its workers need.
+
+    What offload takes of each worker (without GPUs all that `mgpp plan` counts), `WORKER_GIB` a worker,
+    the whole model once, as a node holds it for the export, and `SYSTEM_GIB`.
+
+    Args:
+        runs: that are run there, one at a time.
+        nodes: that share the workers.
+        has_gpus: whether devices have memory of their own.
+
+    Raises:
+        ConfigError: saying what to give, if a run cannot be planned here.
+    """
+    return max(_memory_gib(run, nodes, has_gpus) for run in _apart_in_size(runs))
+
+
+def _memory_gib(run: RunConfig, nodes: int, has_gpus: bool) -> int:
+    try:
+        plan = plan_run(settled(run, WITH_GPUS if has_gpus else NO_GPUS))
+    except ConfigError as error:
+        reason = "; ".join(map(str, error.problems))
+        raise ConfigError(
+            [
+                Problem(
+                    "--memory-gib",
+                    f"missing, and the run cannot be planned here: {reason}",
+                    hint="give it",
+                )
+            ]
+        ) from error
+    each = plan.host_total + (0 if has_gpus else plan.device_total)
+    workers = _workers_of_a_node(run, nodes)
+    return math.ceil((workers * each + plan.weights) / GIB) + workers * WORKER_GIB + SYSTEM_GIB
+
+
+def _workers_of_a_node(run: RunConfig, nodes: int) -> int:
+    return -(-run.cluster.num_workers // nodes)
+
+
+def _apart_in_size(runs: Sequence[RunConfig]) -> list[RunConfig]:
+    """Return one run of each size: a campaign's many differ in seeds and sparsities alone."""
+    kinds: dict[str, RunConfig] = {}
+    for run in runs:
+        sizes = run.model_dump(mode="json", include={"model", "task", "zero", "cluster", "distill"})
+        train = run.train.model_dump(mode="json", include={"batch_size", "micro_batch_size"})
+        method = run.prune.method.name
+        kinds.setdefault(json.dumps([sizes, train, method], sort_keys=True), run)
+    return list(kinds.values())

@@ -1,0 +1,197 @@
+"""What `auto` comes to on the hardware at hand; what has begun keeps what it came to first."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import ConfigError, Problem
+from pipeline.runs.config import RunConfig
+from pipeline.store.artifacts import make_key
+from pipeline.store.storage import create_json, open_storage, read_json
+from pipeline.training.deepspeed import problems_of
+
+AUTO = "auto"
+_FOLDER = "auto"
+# What of a configuration names its choice: all that is trained, and nothing of where.
+_SECTIONS = ("model", "task", "data", "train", "dense", "prune", "distill")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capacity:
+    """What a cluster can hold: the cores and GPUs of each node."""
+
+    nodes: tuple[tuple[float, float], ...]
+
+    def num_workers(self, cpus: int, gpus: int) -> int:
+        """Return how many workers of a size fit at once."""
+        return sum(
+            int(min(node_cpus // cpus, node_gpus // gpus if gpus else node_cpus // cpus))
+            for node_cpus, node_gpus in self.nodes
+        )
+
+    def __str__(self) -> str:
+        """The nodes for people: the largest first, equal ones counted."""
+        return ", ".join(
+            f"{count} of {cpus:g} CPUs and {gpus:g} GPUs"
+            for (cpus, gpus), count in sorted(Counter(self.nodes).items(), reverse=True)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """What workers are to be placed on.
+
+    Attributes:
+        capacity: cores and GPUs of each node.
+        has_bf16: whether its GPUs compute in bf16; asked only where workers have GPUs.
+    """
+
+    capacity: Capacity
+    has_bf16: Callable[[], bool]
+
+
+# What is planned for, where nothing is at hand.
+WITH_GPUS = Hardware(capacity=Capacity(nodes=((1e9, 1e9),)), has_bf16=lambda: True)
+NO_GPUS = Hardware(capacity=Capacity(nodes=()), has_bf16=lambda: False)
+
+
+def is_settled(config: RunConfig) -> bool:
+    """Return whether nothing is left to the hardware."""
+    return AUTO not in (config.cluster.gpus_per_worker, config.zero.precision)
+
+
+def settled(config: RunConfig, hardware: Hardware) -> RunConfig:
+    """Return a configuration with what `auto` comes to.
+
+    Workers have a GPU each where all of them can have one. Precision is bf16 on GPUs that compute in it,
+    else float32.
+    """
+    cluster, zero = config.cluster, config.zero
+    if cluster.gpus_per_worker == AUTO:
+        fitting = hardware.capacity.num_workers(cluster.cpus_per_worker, 1)
+        gpus = int(fitting >= cluster.num_workers)
+        cluster = cluster.model_copy(update={"gpus_per_worker": gpus})
+    if zero.precision == AUTO:
+        precision = "bf16" if cluster.gpus and hardware.has_bf16() else "fp32"
+        zero = zero.model_copy(update={"precision": precision})
+    return config.model_copy(update={"cluster": cluster, "zero": zero})
+
+
+class Choices:
+    """What `auto` came to in a store, for each run or campaign.
+
+    Args:
+        storage: URL of the store.
+        hardware: returns what there is; called only for what has not begun.
+    """
+
+    def __init__(self, storage: str, hardware: Callable[[], Hardware]) -> None:
+        self._filesystem, root = open_storage(storage)
+        self._root = root.rstrip("/")
+        self._hardware = hardware
+        self._new: dict[str, dict[str, Any]] = {}
+
+    def settle(self, config: RunConfig, campaign: str = "") -> RunConfig:
+        """Return a configuration with what `auto` came to when it began, or comes to now.
+
+        Args:
+            config: of a run.
+            campaign: name of the campaign that it is a run of; its runs of one recipe keep one choice.
+
+        Raises:
+            ConfigError: if the settings cannot be had on this hardware.
+        """
+        if is_settled(config):
+            return checked(config)
+        key = _key(config, campaign)
+        chosen = self._new.get(key) or self._recorded(key)
+        if chosen is None:
+            found = settled(config, self._hardware())
+            chosen = {
+                "gpus_per_worker": found.cluster.gpus_per_worker,
+                "precision": found.zero.precision,
+            }
+            self._new[key] = chosen
+        return checked(_with(config, chosen))
+
+    def has_begun(self, config: RunConfig) -> bool:
+        """Return whether a run has begun, so that `auto` is what it came to then."""
+        return not is_settled(config) and self._recorded(_key(config)) is not None
+
+    def record(self) -> None:
+        """Write down what was chosen now: from here on it has begun."""
+        for key, chosen in self._new.items():
+            self._filesystem.makedirs(f"{self._root}/{_FOLDER}", exist_ok=True)
+            if not create_json(self._filesystem, self._path(key), chosen) and (
+                self._recorded(key) != chosen
+            ):
+                raise ConfigError(
+                    [
+                        Problem(
+                            "cluster.gpus_per_worker",
+                            "another process began the same run on other hardware a moment ago",
+                            got=AUTO,
+                            hint="give the same command again to join it, or set it and zero.precision",
+                        )
+                    ]
+                )
+
+    def _recorded(self, key: str) -> dict[str, Any] | None:
+        found = read_json(self._filesystem, self._path(key))
+        return found if isinstance(found, dict) else None
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{_FOLDER}/{key}.json"
+
+
+def checked(config: RunConfig) -> RunConfig:
+    """Return a settled configuration.
+
+    Raises:
+        ConfigError: if its precision needs GPUs and it has none, or goes with no such ZeRO stage.
+    """
+    problems = problems_of(config.zero)
+    if problems:
+        raise ConfigError(problems)
+    if config.zero.precision == "tf32" and not config.cluster.gpus:
+        raise ConfigError(
+            [
+                Problem(
+                    "zero.precision",
+                    "is a mode of NVIDIA GPUs, and the workers have none",
+                    got="tf32",
+                    hint="use fp32",
+                )
+            ]
+        )
+    return config
+
+
+def described(config: RunConfig) -> str:
+    """Return where a settled run computes, in words."""
+    cluster = config.cluster
+    workers = "1 worker" if cluster.num_workers == 1 else f"{cluster.num_workers} workers"
+    cores = "1 CPU core" if cluster.cpus_per_worker == 1 else f"{cluster.cpus_per_worker} CPU cores"
+    each = "" if cluster.num_workers == 1 else " each"
+    gpu = " and a GPU" if cluster.gpus else ""
+    return f"{workers} of {cores}{gpu}{each}, {config.zero.precision}"
+
+
+def _key(config: RunConfig, campaign: str = "") -> str:
+    if campaign:
+        return make_key(AUTO, 1, [campaign, config.name], {})
+    sections = {name: getattr(config, name) for name in _SECTIONS}
+    values = {name: section.given() for name, section in sections.items() if section is not None}
+    return make_key(AUTO, 1, values, {})
+
+
+def _with(config: RunConfig, chosen: dict[str, Any]) -> RunConfig:
+    """Return a configuration with a choice in place of each `auto`."""
+    parts = {"cluster": "gpus_per_worker", "zero": "precision"}
+    changes = {
+        section: getattr(config, section).model_copy(update={name: chosen[name]})
+        for section, name in parts.items()
+        if getattr(getattr(config, section), name) == AUTO
+    }
+    return config.model_copy(update=changes)
