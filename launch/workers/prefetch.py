@@ -15,9 +15,9 @@ def prefetch(models: Sequence[dict[str, Any]]) -> None:
     """Download models to this node; of its workers one downloads a file, the others wait for it.
 
     Args:
-        models: settings of `pipeline.models.loading.ModelConfig`, as plain values.
+        models: settings of `pipeline.models.source.ModelConfig`, as plain values.
     """
-    from pipeline.models.loading import ModelConfig, fetch
+    from pipeline.models.source import ModelConfig, fetch
 
     for settings in models:
         try:

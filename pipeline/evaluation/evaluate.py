@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pipeline.context import Context
 from pipeline.metric import defined
-from pipeline.models.loading import ModelConfig, load_tokenizer
+from pipeline.models.loading import load_tokenizer
+from pipeline.models.source import ModelConfig
 from pipeline.section import Positive, Section
 from pipeline.tasks import Task
 from pipeline.training.batches import loaded

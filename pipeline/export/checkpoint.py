@@ -13,7 +13,8 @@ from pydantic import field_validator
 from mgpp import coverage_of
 from pipeline.errors import StageError
 from pipeline.export.model_card import write_card
-from pipeline.models.loading import ModelConfig, load_model, load_tokenizer
+from pipeline.models.loading import load_model, load_tokenizer
+from pipeline.models.source import ModelConfig
 from pipeline.models.weights import fingerprints, positive_zeros
 from pipeline.section import Section
 

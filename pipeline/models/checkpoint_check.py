@@ -1,13 +1,28 @@
 """Whether the tensors of a checkpoint are the model's: only a head may be new or left over."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
+
+from pipeline.errors import ConfigError, Problem
+from pipeline.models.overrides import has_fewer_layers
+from pipeline.models.settings import load_model_config
+from pipeline.models.source import (
+    ModelConfig,
+    folder_of,
+    load_options,
+    location_of,
+    named,
+    saved_config,
+)
+from pipeline.models.weight_files import integer_tensors
 
 _LAYER_NUMBER = re.compile(r"\.\d+\.")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -102,6 +117,111 @@ class CheckpointMatch:
         return not _is_pooler(name) and any(name.startswith(part) for part in self.inner)
 
 
+def match_checkpoint(
+    config: ModelConfig, auto_model: str, model_kwargs: dict[str, Any], *, new_head: bool
+) -> CheckpointMatch:
+    """Hold a checkpoint's names, shapes and dtypes against the model's; reads no values.
+
+    Args:
+        config: which model; not of a GGUF file.
+        auto_model: the transformers auto class.
+        model_kwargs: what the data asks of the model (num_labels, ...).
+        new_head: whether a head may be new.
+
+    Raises:
+        ConfigError: if a file is damaged, or the weights are not those of the model.
+    """
+    model_config = load_model_config(config, model_kwargs)
+    with named(config), _quiet():
+        model, info = getattr(transformers, auto_model).from_pretrained(
+            location_of(config),
+            config=deepcopy(model_config),
+            device_map="meta",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **load_options(config),
+        )
+        integers = integer_tensors(folder) if (folder := folder_of(config)) else []
+    match = CheckpointMatch.of(model, info)
+    refuse(config, match, integer_problems(integers, match, model), new_head=new_head)
+    return match
+
+
+def check_weights(
+    config: ModelConfig,
+    auto_model: str,
+    model_kwargs: dict[str, Any] | None = None,
+    *,
+    new_head: bool,
+    sharded: bool = False,
+) -> None:
+    """Check the weights of a model that lies on this machine, as `match_checkpoint` does.
+
+    Args:
+        config: which model.
+        auto_model: the transformers auto class.
+        model_kwargs: what the data asks of the model, if that is known.
+        new_head: whether a head may be new.
+        sharded: whether ZeRO 3 is to load them.
+
+    Raises:
+        ConfigError: if they are not those of the model.
+    """
+    if folder_of(config) is not None and not (config.random_init or config.gguf_file):
+        kwargs = model_kwargs or {}
+        match = match_checkpoint(config, auto_model, kwargs, new_head=new_head)
+        if sharded:
+            refuse_other_labels(config, match, kwargs)
+
+
+def refuse_other_labels(
+    config: ModelConfig, match: CheckpointMatch, model_kwargs: dict[str, Any]
+) -> None:
+    """Refuse a head of another shape under ZeRO 3: one worker would find it, the others wait.
+
+    Raises:
+        ConfigError: if the head is not for as many labels as the data has.
+    """
+    if match.mismatched:
+        raise ConfigError(
+            [
+                Problem(
+                    "model.path",
+                    f"the head of {config.path!r} is for another number of labels than the "
+                    f"data's {model_kwargs.get('num_labels')}",
+                    hint="ZeRO 3 cannot leave it out: use zero.stage: 2",
+                )
+            ]
+        )
+
+
+def has_head(config: ModelConfig, auto_model: str, *, num_labels: int) -> bool:
+    """Return whether a model that lies on this machine brings all weights of a head for so many labels.
+
+    Raises:
+        ConfigError: as `match_checkpoint`.
+    """
+    if folder_of(config) is None or config.random_init or config.gguf_file:
+        return False
+    kwargs = {"num_labels": num_labels}
+    return not match_checkpoint(config, auto_model, kwargs, new_head=True).new
+
+
+def refuse(
+    config: ModelConfig, match: CheckpointMatch, further: list[str], *, new_head: bool
+) -> None:
+    """Raise what is wrong with the weights of a checkpoint, if anything is."""
+    fewer_layers = bool(config.overrides) and has_fewer_layers(
+        load_model_config(config), saved_config(config)
+    )
+    found = [*match.problems(new_head=new_head, fewer_layers=fewer_layers), *further]
+    hint = "model.overrides change what it is" if config.overrides else ""
+    if found:
+        raise ConfigError(
+            Problem("model.path", f"{config.path!r} {why}", hint=hint) for why in found
+        )
+
+
 def head_names(model: Any) -> list[str]:
     """Return the names of the weights that a task brings: outside the base model, and its pooler."""
     base = model.base_model
@@ -181,3 +301,18 @@ def _counted(names: list[str], what: str) -> str:
     if len(names) == 1:
         return f"the {what} {names[0]}"
     return f"{len(names)} {what}s, the first {names[0]},"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from reporting a load that is only a look at the files."""
+    said = transformers.logging
+    verbosity, shows_progress = said.get_verbosity(), said.is_progress_bar_enabled()
+    said.set_verbosity_error()
+    said.disable_progress_bar()
+    try:
+        yield
+    finally:
+        said.set_verbosity(verbosity)
+        if shows_progress:
+            said.enable_progress_bar()

@@ -15,7 +15,7 @@ from mgpp.masking import lamp
 from mgpp.masking.threshold import sent_bytes
 from mgpp.sharding.displacement import NUM_BINS
 from pipeline.errors import ConfigError, Problem
-from pipeline.models.loading import build_empty
+from pipeline.models.settings import build_empty
 from pipeline.planner.memory import (
     MASTER,
     activation_bytes,

@@ -30,7 +30,8 @@ from pipeline.models.decoder import (
     layer_inputs,
     run_layer,
 )
-from pipeline.models.loading import ModelConfig, load_model, load_tokenizer
+from pipeline.models.loading import load_model, load_tokenizer
+from pipeline.models.source import ModelConfig
 from pipeline.models.weights import positive_zeros, write_model
 from pipeline.pruning.config import PruneSection
 from pipeline.pruning.layer import LayerPruner, MatrixFigures

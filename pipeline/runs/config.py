@@ -16,7 +16,7 @@ from pipeline.data.stage import AnyDataConfig
 from pipeline.errors import ConfigError, Problem, SettingError
 from pipeline.evaluation.evaluate import EvaluateConfig
 from pipeline.export.checkpoint import ExportConfig
-from pipeline.models.loading import ModelConfig
+from pipeline.models.source import ModelConfig
 from pipeline.pruning.config import PruneSection
 from pipeline.runs.plain_yaml import DEEPEST, check_yaml
 from pipeline.section import Duration, NotNegative, Positive, Section, sections_in

@@ -1,7 +1,7 @@
 """How much of a run's model is prunable, from its configuration alone."""
 
 from mgpp import Coverage, coverage_of
-from pipeline.models.loading import build_empty
+from pipeline.models.settings import build_empty
 from pipeline.runs.config import RunConfig
 from pipeline.tasks import make_task
 

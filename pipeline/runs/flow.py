@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.data.stage import pinned_data
 from pipeline.errors import StageError, is_storage_failure
-from pipeline.models.loading import pinned_model
+from pipeline.models.source import pinned_model
 from pipeline.runs.config import RunConfig
 from pipeline.runs.hardware import is_settled
 from pipeline.runs.stage import InputFolders, PlannedStage, Stage, StageContext

@@ -10,15 +10,11 @@ from mgpp import transposed_weights
 from pipeline.data.stage import is_local, load_splits, missing_columns
 from pipeline.data.unknown_tokens import unknown_problems
 from pipeline.errors import ConfigError, Problem
+from pipeline.models.checkpoint_check import check_weights, has_head
 from pipeline.models.labels import label_order, names_of
-from pipeline.models.loading import (
-    build_empty,
-    check_weights,
-    has_head,
-    load_model_config,
-    load_tokenizer,
-)
+from pipeline.models.loading import load_tokenizer
 from pipeline.models.passed_over import passed_over_problems
+from pipeline.models.settings import build_empty, load_model_config
 from pipeline.models.trial import Behaviour, behaviour_of
 from pipeline.pruning.one_shot import calibration_problems, prunable_layers
 from pipeline.runs.config import RunConfig, parse_sections, read_config
@@ -104,7 +100,12 @@ def _model_problems(sections: dict[str, Any], splits: DatasetDict | None) -> lis
     try:
         empty = build_empty(model, auto_model)
         # What a one-shot method prunes is not trained before, unless it starts from the dense model.
-        untrained = prune is not None and prune.one_shot and prune.start_from == "pretrained"
+        untrained = (
+            prune is not None
+            and prune.one_shot is not None
+            and prune.start_from == "pretrained"
+            and auto_model == "AutoModelForCausalLM"  # others are refused for that
+        )
         check_weights(
             model,
             auto_model,

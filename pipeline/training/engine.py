@@ -10,8 +10,9 @@ from pydantic import Field
 from mgpp import grouped_parameters
 from pipeline.context import Context
 from pipeline.errors import ConfigError
-from pipeline.models.loading import ModelConfig, load_model
+from pipeline.models.loading import load_model
 from pipeline.models.passed_over import passed_over_problems
+from pipeline.models.source import ModelConfig
 from pipeline.pruning.config import PruneSection
 from pipeline.section import Section, Seed, Share
 from pipeline.tasks import Task

@@ -19,7 +19,9 @@ from mgpp import Pruner, PruningSchedule, transposed_weights
 from mgpp.backends.deepspeed import attach, clear_gradients, training_state
 from pipeline.context import Context
 from pipeline.errors import ConfigError, Problem, StageError
-from pipeline.models.loading import ModelConfig, load_model_config, load_tokenizer
+from pipeline.models.loading import load_tokenizer
+from pipeline.models.settings import load_model_config
+from pipeline.models.source import ModelConfig
 from pipeline.models.trial import predicts_next_token
 from pipeline.models.weights import full_state_dict, write_model
 from pipeline.pruning.config import PruneSection

@@ -9,14 +9,11 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError, Problem
+from pipeline.models.checkpoint_check import check_weights
 from pipeline.models.labels import label_order, names_of
-from pipeline.models.loading import (
-    ModelConfig,
-    build_empty,
-    check_weights,
-    load_model_config,
-    load_tokenizer,
-)
+from pipeline.models.loading import load_tokenizer
+from pipeline.models.settings import build_empty, load_model_config
+from pipeline.models.source import ModelConfig
 from pipeline.tasks import Task
 from pipeline.tasks.base import UNLABELLED
 from pipeline.training.batch_mean import WHOLE, Weights, weighted_loss, without_labels

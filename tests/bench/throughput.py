@@ -19,7 +19,7 @@ import torch.distributed as dist
 import transformers
 
 from pipeline.context import Context
-from pipeline.models.loading import ModelConfig
+from pipeline.models.source import ModelConfig
 from pipeline.section import Duration
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import make_task

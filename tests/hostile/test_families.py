@@ -10,7 +10,8 @@ import transformers
 import yaml
 
 from pipeline.errors import ConfigError
-from pipeline.models.loading import ModelConfig, load_model
+from pipeline.models.loading import load_model
+from pipeline.models.source import ModelConfig
 from pipeline.runs.fit import _of_kind, num_positions
 from pipeline.runs.validate import validate
 from pipeline.tasks import make_task

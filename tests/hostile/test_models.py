@@ -10,7 +10,8 @@ from transformers import BartForConditionalGeneration, BertConfig, BertForSequen
 
 from pipeline.errors import ConfigError
 from pipeline.models.labels import follow_labels
-from pipeline.models.loading import ModelConfig, load_model
+from pipeline.models.loading import load_model
+from pipeline.models.source import ModelConfig
 from pipeline.runs.validate import validate
 from tests import tiny
 from tests.hostile.folders import (

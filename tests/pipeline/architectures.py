@@ -19,7 +19,8 @@ from datasets import Dataset, DatasetDict
 from pipeline.context import Context
 from pipeline.errors import ConfigError
 from pipeline.export.checkpoint import ExportConfig, export_model, read_weights
-from pipeline.models.loading import ModelConfig, load_model, load_tokenizer
+from pipeline.models.loading import load_model, load_tokenizer
+from pipeline.models.source import ModelConfig
 from pipeline.models.weights import WEIGHTS_FILE, full_state_dict
 from pipeline.pruning.config import PruneSection
 from pipeline.store.checkpoints import CheckpointStore

@@ -3,7 +3,8 @@
 from typing import Any
 
 from pipeline.data.stage import data_identity, prepare_data
-from pipeline.models.loading import load_tokenizer, model_identity
+from pipeline.models.loading import load_tokenizer
+from pipeline.models.source import model_identity
 from pipeline.runs.config import RunConfig
 from pipeline.runs.stage import Stage, StageContext, every, only
 from pipeline.section import Section

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from pipeline.models.loading import ModelConfig, load_model_config, model_identity
+from pipeline.models.settings import load_model_config
+from pipeline.models.source import ModelConfig, model_identity
 from pipeline.runs.config import RunConfig
 from pipeline.runs.stage import Stage, StageContext, every, only
 from pipeline.tasks import make_task

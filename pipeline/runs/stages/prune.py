@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.models.loading import model_identity
+from pipeline.models.source import model_identity
 from pipeline.runs.config import RunConfig
 from pipeline.runs.stage import Stage, StageContext, every, only
 from pipeline.runs.stages.dense import (

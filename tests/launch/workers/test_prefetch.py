@@ -33,7 +33,8 @@ def test_the_workers_of_a_node_download_each_file_once(tiny_bert, tmp_path):
         assert sorted(hub.sent) == sorted(needed)
         # The load that follows sends for no file.
         load = (
-            "from pipeline.models.loading import ModelConfig, load_tokenizer, load_model\n"
+            "from pipeline.models.loading import load_tokenizer, load_model\n"
+            "from pipeline.models.source import ModelConfig\n"
             "import torch\nconfig = ModelConfig(path='org/model')\nload_tokenizer(config)\n"
             "load_model(config, 'AutoModelForMaskedLM', model_kwargs={}, dtype=torch.float32, seed=0)"
         )
@@ -48,7 +49,7 @@ def test_a_download_that_fails_is_left_to_the_load(caplog, monkeypatch):
     def fail(*_, **__):
         raise OSError("no network")
 
-    monkeypatch.setattr("pipeline.models.loading.fetch", fail)
+    monkeypatch.setattr("pipeline.models.source.fetch", fail)
     prefetch([{"path": "org/model"}])
     assert "org/model was not fetched: no network" in caplog.text
 

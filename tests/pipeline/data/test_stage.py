@@ -17,7 +17,8 @@ from pipeline.data.hub import HubConfig
 from pipeline.data.joined import JoinedConfig
 from pipeline.data.stage import data_identity, is_local, load_splits, prepare_data
 from pipeline.errors import ConfigError
-from pipeline.models.loading import ModelConfig, load_tokenizer
+from pipeline.models.loading import load_tokenizer
+from pipeline.models.source import ModelConfig
 from pipeline.runs.config import parse_config
 from pipeline.tasks import make_task
 from pipeline.tasks.sequence import ClassificationConfig

@@ -10,14 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from mgpp import select_prunable
 from pipeline.errors import ConfigError
-from pipeline.models.loading import (
-    ModelConfig,
-    build_empty,
-    load_model,
-    load_model_config,
-    load_tokenizer,
-    model_identity,
-)
+from pipeline.models.loading import load_model, load_tokenizer
+from pipeline.models.settings import build_empty, load_model_config
+from pipeline.models.source import ModelConfig, model_identity
 from tests.processes import ROOT, run
 
 CLASSIFIER = "AutoModelForSequenceClassification"
@@ -138,7 +133,9 @@ def test_what_does_not_load_is_named(tiny_bert, changes, message):
 def test_a_check_of_the_weights_prints_nothing(tiny_bert):
     """In a process of its own: its log goes to a standard error that pytest does not replace."""
     code = (
-        "from pipeline.models.loading import ModelConfig, check_weights, transformers\n"
+        "import transformers\n"
+        "from pipeline.models.checkpoint_check import check_weights\n"
+        "from pipeline.models.source import ModelConfig\n"
         f"config = ModelConfig(path={str(tiny_bert)!r})\n"
         "check_weights(config, 'AutoModelForSequenceClassification', new_head=True)\n"
         "assert transformers.logging.is_progress_bar_enabled()"

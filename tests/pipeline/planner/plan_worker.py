@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mgpp.backends.deepspeed import clear_gradients
 from pipeline.context import Context
-from pipeline.models.loading import ModelConfig
+from pipeline.models.source import ModelConfig
 from pipeline.pruning.config import PruneSection
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import make_task

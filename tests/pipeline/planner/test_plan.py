@@ -197,8 +197,7 @@ def test_settings_that_lie_nested_are_found(tmp_path):
         model = Gemma3ForConditionalGeneration(config)
     assert plan.num_parameters == sum(p.numel() for p in model.parameters())
     of_text = 2 * (16 * (2 * 16 + 2 * 8) + 3 * 16 * 24)
-    of_vision = 4 * 16 * 16 + 2 * 16 * 24
-    assert plan.num_prunable == of_text + of_vision
+    assert plan.num_prunable == of_text  # images do not occur: their tower stays dense
     assert plan.device["activations (estimate)"] > 2 * 2048 * 50 * 4  # the logits alone
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.context import Context
-from pipeline.models.loading import ModelConfig
+from pipeline.models.source import ModelConfig
 from pipeline.pruning.config import PruneSection
 from pipeline.pruning.one_shot import prune_one_shot
 from pipeline.store.checkpoints import CheckpointStore

@@ -6,7 +6,9 @@ import pytest
 
 from pipeline.data.stage import data_identity, load_splits
 from pipeline.errors import ConfigError
-from pipeline.models.loading import ModelConfig, load_model_config, load_tokenizer, model_identity
+from pipeline.models.loading import load_tokenizer
+from pipeline.models.settings import load_model_config
+from pipeline.models.source import ModelConfig, model_identity
 from pipeline.runs.config import parse_config
 from pipeline.runs.flow import pinned, plan_stages
 from pipeline.runs.hardware import NO_GPUS, settled

@@ -6,7 +6,8 @@ import fsspec
 import pytest
 import yaml
 
-from pipeline.models.loading import load_model_config, model_identity
+from pipeline.models.settings import load_model_config
+from pipeline.models.source import model_identity
 from pipeline.runs.config import parse_config, read_config
 from pipeline.runs.flow import plan_stages
 from pipeline.runs.hardware import NO_GPUS, settled

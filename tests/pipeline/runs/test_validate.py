@@ -106,7 +106,7 @@ def test_model_settings_the_architecture_does_not_have(config_file):
 def test_model_settings_that_cannot_be_built(config_file):
     problem = only_problem(config_file, "model.overrides.num_attention_heads=3")
     assert problem.startswith("model.path: ")
-    assert "cannot be built for a classification task" in problem
+    assert "cannot be built as a SequenceClassification model" in problem
 
 
 # What is pruned.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import mgpp
 from pipeline.context import Context
 from pipeline.errors import ConfigError
-from pipeline.models.loading import ModelConfig
+from pipeline.models.source import ModelConfig
 from pipeline.pruning.config import METHOD_CONFIGS, PruneSection
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import make_task

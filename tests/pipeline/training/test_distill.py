@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from scipy.special import rel_entr, softmax
 from torch.autograd import gradcheck
 
-from pipeline.models.loading import ModelConfig
+from pipeline.models.source import ModelConfig
 from pipeline.training.distill import DistillConfig, hidden_loss, output_loss, soft_target_loss
 
 

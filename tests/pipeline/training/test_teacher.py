@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from pipeline.errors import ConfigError
-from pipeline.models.loading import ModelConfig
+from pipeline.models.source import ModelConfig
 from pipeline.runs.validate import validate
 from pipeline.tasks import make_task
 from pipeline.tasks.causal_lm import CausalLM, CausalLMConfig

@@ -16,7 +16,8 @@ import torch.distributed as dist
 
 from pipeline.context import Context
 from pipeline.errors import StageError
-from pipeline.models.loading import ModelConfig, load_tokenizer
+from pipeline.models.loading import load_tokenizer
+from pipeline.models.source import ModelConfig
 from pipeline.pruning.config import METHOD_CONFIGS, PruneSection
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import make_task

@@ -7,7 +7,7 @@ from typing import Any
 import torch.distributed as dist
 
 from pipeline.context import Context
-from pipeline.models.loading import ModelConfig
+from pipeline.models.source import ModelConfig
 from pipeline.pruning.config import METHOD_CONFIGS, PruneSection
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import make_task
