@@ -29,7 +29,8 @@ def test_groups_made_by_others_have_the_cluster_s_timeout(
             "task": {"type": "classification", "text": ["text"], "label": "label"},
             "data": {"source": "files", "train": str(words_csv)},
             "prune": {"sparsity": 0.5},
-            "cluster": {"timeout_seconds": 123},
+            "zero": {"precision": "fp32"},
+            "cluster": {"timeout_seconds": 123, "gpus_per_worker": 0},
         }
     )
     stage = {"name": "prune", "key": "k", "params": {}, "inputs": (), "on_all_workers": True}
@@ -38,6 +39,7 @@ def test_groups_made_by_others_have_the_cluster_s_timeout(
     status = type(
         "Status", (), {"failure": type("Call", (), {"remote": staticmethod(lambda: None)})}
     )
+    monkeypatch.setattr("launch.workers.worker.use_devices", lambda gpus: None)  # this is no worker
     monkeypatch.setattr(ray, "get", lambda found: found)
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(WorkerGroup, "current", WorkerGroup.alone)

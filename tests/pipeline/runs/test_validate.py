@@ -204,7 +204,6 @@ def test_every_column_that_is_not_in_the_data(config_file):
     [
         ("text,label\n" + "a good day,0\na bad day,-1\na day,1\n" * 8, "has -1, which marks rows"),
         ("text,label\n" + "a good day,1\n" * 8, "needs at least two labels"),
-        ("text,label\n" + "a good day,1\n,0\n" * 8, "row 2 of the train data holds no text"),
     ],
 )
 def test_rows_that_cannot_be_learned_from(config_file, tmp_path, rows, problem):

@@ -265,14 +265,6 @@ def test_texts_longer_than_max_length_are_cut(tokenizer):
     assert split[0]["input_ids"] == tokenizer("a good day")["input_ids"]
 
 
-def test_a_missing_text_is_not_the_word_none(tokenizer):
-    known = tokenizer.__class__(vocab={**tokenizer.get_vocab(), "none": len(tokenizer)})
-    rows = Dataset.from_dict({"text": [None, "a"], "label": [0, 1]})
-    splits = DatasetDict(train=rows, validation=rows)
-    tokenized = classification().tokenize(splits, known, None)
-    assert tokenized.splits["train"][0]["input_ids"] == known("")["input_ids"]
-
-
 def test_a_batch_is_padded_to_its_longest_row(tokenizer):
     collate = classification().collator(tokenizer)
     texts = ["a good day", "bad"]
