@@ -372,7 +372,7 @@ def measured(tmp_path_factory):
         cases=CASES,
         folder=folder,
         num_processes=2,
-        timeout=300,
+        timeout=560,
     )
     counts = [sum(p.numel() for p in model.parameters())] * 2
     names = (n for n, p in model.named_parameters() if ".layer." in n and p.dim() == 2)
@@ -389,6 +389,7 @@ def layout(case):
 
 
 @pytest.mark.distributed
+@pytest.mark.timeout(600)  # one launch for all cases
 @pytest.mark.parametrize("case", CASES)
 def test_two_workers_hold_and_write_what_is_planned(measured, case):
     launched, (total, trained, prunable) = measured
@@ -405,6 +406,7 @@ def test_two_workers_hold_and_write_what_is_planned(measured, case):
 
 
 @pytest.mark.distributed
+@pytest.mark.timeout(600)  # one launch for all cases
 @pytest.mark.parametrize("case", CASES)
 def test_two_workers_send_what_is_planned(measured, case):
     launched, _ = measured
