@@ -389,7 +389,6 @@ def layout(case):
 
 
 @pytest.mark.distributed
-@pytest.mark.timeout(600)  # one launch for all cases
 @pytest.mark.parametrize("case", CASES)
 def test_two_workers_hold_and_write_what_is_planned(measured, case):
     launched, (total, trained, prunable) = measured
@@ -406,7 +405,6 @@ def test_two_workers_hold_and_write_what_is_planned(measured, case):
 
 
 @pytest.mark.distributed
-@pytest.mark.timeout(600)  # one launch for all cases
 @pytest.mark.parametrize("case", CASES)
 def test_two_workers_send_what_is_planned(measured, case):
     launched, _ = measured
