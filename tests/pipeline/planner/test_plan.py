@@ -372,7 +372,7 @@ def measured(tmp_path_factory):
         cases=CASES,
         folder=folder,
         num_processes=2,
-        timeout=300,
+        timeout=560,
     )
     counts = [sum(p.numel() for p in model.parameters())] * 2
     names = (n for n, p in model.named_parameters() if ".layer." in n and p.dim() == 2)
