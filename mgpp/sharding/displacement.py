@@ -47,10 +47,10 @@ def count_displacements(
     size = chunk_size(cuts.device)
     for which, begin, end, cut in runs(values, places, cuts.tolist()):
         for start in range(begin, end, size):
-            chunk = values[which][start : min(start + size, end)]
-            bins = magnitude_bits(chunk / cut).bitwise_right_shift_(_SHIFT).sub_(_FIRST)
-            bins.clamp_(0, NUM_BINS - 1)
-            kept = unpack_bits(slice_bits(keep[which], start, len(chunk)), len(chunk))
+            ratios = values[which][start : min(start + size, end)] / cut
+            bins = magnitude_bits(ratios, out=ratios.view(torch.int32))
+            bins.bitwise_right_shift_(_SHIFT).sub_(_FIRST).clamp_(0, NUM_BINS - 1)
+            kept = unpack_bits(slice_bits(keep[which], start, len(ratios)), len(ratios))
             # Kept weights are counted apart instead of being left out, which is faster.
             bins.add_(kept.to(torch.int32), alpha=NUM_BINS)
             counts.add_(torch.bincount(bins, minlength=2 * NUM_BINS))
