@@ -26,7 +26,7 @@ from pipeline.tasks import make_task
 from pipeline.tasks.causal_lm import CausalLMConfig
 from pipeline.tracking.recorder import Progress
 from pipeline.training.config import TrainConfig
-from pipeline.training.deepspeed import ZeroConfig, deepspeed_config
+from pipeline.training.deepspeed import ZeroConfig, deepspeed_config, init_deepspeed
 from pipeline.training.loop import train
 from pipeline.worker_group import WorkerGroup
 from tests import tiny
@@ -123,6 +123,7 @@ def ours(folder: Path, size: Size) -> float:
 def theirs(folder: Path, size: Size) -> float:
     """Return tokens a second of Trainer."""
     workers = WorkerGroup.current()
+    init_deepspeed(workers.backend)  # as ours, or Trainer compiles an operator for a minute
     on_gpu = workers.device.type == "cuda"
     settings = deepspeed_config(
         ZeroConfig(stage=2, precision=size.precision),
