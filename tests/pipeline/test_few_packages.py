@@ -17,6 +17,7 @@ def test_training_and_evaluation_import_without_datasets_ray_and_omegaconf():
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_what_is_hidden_cannot_be_imported():
     find = "from importlib.util import find_spec; import torch; print(*map(find_spec, {!r}))"
     command = [sys.executable, "-c", find.format(NOT_NEEDED)]

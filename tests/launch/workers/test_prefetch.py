@@ -4,6 +4,8 @@ import shutil
 import subprocess
 import sys
 
+import pytest
+
 from launch.workers.controller import WorkerGroupConfig, _Backend
 from launch.workers.prefetch import prefetch
 from tests.hub_server import hub_server
@@ -12,6 +14,7 @@ from tests.processes import ROOT
 LOAD = "import sys; from launch.workers.prefetch import prefetch; prefetch([{'path': 'org/model'}])"
 
 
+@pytest.mark.slow
 def test_the_workers_of_a_node_download_each_file_once(tiny_bert, tmp_path):
     shutil.copytree(tiny_bert, tmp_path / "model")
     for other in ("pytorch_model.bin", "tf_model.h5", "model.onnx"):

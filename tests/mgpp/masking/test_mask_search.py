@@ -401,6 +401,7 @@ PLACEMENTS_OF_STACKS = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     shapes=st.lists(

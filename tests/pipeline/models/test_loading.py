@@ -130,6 +130,7 @@ def test_what_does_not_load_is_named(tiny_bert, changes, message):
     assert str(error.value.problems[0]).startswith(message)
 
 
+@pytest.mark.slow
 def test_a_check_of_the_weights_prints_nothing(tiny_bert):
     """In a process of its own: its log goes to a standard error that pytest does not replace."""
     code = (

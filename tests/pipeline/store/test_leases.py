@@ -215,6 +215,7 @@ def test_a_lease_survives_what_a_storage_library_raises(
     assert f"could not be renewed ({type(error).__name__}" in record.getMessage()
 
 
+@pytest.mark.slow
 def test_a_lease_survives_a_server_that_is_restarted(fast, monkeypatch, tmp_path):
     with s3_server(monkeypatch) as url:
         watch = LeaseWatch(f"{url}/{tmp_path.name}")
@@ -233,6 +234,7 @@ def test_a_lease_survives_a_server_that_is_restarted(fast, monkeypatch, tmp_path
         assert (lost, watch.folder.newest()) == ([], None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["hangs", "raises"])
 def test_a_lease_is_renewed_while_a_progress_call_hangs_or_fails(url, fast, how):
     asked, answer = threading.Event(), threading.Event()

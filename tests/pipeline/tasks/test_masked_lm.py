@@ -92,6 +92,7 @@ def test_training_masks_are_those_of_each_row_s_seed(tokenizer):
     assert not torch.equal(draw(7, 6)["labels"][0], together["labels"][0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("share", "replaced", "random"), [(0.15, 0.8, 0.1), (0.5, 0.0, 1), (0.3, 0.5, 0.5), (0.4, 1, 0)]
 )
