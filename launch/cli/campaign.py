@@ -31,7 +31,6 @@ def run(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = Fal
     with reported_errors(as_json) as emit:
         from launch.cluster.connect import (
             address_of,
-            cluster_capacity,
             connected_on_demand,
             hardware_of,
             local_capacity,
@@ -59,7 +58,7 @@ def run(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = Fal
                     seen.add(kind)
                     validate(each.recipe, each.overrides, None if joins else local_capacity())
             connect()
-            there = cluster_capacity() if joins else local_capacity()
+            there = hardware_of(cluster, connect).capacity
             raise_for([x for p in runs.values() for x in cluster_problems(p.config.cluster, there)])
             choices.record()
             made = run_campaign(campaign, planned, store, narrator())

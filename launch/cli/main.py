@@ -51,12 +51,7 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
     """Run all stages that are not done: data, dense, prune, evaluate, export, report."""
     with reported_errors(as_json) as emit:
         from launch.cli.signals import announced_stop
-        from launch.cluster.connect import (
-            cluster_capacity,
-            connected_on_demand,
-            hardware_of,
-            local_capacity,
-        )
+        from launch.cluster.connect import connected_on_demand, hardware_of, local_capacity
         from launch.driver.run import all_done, run_stages
         from pipeline.runs.flow import plan_stages
         from pipeline.runs.hardware import Choices, described
@@ -81,7 +76,7 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
             else:
                 raise_for(storage_problems(store.url))
                 connect()
-                there = cluster_capacity() if joins else local_capacity()
+                there = hardware_of(settled.cluster, connect).capacity
                 raise_for(cluster_problems(settled.cluster, there))
                 choices.record()
                 with announced_stop(stages, store):

@@ -67,15 +67,7 @@ def settled(config: RunConfig, hardware: Hardware) -> RunConfig:
     Workers have a GPU each where all of them can have one. Precision is bf16 on GPUs that compute in it,
     else float32.
     """
-    cluster, zero = config.cluster, config.zero
-    if cluster.gpus_per_worker == AUTO:
-        fitting = hardware.capacity.num_workers(cluster.cpus_per_worker, 1)
-        gpus = int(fitting >= cluster.num_workers)
-        cluster = cluster.model_copy(update={"gpus_per_worker": gpus})
-    if zero.precision == AUTO:
-        precision = "bf16" if cluster.gpus and hardware.has_bf16() else "fp32"
-        zero = zero.model_copy(update={"precision": precision})
-    return config.model_copy(update={"cluster": cluster, "zero": zero})
+    return _with(config, _chosen(config, hardware))
 
 
 class Choices:
@@ -91,6 +83,7 @@ class Choices:
         self._root = root.rstrip("/")
         self._hardware = hardware
         self._new: dict[str, dict[str, Any]] = {}
+        self._read: dict[str, dict[str, Any]] = {}
 
     def settle(self, config: RunConfig, campaign: str = "") -> RunConfig:
         """Return a configuration with what `auto` came to when it began, or comes to now.
@@ -107,12 +100,7 @@ class Choices:
         key = _key(config, campaign)
         chosen = self._new.get(key) or self._recorded(key)
         if chosen is None:
-            found = settled(config, self._hardware())
-            chosen = {
-                "gpus_per_worker": found.cluster.gpus_per_worker,
-                "precision": found.zero.precision,
-            }
-            self._new[key] = chosen
+            chosen = self._new[key] = _chosen(config, self._hardware())
         return checked(_with(config, chosen))
 
     def has_begun(self, config: RunConfig) -> bool:
@@ -138,8 +126,12 @@ class Choices:
                 )
 
     def _recorded(self, key: str) -> dict[str, Any] | None:
-        found = read_json(self._filesystem, self._path(key))
-        return found if isinstance(found, dict) else None
+        if key not in self._read:
+            found = read_json(self._filesystem, self._path(key))
+            if not isinstance(found, dict):
+                return None
+            self._read[key] = found
+        return self._read[key]
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{_FOLDER}/{key}.json"
@@ -184,6 +176,17 @@ def _key(config: RunConfig, campaign: str = "") -> str:
     sections = {name: getattr(config, name) for name in _SECTIONS}
     values = {name: section.given() for name, section in sections.items() if section is not None}
     return make_key(AUTO, 1, values, {})
+
+
+def _chosen(config: RunConfig, hardware: Hardware) -> dict[str, Any]:
+    """Return what the settings that may be `auto` come to: those that are given as they are."""
+    cluster, gpus, precision = config.cluster, config.cluster.gpus_per_worker, config.zero.precision
+    if gpus == AUTO:
+        fitting = hardware.capacity.num_workers(cluster.cpus_per_worker, 1)
+        gpus = 1 if fitting >= cluster.num_workers else 0
+    if precision == AUTO:
+        precision = "bf16" if gpus and hardware.has_bf16() else "fp32"
+    return {"gpus_per_worker": gpus, "precision": precision}
 
 
 def _with(config: RunConfig, chosen: dict[str, Any]) -> RunConfig:
