@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mgpp.kernels.tables import addresses, blocks_of
+from mgpp.kernels.tables import addresses, blocks_of, launch
 
 _BLOCK, _TILE = 1 << 16, 2048
 _DISPLACEMENT_BINS, _DISPLACEMENT_SHIFT, _DISPLACEMENT_FIRST = 2048, 16, 0x39800000 >> 16
@@ -25,6 +25,13 @@ def _block(blocks, pointers):  # type: ignore[no-untyped-def]
     which = tl.load(row)
     patterns = tl.load(pointers + which).to(tl.pointer_type(tl.int32))
     return which, patterns, tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+
+
+@triton.jit
+def _tile(patterns, start, end, TILE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """Return the numbers of the next elements, of which some may be past the end, and their patterns."""
+    at = start + tl.arange(0, TILE)
+    return at, tl.load(patterns + at, mask=at < end, other=0) & 0x7FFFFFFF
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -45,8 +52,7 @@ def _count_digits(  # type: ignore[no-untyped-def]
         # What is not counted goes to the first of as many bins again.
         found = tl.zeros([2 * BINS], dtype=tl.int32)
         for start in range(begin, end, TILE):
-            at = start + tl.arange(0, TILE)
-            bits = tl.load(patterns + at, mask=at < end, other=0) & 0x7FFFFFFF
+            at, bits = _tile(patterns, start, end, TILE)
             digits = (bits - low) >> shift
             counted = (at < end) & (digits >= 0) & (digits < BINS)
             found += tl.histogram(tl.where(counted, digits, BINS), 2 * BINS)
@@ -66,11 +72,17 @@ def count_digits(
     """As `mgpp.sharding.counting.count_digits`."""
     counts = torch.zeros(len(lows), num_bins, dtype=torch.int64, device=lows.device)
     blocks = blocks_of(values, places, _BLOCK)
-    if len(blocks):
-        with torch.cuda.device_of(lows):
-            _count_digits[(len(blocks),)](
-                blocks, addresses(values), groups, lows, counts, shift, BINS=num_bins, TILE=_TILE
-            )
+    launch(
+        _count_digits,
+        blocks,
+        addresses(values),
+        groups,
+        lows,
+        counts,
+        shift,
+        BINS=num_bins,
+        TILE=_TILE,
+    )
     return counts
 
 
@@ -88,8 +100,7 @@ def _count_around(  # type: ignore[no-untyped-def]
     below = tl.zeros([TILE], dtype=tl.int32)
     equal = tl.zeros([TILE], dtype=tl.int32)
     for start in range(begin, end, TILE):
-        at = start + tl.arange(0, TILE)
-        bits = tl.load(patterns + at, mask=at < end, other=0) & 0x7FFFFFFF
+        at, bits = _tile(patterns, start, end, TILE)
         below += ((at < end) & (bits < cut)).to(tl.int32)
         equal += ((at < end) & (bits == cut)).to(tl.int32)
     tl.atomic_add(counts + matrix, tl.sum(below, axis=0).to(tl.int64))
@@ -100,11 +111,7 @@ def count_around(values: Sequence[Tensor], places: Sequence[int], cuts: Tensor) 
     """As `mgpp.sharding.counting.count_around`."""
     counts = torch.zeros(2, len(cuts), dtype=torch.int64, device=cuts.device)
     blocks = blocks_of(values, places, _BLOCK)
-    if len(blocks):
-        with torch.cuda.device_of(cuts):
-            _count_around[(len(blocks),)](
-                blocks, addresses(values), cuts, counts, len(cuts), TILE=_TILE
-            )
+    launch(_count_around, blocks, addresses(values), cuts, counts, len(cuts), TILE=_TILE)
     return counts
 
 
@@ -120,8 +127,7 @@ def _count_equal(  # type: ignore[no-untyped-def]
     cut = tl.load(cuts + matrix)
     equal = tl.zeros([TILE], dtype=tl.int32)
     for start in range(begin, end, TILE):
-        at = start + tl.arange(0, TILE)
-        bits = tl.load(patterns + at, mask=at < end, other=0) & 0x7FFFFFFF
+        at, bits = _tile(patterns, start, end, TILE)
         equal += ((at < end) & (bits == cut)).to(tl.int32)
     tl.store(counts + tl.program_id(0), tl.sum(equal, axis=0).to(tl.int64))
 
@@ -142,8 +148,7 @@ def _find_nth(  # type: ignore[no-untyped-def]
         cut = tl.load(cuts + matrix)
         before = nth * 0
         for start in range(begin, end, TILE):
-            at = start + tl.arange(0, TILE)
-            bits = tl.load(patterns + at, mask=at < end, other=0) & 0x7FFFFFFF
+            at, bits = _tile(patterns, start, end, TILE)
             equal = ((at < end) & (bits == cut)).to(tl.int32)
             place = before + tl.cumsum(equal, axis=0)
             here = (equal > 0) & (place == nth)
@@ -158,13 +163,12 @@ def nth_equal(values: Sequence[Tensor], places: Sequence[int], cuts: Tensor, nth
     if not len(blocks):
         return found
     counts, pointers = torch.empty_like(blocks[:, 0]), addresses(values)
-    with torch.cuda.device_of(cuts):
-        _count_equal[(len(blocks),)](blocks, pointers, cuts, counts, TILE=_TILE)
-        # How many equal ones lie before a block: less those before the first block of its matrix.
-        matrix, before = blocks[:, 3], counts.cumsum(0) - counts
-        first = torch.full_like(nth, 1 << 62).scatter_reduce_(0, matrix, before, "amin")
-        missing = nth[matrix] - before + first[matrix]
-        _find_nth[(len(blocks),)](blocks, pointers, cuts, missing, counts, found, TILE=_TILE)
+    launch(_count_equal, blocks, pointers, cuts, counts, TILE=_TILE)
+    # How many equal ones lie before a block: less those before the first block of its matrix.
+    matrix, before = blocks[:, 3], counts.cumsum(0) - counts
+    first = torch.full_like(nth, 1 << 62).scatter_reduce_(0, matrix, before, "amin")
+    missing = nth[matrix] - before + first[matrix]
+    launch(_find_nth, blocks, pointers, cuts, missing, counts, found, TILE=_TILE)
     return found
 
 
@@ -204,19 +208,18 @@ def count_displacements(
     """As `mgpp.sharding.displacement.count_displacements`."""
     counts = torch.zeros(_DISPLACEMENT_BINS, dtype=torch.int64, device=cuts.device)
     blocks = blocks_of(values, places, _BLOCK)
-    if len(blocks):
-        with torch.cuda.device_of(cuts):
-            _count_displacements[(len(blocks),)](
-                blocks,
-                addresses(values),
-                addresses(keep),
-                cuts,
-                counts,
-                BINS=_DISPLACEMENT_BINS,
-                SHIFT=_DISPLACEMENT_SHIFT,
-                FIRST=_DISPLACEMENT_FIRST,
-                TILE=_TILE,
-            )
+    launch(
+        _count_displacements,
+        blocks,
+        addresses(values),
+        addresses(keep),
+        cuts,
+        counts,
+        BINS=_DISPLACEMENT_BINS,
+        SHIFT=_DISPLACEMENT_SHIFT,
+        FIRST=_DISPLACEMENT_FIRST,
+        TILE=_TILE,
+    )
     return counts
 
 
@@ -230,8 +233,7 @@ def _largest_patterns(  # type: ignore[no-untyped-def]
     _, patterns, begin, end, matrix = _block(blocks, pointers)
     largest = tl.zeros([TILE], dtype=tl.int32)
     for start in range(begin, end, TILE):
-        at = start + tl.arange(0, TILE)
-        bits = tl.load(patterns + at, mask=at < end, other=0) & 0x7FFFFFFF
+        _, bits = _tile(patterns, start, end, TILE)
         largest = tl.maximum(largest, bits)
     tl.atomic_max(found + matrix, tl.max(largest, axis=0))
 
@@ -240,9 +242,7 @@ def largest_patterns(values: Sequence[Tensor], places: Sequence[int], num_matric
     """As `mgpp.masking.lamp.largest_patterns`."""
     found = torch.zeros(num_matrices, dtype=torch.int32, device=values[0].device)
     blocks = blocks_of(values, places, _BLOCK)
-    if len(blocks):
-        with torch.cuda.device_of(found):
-            _largest_patterns[(len(blocks),)](blocks, addresses(values), found, TILE=_TILE)
+    launch(_largest_patterns, blocks, addresses(values), found, TILE=_TILE)
     return found
 
 
@@ -279,17 +279,16 @@ def count_magnitudes(
     size = (2, num_rows, _MAGNITUDE_BINS)
     found = torch.zeros(size, dtype=torch.int64, device=lowest.device)
     blocks = blocks_of(values, places, _BLOCK)
-    if len(blocks):
-        with torch.cuda.device_of(lowest):
-            _count_magnitudes[(len(blocks),)](
-                blocks,
-                addresses(values),
-                lowest,
-                found,
-                first,
-                num_rows,
-                BINS=_MAGNITUDE_BINS,
-                SHIFT=_MAGNITUDE_SHIFT,
-                TILE=_TILE,
-            )
+    launch(
+        _count_magnitudes,
+        blocks,
+        addresses(values),
+        lowest,
+        found,
+        first,
+        num_rows,
+        BINS=_MAGNITUDE_BINS,
+        SHIFT=_MAGNITUDE_SHIFT,
+        TILE=_TILE,
+    )
     return found

@@ -10,10 +10,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mgpp.kernels.tables import addresses, whole_blocks
+from mgpp.kernels.tables import addresses, launch, whole_blocks
 
 _BYTES = 1024  # of a mask, that a program has
 _MIX = (-0x61C8864680B583EB, -0x4B47D0C1A1E98BB9)  # as in `mgpp.sharding.stats`
+
+
+@triton.jit
+def _range(blocks):  # type: ignore[no-untyped-def]
+    """Return which tensor is this program's, its first element and its end."""
+    row = blocks + tl.program_id(0) * 4
+    return tl.load(row), tl.load(row + 1), tl.load(row + 2)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -23,8 +30,7 @@ def _zero_pruned(  # type: ignore[no-untyped-def]
     masks,
     BYTES: tl.constexpr,  # noqa: N803
 ):
-    row = blocks + tl.program_id(0) * 4
-    which, begin, end = tl.load(row), tl.load(row + 1), tl.load(row + 2)
+    which, begin, end = _range(blocks)
     weight = tl.load(weights + which).to(tl.pointer_type(tl.float32))
     mask = tl.load(masks + which).to(tl.pointer_type(tl.uint8))
     at = begin + tl.arange(0, BYTES * 8)
@@ -36,9 +42,7 @@ def _zero_pruned(  # type: ignore[no-untyped-def]
 def zero_pruned_(weights: Sequence[Tensor], keep: Sequence[Tensor]) -> None:
     """As `mgpp.sharding.masks.zero_pruned_`."""
     blocks = whole_blocks([len(w) for w in weights], _BYTES * 8, weights[0].device)
-    if len(blocks):
-        with torch.cuda.device_of(weights[0]):
-            _zero_pruned[(len(blocks),)](blocks, addresses(weights), addresses(keep), BYTES=_BYTES)
+    launch(_zero_pruned, blocks, addresses(weights), addresses(keep), BYTES=_BYTES)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -51,8 +55,7 @@ def _keep_above(  # type: ignore[no-untyped-def]
     tied_until,
     BYTES: tl.constexpr,  # noqa: N803
 ):
-    row = blocks + tl.program_id(0) * 4
-    which, begin, end = tl.load(row), tl.load(row + 1), tl.load(row + 2)
+    which, begin, end = _range(blocks)
     patterns = tl.load(pointers + which).to(tl.pointer_type(tl.int32))
     mask = tl.load(masks + which).to(tl.pointer_type(tl.uint8))
     place = places + which * 3
@@ -76,18 +79,17 @@ def keep_above(
     """As `mgpp.sharding.masks.keep_above`."""
     packed = [v.new_empty((len(v) + 7) // 8, dtype=torch.uint8) for v in values]
     blocks = whole_blocks([len(v) for v in values], _BYTES * 8, cuts.device)
-    if len(blocks):
-        layout = torch.tensor(places).to(cuts.device, non_blocking=True)
-        with torch.cuda.device_of(cuts):
-            _keep_above[(len(blocks),)](
-                blocks,
-                addresses(values),
-                addresses(packed),
-                layout,
-                cuts,
-                tied_until,
-                BYTES=_BYTES,
-            )
+    layout = torch.tensor(places).to(cuts.device, non_blocking=True)
+    launch(
+        _keep_above,
+        blocks,
+        addresses(values),
+        addresses(packed),
+        layout,
+        cuts,
+        tied_until,
+        BYTES=_BYTES,
+    )
     return packed
 
 
@@ -117,8 +119,7 @@ def _compare_masks(  # type: ignore[no-untyped-def]
     MIX1: tl.constexpr,  # noqa: N803
     BYTES: tl.constexpr,  # noqa: N803
 ):
-    row = blocks + tl.program_id(0) * 4
-    which, begin, end = tl.load(row), tl.load(row + 1), tl.load(row + 2)
+    which, begin, end = _range(blocks)
     at = begin // 8 + tl.arange(0, BYTES)
     inside = at * 8 < end
     mask = tl.load(masks + which).to(tl.pointer_type(tl.uint8))
@@ -145,18 +146,17 @@ def compare_masks(
     device = keep[0].device
     found = torch.zeros(4, len(keep), dtype=torch.int64, device=device)
     blocks = whole_blocks(numels, _BYTES * 8, device)
-    if len(blocks):
-        begins = torch.tensor(firsts).to(device, non_blocking=True)
-        with torch.cuda.device_of(found):
-            _compare_masks[(len(blocks),)](
-                blocks,
-                addresses(keep),
-                addresses(before),
-                begins,
-                found,
-                len(keep),
-                MIX0=_MIX[0],
-                MIX1=_MIX[1],
-                BYTES=_BYTES,
-            )
+    begins = torch.tensor(firsts).to(device, non_blocking=True)
+    launch(
+        _compare_masks,
+        blocks,
+        addresses(keep),
+        addresses(before),
+        begins,
+        found,
+        len(keep),
+        MIX0=_MIX[0],
+        MIX1=_MIX[1],
+        BYTES=_BYTES,
+    )
     return found

@@ -1,7 +1,8 @@
-"""For one launch over many tensors: their addresses, and the block of them that each program has."""
+"""One launch over many tensors: their addresses, and the block of them that each program has."""
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,13 @@ def whole_blocks(numels: Sequence[int], size: int, device: torch.device) -> Tens
     """Return the same of whole tensors: their blocks begin at multiples of the size."""
     places = tuple(n for i, numel in enumerate(numels) for n in (i, 0, max(numel, 1)))
     return _blocks(tuple(numels), places, size, device)
+
+
+def launch(kernel: Any, blocks: Tensor, *arguments: Any, **constants: Any) -> None:
+    """Run a kernel of Triton on the blocks' GPU, a program for each block; without blocks do nothing."""
+    if len(blocks):
+        with torch.cuda.device_of(blocks):
+            kernel[(len(blocks),)](blocks, *arguments, **constants)
 
 
 @lru_cache(maxsize=64)
