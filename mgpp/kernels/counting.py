@@ -27,7 +27,7 @@ def _block(blocks, pointers):  # type: ignore[no-untyped-def]
     return which, patterns, tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _tile(patterns, start, end, TILE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
     """Return the numbers of the next elements, of which some may be past the end, and their patterns."""
     at = start + tl.arange(0, TILE)
@@ -233,7 +233,7 @@ def _largest_patterns(  # type: ignore[no-untyped-def]
     _, patterns, begin, end, matrix = _block(blocks, pointers)
     largest = tl.zeros([TILE], dtype=tl.int32)
     for start in range(begin, end, TILE):
-        _, bits = _tile(patterns, start, end, TILE)
+        _at, bits = _tile(patterns, start, end, TILE)
         largest = tl.maximum(largest, bits)
     tl.atomic_max(found + matrix, tl.max(largest, axis=0))
 

@@ -13,6 +13,7 @@ from pipeline.runs.config import RunConfig
 from pipeline.runs.hardware import Capacity
 from pipeline.runs.validate import check_schedule, validate
 from tests.pipeline.models.word_chains import text
+from tests.run_file import write_run
 from tests.tiny import write_decoder
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
@@ -23,18 +24,7 @@ TWO_NODES = Capacity(nodes=((4.0, 0.0), (3.0, 0.0)))
 @pytest.fixture
 def config_file(tmp_path, tiny_bert, words_csv):
     """A valid configuration of a run on the tiny BERT."""
-    values = {
-        "name": "tiny",
-        "storage": str(tmp_path / "storage"),
-        "model": {"path": str(tiny_bert)},
-        "task": {"type": "classification", "text": ["text"], "label": "label", "max_length": 16},
-        "data": {"source": "files", "train": str(words_csv)},
-        "train": {"length": 20, "batch_size": 8},
-        "prune": {"sparsity": 0.5, "start_after": 2, "finetune": 4, "interval": 2},
-    }
-    path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(values), encoding="utf-8")
-    return path
+    return write_run(tmp_path, tiny_bert, words_csv)
 
 
 def problems(path, *overrides, capacity=None):

@@ -5,7 +5,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-import yaml
 from scipy.special import rel_entr, softmax
 from transformers import (
     BertConfig,
@@ -27,6 +26,7 @@ from pipeline.tasks.text_to_text import TextToTextConfig
 from pipeline.training.distill import DistillConfig
 from pipeline.training.teacher import Distillation, mismatches, teacher_problems
 from tests import tiny
+from tests.run_file import write_run
 
 TEMPERATURE, WEIGHT, HIDDEN_WEIGHT = 3.0, 0.7, 0.25
 SIZES = {
@@ -273,18 +273,7 @@ def test_a_teacher_is_checked_before_anything_starts(teachers, tiny_bert, tmp_pa
 
 @pytest.mark.usefixtures("datasets_cache")
 def test_validation_names_the_key(tiny_bert, words_csv, tmp_path):
-    values = {
-        "name": "tiny",
-        "storage": str(tmp_path / "storage"),
-        "model": {"path": str(tiny_bert)},
-        "task": {"type": "classification", "text": ["text"], "label": "label", "max_length": 16},
-        "data": {"source": "files", "train": str(words_csv)},
-        "train": {"length": 20, "batch_size": 8},
-        "prune": {"sparsity": 0.5, "start_after": 2, "finetune": 4, "interval": 2},
-        "distill": {"teacher": "dense"},
-    }
-    path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(values))
+    path = write_run(tmp_path, tiny_bert, words_csv, distill={"teacher": "dense"})
     assert validate(str(path), [], None).distill == DistillConfig()
     assert validate(str(path), ["distill=null"], None).distill is None
     for override, start in (
