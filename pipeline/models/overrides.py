@@ -63,6 +63,9 @@ def apply_overrides(settings: Any, changes: Mapping[str, Any], key: str = _KEY) 
         if isinstance(inner, PretrainedConfig) and isinstance(value, Mapping):
             problems += apply_overrides(inner, value, f"{key}.{name}")
             continue
+        if _is_negative_size(name, inner, value):
+            problems.append(Problem(f"{key}.{name}", "must not be negative", got=value))
+            continue
         try:
             setattr(settings, name, value)
         except _REFUSALS as error:
@@ -88,6 +91,12 @@ def _layer_counts(settings: Any, path: str) -> Iterator[tuple[str, int]]:
         elif _LAYERS.search(name) and isinstance(value, list):
             numbers = all(isinstance(number, int) for number in value)
             yield f"{path}{name}", sum(value) if numbers else len(value)
+
+
+def _is_negative_size(name: str, before: Any, value: Any) -> bool:
+    """Tell whether a size or count would be negative; numbers of tokens may be, for none."""
+    sizes = all(isinstance(given, int) for given in (before, value))
+    return sizes and before > 0 > value and not name.endswith("_id")
 
 
 def _unknown(settings: Any, name: str, key: str) -> Problem:

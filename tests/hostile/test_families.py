@@ -303,6 +303,8 @@ def test_fewer_layers_may_be_asked_of_what_lies_nested(good, tmp_path):
         ("hidden_act=bogus", "model.path: "),
         ("hidden_size=0", "model.path: "),
         ("num_attention_heads=3", "model.path: "),
+        ("num_attention_heads=-1", "model.overrides.num_attention_heads: must not be negative"),
+        ("intermediate_size=-32", "model.overrides.intermediate_size: must not be negative"),
         ("to_dict=5", "model.overrides.to_dict: bert has no such setting"),
         ("__class__=5", "model.overrides.__class__: bert has no such setting"),
         ("model_type=gpt2", "model.overrides.model_type: the checkpoint decides it; leave it out"),
