@@ -114,12 +114,18 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     address = address_of(cluster)
     # Inside a submitted job the environment is the one it was submitted with.
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if address is None:
+        # What is started here inherits this: given to Ray, it would start every process twice over.
+        os.environ["PYTHONPATH"] = path
+        os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = (
+            "0"  # one machine, which goes as a whole
+        )
     settings = {
         "address": address or "local",  # None would join whatever Ray runs on this machine
         "include_dashboard": None if address else False,
         "log_to_driver": False,
         "logging_level": "error",
-        "runtime_env": None if in_job else environment,
+        "runtime_env": environment if address and not in_job else None,
     }
     try:
         try:
