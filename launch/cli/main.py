@@ -51,7 +51,12 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
     """Run all stages that are not done: data, dense, prune, evaluate, export, report."""
     with reported_errors(as_json) as emit:
         from launch.cli.signals import announced_stop
-        from launch.cluster.connect import connected_on_demand, hardware_of, local_capacity
+        from launch.cluster.connect import (
+            address_of,
+            connected_on_demand,
+            hardware_of,
+            local_capacity,
+        )
         from launch.driver.run import all_done, run_stages
         from pipeline.runs.flow import plan_stages
         from pipeline.runs.hardware import Choices, described
@@ -80,7 +85,8 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
                 raise_for(cluster_problems(settled.cluster, there))
                 choices.record()
                 with announced_stop(stages, store):
-                    result = run_stages(stages, settled, store, console)
+                    alone = address_of(settled.cluster) is None
+                    result = run_stages(stages, settled, store, console, here=alone)
         summary = result.summary()
         if not as_json:
             screen().print(_table(summary, result.artifacts, make_task(settings.task)))

@@ -1,5 +1,7 @@
 """A whole run on Ray: stage after stage, each only if its output is not there already."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
@@ -67,6 +69,8 @@ def run_stages(
     store: ArtifactStore,
     console: Console | None = None,
     status: Any = None,
+    *,
+    here: bool = False,
 ) -> RunResult:
     """Run all stages that are not done; the cluster must be connected unless none is left.
 
@@ -76,6 +80,8 @@ def run_stages(
         store: where artifacts go.
         console: where to show the stages as they run; None shows nothing.
         status: the actor that progress is posted to; one is made unless given.
+        here: run what needs no worker group in this process, which has imported what it takes; for a
+            cluster that is this machine. Otherwise a task of the cluster does.
 
     Raises:
         ConfigError: if the data shows that the configuration cannot run.
@@ -98,7 +104,7 @@ def run_stages(
         if missing:
             status = status or make_status_actor(config.name)
             result.seconds |= _run_missing(
-                missing, config, store, result.artifacts, status, console
+                missing, config, store, result.artifacts, status, console, here=here
             )
         for stage in missing:
             artifact = store.find(stage.name, stage.key)
@@ -123,6 +129,8 @@ def _run_missing(
     artifacts: dict[str, Artifact],
     status: Any,
     console: Console | None,
+    *,
+    here: bool,
 ) -> dict[str, float]:
     """Run the stages that no other run is doing; return the wall seconds of each, if shown."""
 
@@ -142,9 +150,9 @@ def _run_missing(
             artifacts[stage.name] = artifact
         seconds = {stage.name: 0.0 for stage in done_elsewhere}
         if left and console:
-            seconds |= _run_shown(left, config, store, artifacts, status, console)
+            seconds |= _run_shown(left, config, store, artifacts, status, console, here=here)
         elif left:
-            _run_group(left, config, store, artifacts, status)
+            _run_group(left, config, store, artifacts, status, here=here)
         return seconds
 
 
@@ -155,6 +163,8 @@ def _run_shown(
     artifacts: dict[str, Artifact],
     status: Any,
     console: Console,
+    *,
+    here: bool,
 ) -> dict[str, float]:
     """Run stages together; return the wall seconds of each; a worker group's start is in its first."""
     names = [stage.name for stage in stages]
@@ -165,7 +175,7 @@ def _run_shown(
         return records, notes[len(earlier) :]
 
     with StageDisplay(names, console, latest) as display:
-        _run_group(stages, config, store, artifacts, status)
+        _run_group(stages, config, store, artifacts, status, here=here)
     return display.seconds
 
 
@@ -175,21 +185,39 @@ def _run_group(
     store: ArtifactStore,
     artifacts: dict[str, Artifact],
     status: Any,
+    *,
+    here: bool,
 ) -> None:
-    """Run stages together: those of a worker group on it, another as a task."""
+    """Run stages together: those of a worker group on it, another here or as a task."""
     if stages[0].on_all_workers:
         run_on_workers(stages, config, store, artifacts, status)
         return
     (stage,) = stages
     inputs = {name: artifacts[name] for name in stage.inputs}
+    if here:
+        with _without_bars():
+            _run_alone(stage, config, store.url, inputs)
+        return
     task = ray.remote(num_cpus=1, max_retries=1)(_run_alone)
     ray.get(task.remote(stage, config, store.url, inputs))
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep transformers' own bars, several a run, from between the run's lines."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def _run_alone(
     stage: PlannedStage, config: RunConfig, storage: str, inputs: dict[str, Artifact]
 ) -> None:
-    """Run a stage that needs no worker group, as a Ray task on a CPU."""
+    """Run a stage that needs no worker group, on a CPU."""
     use_devices(0)
     run_stage(
         stage,
