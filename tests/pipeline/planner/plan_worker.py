@@ -26,6 +26,7 @@ from pipeline.training.config import TrainConfig
 from pipeline.training.deepspeed import ZeroConfig, init_deepspeed
 from pipeline.training.engine import make_engine
 from pipeline.training.loop import attach_pruner
+from pipeline.training.zero_extra import merged
 from pipeline.worker_group import WorkerGroup
 from tests.cases import run_cases
 from tests.memory import held_bytes
@@ -56,6 +57,8 @@ CASES: dict[str, dict[str, Any]] = {
 EXTRA = {
     "zero_optimization": {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
 }
+# As on GPUs, where blocks under offload are pinned.
+PINNED = {"zero_optimization": {"offload_optimizer": {"device": "cpu", "pin_memory": True}}}
 ACCUMULATION = 2
 BUCKET = 2000
 
@@ -93,11 +96,27 @@ def _bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.itemsize
 
 
-def measure(case: str, bert: str, folder: Path) -> dict[str, float]:
+def count_pinned() -> list[int]:
+    """Return a list that is filled with the bytes that DeepSpeed pins from now on; on a CPU none really are."""
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+    pinned: list[int] = []
+
+    def pin_memory(_: Any, tensor: torch.Tensor, **__: Any) -> torch.Tensor:
+        pinned.append(tensor.nbytes)
+        return tensor
+
+    CPU_Accelerator.pin_memory = pin_memory
+    return pinned
+
+
+def measure(case: str, bert: str, folder: Path) -> dict[str, Any]:
     """Return what one worker holds at the end of the inner optimizer's second step, and all write."""
     gc.collect()
     before = set(held_bytes())
     extra = EXTRA | ({"fp16": {"initial_scale_power": 3}} if "fp16" in case else {})
+    if "offload" in case:
+        extra = merged(extra, PINNED)
     zero = ZeroConfig(**{"precision": "fp32", **CASES[case]}, bucket_elements=BUCKET, extra=extra)
     config = TrainConfig(batch_size=4 * ACCUMULATION, micro_batch_size=2)
     plan = config.batch_plan(num_rows=8, world_size=2)
@@ -113,6 +132,7 @@ def measure(case: str, bert: str, folder: Path) -> dict[str, float]:
         checkpoints=CheckpointStore(str(folder / "checkpoints"), workers),
         progress=lambda record: None,
     )
+    pinned = count_pinned()
     engine = make_engine(context, model, task, config, zero, prune, plan)
     pruner = attach_pruner(engine, prune, prune.settings.schedule(100, 10), num_examples=8)
     found: list[int] = []
@@ -146,6 +166,7 @@ def measure(case: str, bert: str, folder: Path) -> dict[str, float]:
     # Of the second step: the first one may prune.
     return {
         "held": max(found[len(found) // 2 :]),
+        "pinned": pinned,
         "checkpoint": checkpoint,
         "sent": sum(counted[ACCUMULATION:]),
     }
