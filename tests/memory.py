@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 def held_bytes() -> dict[int, int]:
@@ -34,16 +35,20 @@ class LiveBytes(TorchDispatchMode):
         self._seen: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for given in tree_leaves((args, kwargs)):
+            self._add(given, counts=False)  # it was there before, or is known
         result = func(*args, **(kwargs or {}))
-        for one in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(one, torch.Tensor):
-                self._add(one.untyped_storage())
+        for made in tree_leaves(result):
+            self._add(made, counts=True)
         return result
 
-    def _add(self, storage: torch.UntypedStorage) -> None:
+    def _add(self, thing: Any, *, counts: bool) -> None:
+        if not isinstance(thing, torch.Tensor):
+            return
+        storage = thing.untyped_storage()
         key = storage._cdata
         if key not in self._seen:
-            self._seen[key] = size = storage.nbytes()
+            self._seen[key] = size = storage.nbytes() if counts else 0
             self.now += size
             self.peak = max(self.peak, self.now)
             weakref.finalize(storage, self._remove, key)

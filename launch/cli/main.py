@@ -146,7 +146,9 @@ def plan(
     ] = None,
     node_memory_gib: Annotated[
         float | None,
-        typer.Option(min=0, help="Memory of each node; adds whether its workers fit, with --nodes."),
+        typer.Option(
+            min=0, help="Memory of each node; adds whether its workers fit, with --nodes."
+        ),
     ] = None,
     bandwidth_gbit: Annotated[
         float | None,

@@ -76,7 +76,9 @@ class TokenScorer:
         scores = self.scores(inputs, positions.to(device), targets[predicted].to(device))
         return self.task.row_sums({k: v.cpu() for k, v in scores.items()}, predicted)
 
-    def scores(self, inputs: dict[str, Tensor], positions: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def scores(
+        self, inputs: dict[str, Tensor], positions: Tensor, targets: Tensor
+    ) -> dict[str, Tensor]:
         """Return the score of each prediction.
 
         Args:
@@ -201,9 +203,7 @@ def _layers_of(model: Any) -> str | None:
     return None
 
 
-def _is_same(
-    model: Any, name: str, ids: Tensor, whole: Tensor, slices: tuple[Tensor, ...]
-) -> bool:
+def _is_same(model: Any, name: str, ids: Tensor, whole: Tensor, slices: tuple[Tensor, ...]) -> bool:
     found: list[Tensor] = []
     try:
         logits_by_slices(model, name, {"input_ids": ids}, slices, found.append)

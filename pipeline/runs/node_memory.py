@@ -10,7 +10,7 @@ from pipeline.runs.config import RunConfig
 from pipeline.runs.hardware import Capacity
 from pipeline.tasks import make_task
 
-_FLOAT32 = 4
+_DEQUANTIZED = 8  # bytes an element of the tensor that is read: float32, and a copy of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +41,9 @@ def held_whole(config: RunConfig, empty: nn.Module) -> HeldWhole | None:
     if config.model.gguf_file:
         return HeldWhole(
             key="model.gguf_file",
-            why="each worker dequantizes the whole file to float32",
-            hint="convert it to safetensors, which workers read a part of each",
-            # Weights in the run's precision are made beside those that were dequantized.
-            size=total * (_FLOAT32 + (width if width != _FLOAT32 else 0)),
+            why="each worker dequantizes the whole file",
+            hint="convert it to safetensors, of which each worker keeps its part",
+            size=total * width + max(p.numel() for p in empty.parameters()) * _DEQUANTIZED,
         )
     if config.prune.one_shot is not None:
         return HeldWhole(

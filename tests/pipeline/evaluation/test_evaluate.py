@@ -78,9 +78,7 @@ def test_batches_are_bounded_by_rows_and_by_padded_tokens():
     assert token_batches([], tokens, most_rows=3, most_tokens=18) == []
 
 
-@given(
-    st.lists(st.integers(1, 40), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 99)
-)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 99))
 def test_every_row_is_in_one_batch_and_none_is_too_large(tokens, most_rows, most_tokens):
     batches = token_batches(
         range(len(tokens)), tokens, most_rows=most_rows, most_tokens=most_tokens
@@ -171,5 +169,5 @@ def test_a_sharded_head_is_gathered_once_for_all_slices_of_a_batch(sharded, kind
     half = len(found["gathered"]) // 2
     # The first batch of a model shows DeepSpeed the order of its modules; then nothing comes twice.
     of_batches = [b - a for a, b in pairwise(found["gathered"][:half])]
-    assert of_batches[1:]
+    assert min(of_batches) > 0
     assert max(of_batches[1:]) <= whole

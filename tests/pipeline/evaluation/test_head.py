@@ -7,7 +7,7 @@ from torch._subclasses import FakeTensorMode
 
 from pipeline.evaluation import head
 from pipeline.evaluation.evaluate import EvaluateConfig
-from pipeline.evaluation.head import TokenScorer, find_layers_output, logits_by_slices, num_slices
+from pipeline.evaluation.head import TokenScorer, find_layers_output, logits_by_slices
 from pipeline.tasks import make_task
 from pipeline.tasks.base import UNLABELLED
 from pipeline.tasks.causal_lm import CausalLMConfig
@@ -67,7 +67,7 @@ def make(name):
 def draw_batch(rows=3, length=12):
     ids = torch.randint(4, 32, (rows, length), generator=torch.Generator().manual_seed(1))
     labels = ids.clone()
-    labels[0, :5] = labels[1, 3:] = UNLABELLED
+    labels[0, :5] = labels[-1, 3:] = UNLABELLED
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 
@@ -89,9 +89,7 @@ def test_losses_by_slices_are_the_models_own(name, monkeypatch):
         monkeypatch.setattr(
             type(task),
             "score_tokens",
-            lambda _, logits, targets: (
-                widths.append(len(logits)) or score_tokens(logits, targets)
-            ),
+            lambda _, logits, targets: widths.append(len(logits)) or score_tokens(logits, targets),
         )
         found = scorer.infer(given, CPU)
     expected = int((task.targets(given) != UNLABELLED).sum())
@@ -133,6 +131,7 @@ def test_a_head_that_mixes_positions_is_not_sliced():
 def test_workers_may_make_more_slices_than_they_have_predictions():
     model, _, kind = make("gpt2")
     given = draw_batch(rows=1)
+    given["labels"][0] = given["input_ids"][0]
     given["labels"][0, :10] = UNLABELLED
     scorers = [
         TokenScorer(task=TASKS[kind], model=model, layers="transformer", least_slices=least)
@@ -148,7 +147,9 @@ def test_workers_may_make_more_slices_than_they_have_predictions():
 
 def test_states_of_another_shape_are_refused():
     model = make("llama")[0]
-    with pytest.raises(ValueError, match=r"model\.embed_tokens\.|returns \(1, 4, 16\) for inputs of"):
+    with pytest.raises(
+        ValueError, match=r"model\.embed_tokens\.|returns \(1, 4, 16\) for inputs of"
+    ):
         inner = model.model.forward
         model.model.forward = lambda *a, **k: inner(k.pop("input_ids", None)[:, :4])
         inputs = {"input_ids": torch.arange(4, 12)[None]}
@@ -156,7 +157,9 @@ def test_states_of_another_shape_are_refused():
 
 
 def test_live_bytes_are_counted():
+    before = torch.zeros(1, 70)
     with LiveBytes() as live:
+        before.t().view(-1)
         kept = torch.zeros(1000, dtype=torch.uint8)
         more = torch.zeros(500, dtype=torch.uint8).view(5, 100)
         del more
