@@ -150,7 +150,7 @@ class _Inference:
             trusted = model_config.trust_remote_code
             layers = find_layers_output(settings, task.auto_model, trust_remote_code=trusted)
             if layers is None and workers.is_main:
-                text = f"{model_config.path}: logits cannot be made in slices; a batch's are there at once"
+                text = f"{model_config.path}: logits cannot be made in slices: a batch's are whole"
                 context.progress({"event": "note", "text": text})
         model = make_inference_model(model_config, task, zero, config.batch_size, workers)
         scorer = None

@@ -38,7 +38,7 @@ def find_layers_output(settings: Any, auto_model: str, *, trust_remote_code: boo
         trust_remote_code: run code that comes with the model.
 
     Returns:
-        The module's name; None where there is none, or no copy could be built: then logits are made whole.
+        The module's name; None where there is none, or no copy could be built: logits are whole then.
     """
     return on_a_copy(settings, auto_model, trust_remote_code, _layers_of)
 
@@ -148,7 +148,8 @@ def logits_by_slices(
 
     def run_by_slices(*args: Any, **kwargs: Any) -> Tensor:
         nonlocal positions
-        for positions in slices:
+        for chosen in slices:
+            positions = chosen
             use(run_model(*args, **kwargs).logits[0])
         return positions
 
@@ -177,14 +178,14 @@ def _with_states(outputs: Any, states: Tensor) -> Any:
 def _runs(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
     """Let a module run something else when it is called; its hooks stay."""
     before = vars(module).get("forward")
-    module.forward = function  # type: ignore[method-assign]
+    module.forward = function
     try:
         yield
     finally:
         if before is None:
             del module.forward
         else:
-            module.forward = before  # type: ignore[method-assign]
+            module.forward = before
 
 
 @torch.no_grad()
@@ -197,7 +198,7 @@ def _layers_of(model: Any) -> str | None:
     order = torch.tensor([9, 2, 13, 0, 5, 11, 6])
     names = {id(module): name for name, module in model.named_modules()}
     for candidate in (model.base_model, model.get_decoder()):
-        name = names.get(id(candidate), "")
+        name: str = names.get(id(candidate), "")
         if name and _is_same(model, name, ids, whole, order.split([3, 1, 3])):
             return name
     return None

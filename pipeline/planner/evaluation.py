@@ -1,4 +1,4 @@
-"""Bytes that an evaluation takes of a worker's device, one model at a time and nothing kept for a backward pass."""
+"""Bytes that an evaluation takes of a worker's device: one model at a time, and nothing to be kept."""
 
 from typing import Any, cast
 

@@ -103,7 +103,7 @@ def _of_parameters(
     world_size: int,
     settings: dict[str, Any],
 ) -> Iterator[int]:
-    """Yield each parameter's part, pinned as it is loaded and kept by torch, then a block of a group's."""
+    """Yield each parameter's part, pinned as it is loaded and kept by torch, and each group's block."""
     if zero.nvme_path:
         return
     width = zero.dtype.itemsize

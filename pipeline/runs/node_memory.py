@@ -1,4 +1,4 @@
-"""Whether nodes hold what each of their workers must hold whole: GGUF files as they load, one-shot pruning."""
+"""Whether nodes hold what each worker holds whole: GGUF files as they load, models pruned in one shot."""
 
 from dataclasses import dataclass
 
@@ -48,7 +48,7 @@ def held_whole(config: RunConfig, empty: nn.Module) -> HeldWhole | None:
     if config.prune.one_shot is not None:
         return HeldWhole(
             key="prune.method",
-            why=f"{config.prune.method.name} prunes in one shot, for which each worker holds the whole model",
+            why=f"{config.prune.method.name} prunes in one shot: each worker holds the whole model",
             hint="have fewer workers (cluster.num_workers): one is enough",
             size=total * width,
         )
@@ -78,10 +78,11 @@ def too_large(held: HeldWhole, num_workers: int, memory: float) -> Problem | Non
     """Return what to say if a node of so many workers and bytes of memory cannot hold it."""
     if num_workers * held.size <= memory:
         return None
+    workers = "1 worker" if num_workers == 1 else f"{num_workers} workers"
     return Problem(
         held.key,
-        f"{held.why}: {_gib(held.size)}, {_gib(num_workers * held.size)} for the {num_workers} "
-        f"workers of a node, which has {_gib(memory)}",
+        f"{held.why}: {_gib(held.size)}, {_gib(num_workers * held.size)} for {workers} on a node, which "
+        f"has {_gib(memory)}",
         hint=f"{held.hint}, or use nodes of more memory, or more of them",
     )
 

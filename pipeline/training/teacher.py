@@ -102,8 +102,8 @@ class Distillation:
         config = self.config
         extra = {"output_hidden_states": True} if config.hidden_weight else {}
         with torch.no_grad():  # first, so that its activations are gone when the student's come
-            # Given labels it would compute a loss that nothing uses; a decoder beside an encoder makes its
-            # inputs of them.
+            # Given labels it would compute a loss that nothing uses; but a decoder beside an encoder
+            # makes its inputs of them.
             given = batch if self.task.auto_model == _SHIFTS_LABELS else without_labels(batch)
             target = self.teacher(**given, **extra)
         learned = student(**(batch if self.own_loss else without_labels(batch)), **extra)

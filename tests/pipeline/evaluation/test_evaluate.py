@@ -14,10 +14,14 @@ from transformers import AutoModelForCausalLM
 from pipeline.context import Context
 from pipeline.evaluation import evaluate as module
 from pipeline.evaluation.evaluate import EvaluateConfig, evaluate, token_batches
+from pipeline.evaluation.head import TokenScorer
+from pipeline.models.source import ModelConfig
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import make_task
+from pipeline.tasks.causal_lm import CausalLMConfig
 from pipeline.tasks.sequence import RegressionConfig
 from pipeline.training.deepspeed import ZeroConfig
+from pipeline.training.engine import make_inference_model
 from pipeline.worker_group import WorkerGroup
 from tests import tiny
 from tests.cases import launch_cases
@@ -68,6 +72,21 @@ def test_a_metric_that_is_not_a_number_is_null_in_json_and_warned_of(tmp_path, m
     assert texts == [
         "warning: pearson, spearman of the pruned model cannot be computed; null is recorded"
     ]
+
+
+def test_a_model_is_given_no_labels_and_keeps_no_keys_and_values(tmp_path):
+    tiny.write_decoder("llama", tmp_path)
+    zero, task = ZeroConfig(stage=0, precision="fp32"), make_task(CausalLMConfig(type="causal-lm"))
+    workers = WorkerGroup.alone()
+    model = make_inference_model(ModelConfig(path=str(tmp_path)), task, zero, 2, workers)
+    given, kept = [], []
+    model.register_forward_pre_hook(lambda *call: given.append(call[-1]), with_kwargs=True)
+    model.model.register_forward_hook(lambda *done: kept.append(done[-1].past_key_values))
+    ids = torch.randint(2, 30, (2, 6))
+    scorer = TokenScorer(task=task, model=model, layers="model")
+    scorer.infer({"input_ids": ids, "labels": ids}, workers.device)
+    assert [list(inputs) for inputs in given] == [["input_ids"]]
+    assert kept == [None]
 
 
 def test_batches_are_bounded_by_rows_and_by_padded_tokens():

@@ -97,7 +97,7 @@ def _bytes(tensor: torch.Tensor) -> int:
 
 
 def count_pinned() -> list[int]:
-    """Return a list that is filled with the bytes that DeepSpeed pins from now on; on a CPU none really are."""
+    """Return a list of the blocks that DeepSpeed pins from now on, in bytes; a CPU pins none of them."""
     from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
     pinned: list[int] = []

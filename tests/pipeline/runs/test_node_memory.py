@@ -54,8 +54,8 @@ def test_one_shot_is_refused_where_a_node_cannot_hold_the_model_once_a_worker(ll
     each = 2 * PARAMETERS_70B / GIB
     (problem,) = node_memory_problems(config, nodes(1000))
     assert str(problem).startswith(
-        "prune.method: wanda prunes in one shot, for which each worker holds the whole model: "
-        f"{each:,.1f} GiB, {8 * each:,.1f} GiB for the 8 workers of a node, which has 1,000.0 GiB"
+        "prune.method: wanda prunes in one shot: each worker holds the whole model: "
+        f"{each:,.1f} GiB, {8 * each:,.1f} GiB for 8 workers on a node, which has 1,000.0 GiB"
     )
     assert node_memory_problems(config, nodes(8 * each + 1)) == []
     # Spread over eight nodes, each holds it once.
@@ -76,7 +76,7 @@ def test_gguf_at_stage_3_is_refused_where_a_node_cannot_hold_it_once_a_worker():
     (problem,) = node_memory_problems(config, nodes(3))
     assert str(problem).startswith(
         "model.gguf_file: each worker dequantizes the whole file: "
-        f"{each:,.1f} GiB, {8 * each:,.1f} GiB for the 8 workers of a node, which has 3.0 GiB"
+        f"{each:,.1f} GiB, {8 * each:,.1f} GiB for 8 workers on a node, which has 3.0 GiB"
     )
     assert node_memory_problems(config, nodes(8 * each + 0.1)) == []
 
