@@ -197,11 +197,16 @@ def _layers_of(model: Any) -> str | None:
     whole = model(input_ids=ids).logits.flatten(0, 1)
     order = torch.tensor([9, 2, 13, 0, 5, 11, 6])
     names = {id(module): name for name, module in model.named_modules()}
-    for candidate in (model.base_model, model.get_decoder()):
+    for candidate in _candidates(model):
         name: str = names.get(id(candidate), "")
         if name and _is_same(model, name, ids, whole, order.split([3, 1, 3])):
             return name
     return None
+
+
+def _candidates(model: Any) -> Iterator[nn.Module]:
+    yield model.base_model
+    yield model.get_decoder()  # where the model calls a part of its base
 
 
 def _is_same(model: Any, name: str, ids: Tensor, whole: Tensor, slices: tuple[Tensor, ...]) -> bool:

@@ -28,10 +28,11 @@ from pipeline.tasks import make_task
 from pipeline.tasks.causal_lm import CausalLMConfig
 from pipeline.tasks.text_to_text import TextToTextConfig
 from pipeline.training.deepspeed import ZeroConfig
+from pipeline.training.zero_extra import merged
 from tests import tiny
 from tests.cases import launch_cases
 from tests.memory import LiveBytes
-from tests.pipeline.planner.plan_worker import ACCUMULATION, BUCKET, CASES, PINNED
+from tests.pipeline.planner.plan_worker import ACCUMULATION, BUCKET, CASES, EXTRA, pins_of
 from tests.processes import ROOT
 
 # Vocabulary, width, feed-forward, layers, heads, key-value heads, parameters (the published counts).
@@ -507,7 +508,7 @@ def test_two_workers_pin_the_blocks_that_are_planned(measured, case):
     prunable = PruneSection(sparsity=0.5).settings.select(model)
     groups = grouped_parameters(model, prunable, weight_decay=0.0)
     planned = pinned_blocks(
-        layout(case).model_copy(update={"extra": PINNED}),
+        layout(case).model_copy(update={"extra": merged(EXTRA, pins_of(case))}),
         [[parameter.numel() for parameter in group["params"]] for group in groups],
         2,
         accumulated=ACCUMULATION > 1,
