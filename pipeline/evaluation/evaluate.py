@@ -80,11 +80,6 @@ def evaluate(
     steps = count()
     metrics: dict[str, dict[str, float | None]] = {}
     for name, path in models.items():
-
-        def progress(model: str = name) -> None:
-            step = {"step": next(steps), "num_steps": len(models) * num_batches}
-            context.progress({"event": "evaluate", "model": model, **step})
-
         model_config = ModelConfig(path=str(path), trust_remote_code=trust_remote_code)
         infer = _Inference.load(context, model_config, task, config, zero, shares.most_tokens)
         found: dict[str, float | None] = {}
@@ -92,7 +87,8 @@ def evaluate(
             parts: list[dict[str, Tensor]] = []
             for batch in loaded(rows, shares.batches[set_name], collate, workers.device):
                 parts.append(infer(batch))
-                progress()
+                step = {"step": next(steps), "num_steps": len(models) * num_batches}
+                context.progress({"event": "evaluate", "model": name, **step})
             gathered = workers.gather(_joined(parts, shares.num_rows(set_name)))
             if gathered is not None:
                 scored = task.score(_in_order(gathered), rows, tokenizer)
