@@ -65,8 +65,8 @@ ALLOWED = {
         "pipeline.store"
     ),
     "pipeline.planner": (
-        "mgpp mgpp.masking mgpp.sharding pipeline.errors pipeline.models pipeline.pruning "
-        "pipeline.runs pipeline.tasks pipeline.training"
+        "mgpp mgpp.masking mgpp.sharding pipeline.errors pipeline.evaluation pipeline.models "
+        "pipeline.pruning pipeline.runs pipeline.tasks pipeline.training"
     ),
     "pipeline.runs": (
         "mgpp pipeline.context pipeline.data pipeline.errors "

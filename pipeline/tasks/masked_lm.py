@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
-from torch.nn import functional
 from transformers import DataCollatorForLanguageModeling, default_data_collator
 
 from pipeline import metric
@@ -20,12 +19,13 @@ from pipeline.tasks.base import (
     DRAW_SEED,
     Metrics,
     Predictions,
-    Task,
     TaskConfig,
     TokenizedData,
+    TokenTask,
     num_tokens,
     token_features,
 )
+from pipeline.tasks.causal_lm import token_losses
 from pipeline.tasks.packing import encode_documents, pack
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class MaskedLMConfig(TaskConfig):
         return self
 
 
-class MaskedLM(Task):
+class MaskedLM(TokenTask):
     """Documents, one a row, are joined and cut into blocks between the special tokens of a text.
 
     In training, masks are drawn as batches are made, for each row from a seed of the run, the step and
@@ -142,15 +142,11 @@ class MaskedLM(Task):
 
         return collate
 
-    def predict(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return each row's summed loss, its chosen tokens, and how many of them were found."""
-        labels = batch["labels"]
-        logits = outputs.logits.float()
-        losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+    def score_tokens(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Return the loss of each prediction, and 1 where the token was found."""
         return {
-            "loss": losses.double().sum(dim=1),
-            "num_tokens": (labels >= 0).sum(dim=1),
-            "num_correct": (logits.argmax(dim=-1) == labels).sum(dim=1),
+            "loss": token_losses(logits, targets),
+            "num_correct": (logits.argmax(dim=-1) == targets).long(),
         }
 
     def score(self, predictions: Predictions, rows: Dataset, tokenizer: Any) -> Metrics:
