@@ -13,6 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.store.artifacts import DONE_FILE, FAILED_FILE, Artifact, ArtifactStore
 from pipeline.store.checksums import problem
 from pipeline.store.leases import Lease, LeaseFolder
+from pipeline.store.manifest import DamagedManifestError
 from pipeline.store.storage import absolute_url, open_storage, storage_problems
 
 _KEY_FOLDER = re.compile(r"(?P<stage>[a-z][a-z_]*)-(?P<key>[0-9a-f]{16})")
@@ -103,7 +104,7 @@ def entries(store: ArtifactStore) -> Iterator[Entry]:
             stage=named["stage"],
             key=named["key"],
             url=url,
-            artifact=store.find(named["stage"], named["key"]),
+            artifact=_committed(store, url),
             lease=LeaseFolder(url).newest(),
             files=_files(filesystem, path),
         )
@@ -157,6 +158,13 @@ def problems_of(entry: Entry) -> list[str]:
         if found:
             problems.append(f"{entry.artifact.url}/{name} has {found}")
     return problems
+
+
+def _committed(store: ArtifactStore, url: str) -> Artifact | None:
+    try:
+        return store.read(f"{url}/{DONE_FILE}")
+    except DamagedManifestError:
+        return None
 
 
 def _files(filesystem: fsspec.AbstractFileSystem, folder: str) -> dict[str, tuple[int, datetime]]:
