@@ -85,11 +85,11 @@ class Artifact:
         filesystem, root = open_storage(self.url)
         try:
             data = bytes(filesystem.cat_file(f"{root.rstrip('/')}/{name}"))
-            wrong = problem(io.BytesIO(data), self.files[name])
-        except FileNotFoundError:
-            data, wrong = b"", "is missing"
+        except FileNotFoundError as error:
+            raise DamagedArtifactError(self.url, {name: "is missing"}) from error
+        wrong = problem(io.BytesIO(data), self.files[name])
         if wrong:
-            raise DamagedArtifactError(self.url, {name: wrong})
+            raise DamagedArtifactError(self.url, {name: f"has {wrong}"})
         return data.decode()
 
 
