@@ -36,6 +36,7 @@ def run(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = Fal
             local_capacity,
         )
         from launch.driver.campaign import first_cluster, plan_campaign, run_campaign
+        from launch.driver.run import nodes_cleared
         from pipeline.campaigns.grid import read_campaign
         from pipeline.campaigns.report import PAGE_FILE
         from pipeline.campaigns.summary import MARKDOWN_FILE
@@ -64,9 +65,10 @@ def run(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = Fal
                 raise_for(cluster_problems(run.config.cluster, there))
                 raise_for(node_memory_problems(run.config, there))
             choices.record()
-            made = run_campaign(campaign, planned, store, narrator())
+            with nodes_cleared(store):
+                made = run_campaign(campaign, planned, store, narrator())
         if not as_json:
-            typer.echo((made.path / MARKDOWN_FILE).read_text(encoding="utf-8"))
+            typer.echo(made.read_text(MARKDOWN_FILE))
             typer.echo(f"report  {made.url}/{PAGE_FILE}")
         if made.metrics["num_failed"]:
             raise StageError(

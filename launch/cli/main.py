@@ -56,7 +56,7 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
             hardware_of,
             local_capacity,
         )
-        from launch.driver.run import all_done, run_stages
+        from launch.driver.run import all_done, nodes_cleared, run_stages
         from pipeline.runs.flow import plan_stages
         from pipeline.runs.hardware import Choices, described
         from pipeline.runs.node_memory import node_memory_problems
@@ -85,7 +85,7 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
                 raise_for(cluster_problems(settled.cluster, there))
                 raise_for(node_memory_problems(settled, there))
                 choices.record()
-                with announced_stop(stages, store):
+                with announced_stop(stages, store), nodes_cleared(store):
                     alone = address_of(settled.cluster) is None
                     result = run_stages(stages, settled, store, console, here=alone)
         summary = result.summary()
@@ -237,10 +237,11 @@ def show(
     with reported_errors(as_json) as emit:
         from pipeline.errors import ConfigError, Problem
         from pipeline.store.artifacts import open_artifact
+        from pipeline.store.manifest import DamagedManifestError
 
         try:
             found = open_artifact(artifact)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, DamagedManifestError) as error:
             raise ConfigError(
                 [Problem(artifact, str(error).removeprefix(f"{artifact}: "))]
             ) from error

@@ -10,8 +10,10 @@ from typing import Any
 import fsspec
 
 from pipeline.errors import ConfigError
-from pipeline.store.artifacts import DONE_FILE, FAILED_FILE, Artifact, ArtifactStore, stream_sha256
+from pipeline.store.artifacts import DONE_FILE, FAILED_FILE, Artifact, ArtifactStore
+from pipeline.store.checksums import problem
 from pipeline.store.leases import Lease, LeaseFolder
+from pipeline.store.manifest import DamagedManifestError
 from pipeline.store.storage import absolute_url, open_storage, storage_problems
 
 _KEY_FOLDER = re.compile(r"(?P<stage>[a-z][a-z_]*)-(?P<key>[0-9a-f]{16})")
@@ -102,7 +104,7 @@ def entries(store: ArtifactStore) -> Iterator[Entry]:
             stage=named["stage"],
             key=named["key"],
             url=url,
-            artifact=store.find(named["stage"], named["key"]),
+            artifact=_committed(store, url),
             lease=LeaseFolder(url).newest(),
             files=_files(filesystem, path),
         )
@@ -149,17 +151,20 @@ def problems_of(entry: Entry) -> list[str]:
         path = f"{root}/{name}"
         try:
             with filesystem.open(path, "rb") as file:
-                digest, size = stream_sha256(file)
+                found = problem(file, expected)
         except FileNotFoundError:
             problems.append(f"{entry.artifact.url}/{name} is missing")
             continue
-        if size != expected["bytes"]:
-            problems.append(
-                f"{entry.artifact.url}/{name} has {size} bytes, not {expected['bytes']}"
-            )
-        elif digest != expected["sha256"]:
-            problems.append(f"{entry.artifact.url}/{name} has another checksum")
+        if found:
+            problems.append(f"{entry.artifact.url}/{name} has {found}")
     return problems
+
+
+def _committed(store: ArtifactStore, url: str) -> Artifact | None:
+    try:
+        return store.read(f"{url}/{DONE_FILE}")
+    except DamagedManifestError:
+        return None
 
 
 def _files(filesystem: fsspec.AbstractFileSystem, folder: str) -> dict[str, tuple[int, datetime]]:

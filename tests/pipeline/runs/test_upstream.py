@@ -6,6 +6,7 @@ import fsspec
 import pytest
 import yaml
 
+from pipeline.errors import ConfigError
 from pipeline.models.settings import load_model_config
 from pipeline.models.source import model_identity
 from pipeline.runs.config import parse_config, read_config
@@ -94,8 +95,7 @@ def test_a_third_step_goes_on_from_the_second(write, tiny_bert):
     assert resolved(third) == (f"{artifact.url}/model", [])
 
 
-def test_on_remote_storage_it_is_fetched_where_it_is_read(write, tiny_bert, monkeypatch, tmp_path):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+def test_on_remote_storage_it_is_fetched_where_it_is_read(write, tiny_bert):
     upstream = write("up", storage="memory://transfer-test/runs")
     second = write("down", model=f"run:{upstream}")
     artifact = export(upstream, tiny_bert)
@@ -106,6 +106,24 @@ def test_on_remote_storage_it_is_fetched_where_it_is_read(write, tiny_bert, monk
     here = config.model.model_copy(update={"path": str(open_artifact(artifact.url).path / "model")})
     assert model_identity(config.model) == model_identity(here)
     fsspec.filesystem("memory").rm("/transfer-test", recursive=True)
+
+
+@pytest.mark.parametrize("storage", [None, "memory://wrong-test/runs"])
+def test_one_that_is_not_what_was_committed_is_refused(write, tiny_bert, storage):
+    upstream = write("up", **({"storage": storage} if storage else {}))
+    second = write("down", model=f"run:{upstream}")
+    artifact = export(upstream, tiny_bert)
+    filesystem, root = fsspec.core.url_to_fs(f"{artifact.url}/model/config.json")
+    filesystem.pipe_file(root, filesystem.cat_file(root).replace(b"32", b"64", 1))
+    values, problems = resolve_upstream(read_config(str(second))[0])
+    if storage:  # it is read where it is loaded
+        with pytest.raises(ConfigError) as raised:
+            load_model_config(parse_config(values).model)
+        problems = raised.value.problems
+    said = str(*problems)
+    assert said.startswith("model.path: ")
+    assert f"{artifact.url}: model/config.json has another checksum" in said
+    assert f"`mgpp store verify {artifact.url.rsplit('/', 2)[0]} --discard`" in said
 
 
 @pytest.mark.parametrize(
