@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pipeline.store.checksums import describe
+from pipeline.store.manifest import DamagedManifestError, read_manifest, sealed
 from pipeline.store.storage import is_local, open_storage, put_json, read_json
 
 DONE_FILE, FAILED_FILE = "_DONE.json", "_FAILED.json"
@@ -33,10 +35,11 @@ class Artifact:
         key: hexadecimal name of all that went into it.
         url: the folder that holds its files.
         seconds: wall seconds the stage took when it ran.
-        files: size in bytes and sha256 by relative path.
+        files: by relative path: size in bytes, and sha256 of each block (see `checksums`).
         metrics: figures the stage reported.
         params: what the key was made of, defaults included.
         inputs: keys of the input artifacts, by stage.
+        checksum: of the manifest; None in one that an earlier version wrote.
     """
 
     stage: str
@@ -47,6 +50,7 @@ class Artifact:
     metrics: dict[str, Any]
     params: dict[str, Any]
     inputs: dict[str, str]
+    checksum: str | None = None
 
     @property
     def path(self) -> Path:
@@ -92,7 +96,7 @@ class Attempt:
     def commit(self, metrics: dict[str, Any], seconds: float) -> Artifact:
         """Upload if storage is remote, then write the manifest last: only now is it an artifact."""
         files = {
-            path.relative_to(self.folder).as_posix(): _describe(path)
+            path.relative_to(self.folder).as_posix(): describe(path)
             for path in sorted(self.folder.rglob("*"))
             if path.is_file()
         }
@@ -107,7 +111,7 @@ class Attempt:
             "params": self.params,
             "inputs": self.inputs,
         }
-        self.store.put_manifest(self.stage, self.key, manifest)
+        self.store.put_manifest(self.stage, self.key, sealed(manifest))
         artifact = self.store.find(self.stage, self.key)
         assert artifact is not None
         return artifact
@@ -130,16 +134,25 @@ class ArtifactStore:
         return f"{self.url.rstrip('/')}/{stage}-{key}"
 
     def find(self, stage: str, key: str) -> Artifact | None:
-        """Return the finished artifact of a key, or None."""
-        return self.read(f"{self.folder_of(stage, key)}/{DONE_FILE}")
+        """Return the finished artifact of a key; None where there is none, or a damaged manifest."""
+        url = f"{self.folder_of(stage, key)}/{DONE_FILE}"
+        try:
+            found = self.read(url)
+        except DamagedManifestError:
+            return None
+        return found
 
     def read(self, manifest_url: str) -> Artifact | None:
-        """Return the artifact a manifest describes, or None where there is no manifest."""
-        manifest = read_json(self._fs, self._strip(manifest_url))
-        if manifest is None:
+        """Return the artifact that a manifest describes, or None where there is no manifest.
+
+        Raises:
+            DamagedManifestError: if it is not what was written.
+        """
+        try:
+            raw = self._fs.cat_file(self._strip(manifest_url))
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        folder = manifest_url.rsplit("/", 1)[0]
-        return Artifact(**{**manifest, "url": f"{folder}/{manifest['url']}"})
+        return parse_manifest(raw, manifest_url)
 
     def begin(
         self, stage: str, key: str, params: dict[str, Any], inputs: Mapping[str, Artifact]
@@ -189,6 +202,20 @@ class ArtifactStore:
         return str(self._fs._strip_protocol(url))
 
 
+def parse_manifest(raw: bytes, url: str) -> Artifact:
+    """Return the artifact that a manifest describes.
+
+    Args:
+        raw: the bytes of the manifest.
+        url: where it lies, beside the attempt that it is of.
+
+    Raises:
+        DamagedManifestError: if it is no manifest, or was changed since it was written.
+    """
+    values = read_manifest(raw, url)
+    return Artifact(**{**values, "url": f"{url.rpartition('/')[0]}/{values['url']}"})
+
+
 def make_key(stage: str, version: int, params: Any, inputs: Mapping[str, str]) -> str:
     """Name an artifact by the stage, its code's version, its parameters and its inputs' keys.
 
@@ -230,10 +257,6 @@ def stream_sha256(file: BinaryIO) -> tuple[str, int]:
         digest.update(block)
         size += len(block)
     return digest.hexdigest(), size
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def _made(folder: Path) -> Path:

@@ -222,6 +222,8 @@ class CheckpointStore:
         manifest = self._manifest(folder)
         if manifest is None:
             return [f"{_DONE} cannot be read"] if self._workers.is_main else []
+        if not manifest.files:
+            return [f"{_DONE} names no files"] if self._workers.is_main else []
         problems = []
         for name, entry in manifest.files.items():
             if entry["rank"] % self._workers.world_size != self._workers.rank:

@@ -128,7 +128,10 @@ def test_a_committed_attempt_is_found_and_holds_what_was_written(store):
 def test_the_manifest_describes_each_file(store):
     committed = begin(store).commit({}, 0.0)
     assert committed.files == {
-        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        name: {
+            "bytes": len(content),
+            "blocks": [hashlib.sha256(content).hexdigest()] if content else [],
+        }
         for name, content in FILES.items()
     }
 

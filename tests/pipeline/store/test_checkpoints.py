@@ -1,5 +1,6 @@
 """Checkpoints are complete or ignored, a corrupt one is named and skipped, old ones go."""
 
+import json
 import uuid
 from pathlib import Path
 
@@ -98,6 +99,11 @@ def test_one_without_its_manifest_is_ignored_and_swept_away(store, url):
         ("state.json", lambda c: None, "state.json is missing"),
         ("_DONE.json", lambda c: c[:-5], "_DONE.json cannot be read"),
         ("_DONE.json", lambda c: b"{}", "_DONE.json cannot be read"),
+        (
+            "_DONE.json",
+            lambda c: json.dumps({**json.loads(c), "files": {}}).encode(),
+            "_DONE.json names no files",
+        ),
     ],
 )
 def test_a_corrupt_one_is_named_and_the_one_before_used(store, url, notes, name, change, said):
