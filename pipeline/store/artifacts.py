@@ -20,7 +20,8 @@ from typing import Any, BinaryIO
 
 from pipeline.store.checksums import describe
 from pipeline.store.manifest import DamagedManifestError, read_manifest, sealed
-from pipeline.store.storage import is_local, open_storage, put_json, read_json
+from pipeline.store.records import DamagedFileError, FailureNote, put_record, read_record
+from pipeline.store.storage import is_local, open_storage, put_json
 
 DONE_FILE, FAILED_FILE = "_DONE.json", "_FAILED.json"
 _BLOCK = 1 << 20
@@ -152,6 +153,8 @@ class ArtifactStore:
             raw = self._fs.cat_file(self._strip(manifest_url))
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except IsADirectoryError as error:
+            raise DamagedManifestError(manifest_url, "is a folder") from error
         return parse_manifest(raw, manifest_url)
 
     def begin(
@@ -188,15 +191,18 @@ class ArtifactStore:
         path = self._strip(f"{self.folder_of(stage, key)}/{FAILED_FILE}")
         if reason:
             self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-            put_json(self._fs, path, {"reason": reason})
+            put_record(self._fs, path, FailureNote(reason=reason))
         elif self._fs.exists(path):
             self._fs.rm(path)
 
     def failure(self, stage: str, key: str) -> str | None:
-        """Return why a key's run failed last, or None."""
+        """Return why a key's run failed last, or None where no failure is noted."""
         path = self._strip(f"{self.folder_of(stage, key)}/{FAILED_FILE}")
-        found = read_json(self._fs, path)
-        return None if found is None else str(found["reason"])
+        try:
+            found = read_record(self._fs, path, FailureNote)
+        except DamagedFileError as error:
+            return f"{error}; why it failed is not known"
+        return None if found is None else found.reason
 
     def _strip(self, url: str) -> str:
         return str(self._fs._strip_protocol(url))

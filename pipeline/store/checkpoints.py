@@ -6,20 +6,22 @@
 Storage is a local or shared folder or any fsspec URL.
 """
 
-import json
 import logging
 import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fsspec
+
 from pipeline.errors import StageError, is_storage_failure
 from pipeline.store.artifacts import file_sha256
-from pipeline.store.storage import is_local, open_storage, put_json, read_json
+from pipeline.store.records import DamagedFileError, put_record, read_record
+from pipeline.store.storage import is_local, open_storage
 from pipeline.worker_group import WorkerGroup
 
 _DONE = "_DONE.json"
@@ -54,14 +56,26 @@ class SavedCheckpoint:
         self.file = file
 
 
+def read_checkpoint(filesystem: fsspec.AbstractFileSystem, path: str) -> Manifest | None:
+    """Return the manifest of a complete checkpoint; None where there is none.
+
+    Raises:
+        DamagedFileError: if it is not what was written.
+    """
+    manifest = read_record(filesystem, path, Manifest)
+    if manifest is not None and not manifest.files:
+        raise DamagedFileError(path, "names no files")
+    return manifest
+
+
 def newest_step(url: str) -> int | None:
     """Return the step of the newest complete checkpoint in a run's folder of them, or None."""
     filesystem, root = open_storage(url)
     if not filesystem.exists(root):
         return None
     folders = (str(path).rstrip("/") for path in filesystem.ls(root, detail=False))
-    found = [read_json(filesystem, f"{folder}/{_DONE}") for folder in folders if "/step-" in folder]
-    return max((manifest["step"] for manifest in found if manifest), default=None)
+    found = [_readable(filesystem, f"{folder}/{_DONE}") for folder in folders if "/step-" in folder]
+    return max((manifest.step for manifest in found if manifest), default=None)
 
 
 class CheckpointStore:
@@ -110,7 +124,7 @@ class CheckpointStore:
             if parts is not None:
                 merged = {path: entry for part in parts for path, entry in part.items()}
                 manifest = Manifest(step=step, world_size=self._workers.world_size, files=merged)
-                put_json(self._fs, f"{target}/{_DONE}", asdict(manifest))
+                put_record(self._fs, f"{target}/{_DONE}", manifest)
                 for old in self._complete()[self._keep :]:
                     self._fs.rm(old, recursive=True)
         except Exception as error:
@@ -195,10 +209,7 @@ class CheckpointStore:
             self._fs.rm(folder, recursive=True)
 
     def _manifest(self, folder: str) -> Manifest | None:
-        try:
-            return Manifest(**json.loads(self._fs.cat_file(f"{folder}/{_DONE}")))
-        except (ValueError, TypeError):
-            return None
+        return _readable(self._fs, f"{folder}/{_DONE}")
 
     @contextmanager
     def _fetching(self, folder: str) -> Iterator[Callable[[str], Path]]:
@@ -222,8 +233,6 @@ class CheckpointStore:
         manifest = self._manifest(folder)
         if manifest is None:
             return [f"{_DONE} cannot be read"] if self._workers.is_main else []
-        if not manifest.files:
-            return [f"{_DONE} names no files"] if self._workers.is_main else []
         problems = []
         for name, entry in manifest.files.items():
             if entry["rank"] % self._workers.world_size != self._workers.rank:
@@ -245,3 +254,10 @@ class CheckpointStore:
             f"the checkpoint of step {step} could not be written to {self._root}: {error}; what was "
             "saved before is good: make room, or make it writable, and run the same command again"
         )
+
+
+def _readable(filesystem: fsspec.AbstractFileSystem, path: str) -> Manifest | None:
+    try:
+        return read_checkpoint(filesystem, path)
+    except DamagedFileError:
+        return None

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.store.artifacts import file_sha256, open_artifact
+from pipeline.store.records import DamagedFileError
 
 _PACKAGE = "package:"
 ARTIFACT = "artifact:"
@@ -23,7 +24,7 @@ def resolve_path(path: str) -> str:
         url, _, inner = path.removeprefix(ARTIFACT).rpartition("/")
         try:
             return str(open_artifact(url).path / inner)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, DamagedFileError) as error:
             raise ValueError(str(error)) from error
     if not path.startswith(_PACKAGE):
         return path

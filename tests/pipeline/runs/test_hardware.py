@@ -131,7 +131,8 @@ def test_what_is_recorded_is_readable(make, tmp_path):
     choices.settle(make())
     choices.record()
     (file,) = (tmp_path / "auto").iterdir()
-    assert json.loads(file.read_text()) == {"gpus_per_worker": 1, "precision": "bf16"}
+    values = json.loads(file.read_text())
+    assert {"gpus_per_worker": 1, "precision": "bf16"}.items() <= values.items()
 
 
 @pytest.mark.parametrize(
