@@ -65,6 +65,9 @@ def read_checkpoint(filesystem: fsspec.AbstractFileSystem, path: str) -> Manifes
     manifest = read_record(filesystem, path, Manifest)
     if manifest is not None and not manifest.files:
         raise DamagedFileError(path, "names no files")
+    for name, entry in manifest.files.items() if manifest else ():
+        if not isinstance(entry.get("rank"), int) or not isinstance(entry.get("bytes"), int):
+            raise DamagedFileError(path, f"files.{name} has no rank or no size")
     return manifest
 
 

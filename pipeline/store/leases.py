@@ -132,7 +132,7 @@ class LeaseFolder:
         if number == 0:
             return None
         try:
-            found = read_record(self._fs, self._path(number), _Content)
+            found = read_record(self._fs, self._path(number), _Content, needs_checksum=True)
         except DamagedFileError as error:
             return Lease(number=number, damage=error)
         if found is None:  # just given back

@@ -27,12 +27,13 @@ from pipeline.store.storage import (
 
 _KEY_FOLDER = re.compile(r"(?P<stage>[a-z][a-z_]*)-(?P<key>[0-9a-f]{16})")
 _CHECKPOINTS = "checkpoints"
-_CHOICES = "auto"
+_CHOICES, _RAY = "auto", "ray"
 # What of a key's folder is ours, by path in it: all else is left alone.
 _OURS = re.compile(
     r"(?P<file>(_DONE|_FAILED|_LEASE\.[0-9]+)\.json(\.[0-9a-f]{8}\.tmp)?)"
     r"|(?P<attempt>a-[0-9a-f]{12})/.*"
-    r"|(?P<checkpoint>checkpoints/([^/]+/)?step-[0-9]{8}-[0-9a-f]{6})/.*",
+    r"|(?P<checkpoint>checkpoints/([^/]+/)?step-[0-9]{8}-[0-9a-f]{6})/.*"
+    r"|(?P<ray>ray)/.*",  # the record of Ray Train while it is at work
     re.DOTALL,
 )
 _ATTEMPT = re.compile("a-[0-9a-f]{12}")
@@ -291,7 +292,7 @@ def _entry(store: ArtifactStore, stage: str, key: str) -> Entry | None:
     url = store.folder_of(stage, key)
     filesystem, root = open_storage(url)
     files = {n: info for n, info in _files(filesystem, root).items() if _OURS.fullmatch(n)}
-    if not files:
+    if not any(_unit(name) != _RAY for name in files):
         return None
     damage: dict[str, str] = {}
 
@@ -372,7 +373,7 @@ def _unit(name: str) -> str:
     """Return what a file is deleted with: its attempt, its checkpoint, or itself."""
     found = _OURS.fullmatch(name)
     assert found is not None
-    return found["attempt"] or found["checkpoint"] or name
+    return found["attempt"] or found["checkpoint"] or found["ray"] or name
 
 
 def _is_checkpoint_manifest(name: str) -> bool:

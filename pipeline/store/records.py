@@ -80,7 +80,11 @@ def parsed_object(raw: bytes, url: str) -> tuple[dict[str, Any], str | None]:
 
 
 def read_record(
-    filesystem: fsspec.AbstractFileSystem, path: str, kind: type[_Record]
+    filesystem: fsspec.AbstractFileSystem,
+    path: str,
+    kind: type[_Record],
+    *,
+    needs_checksum: bool = False,
 ) -> _Record | None:
     """Return what a file holds; None where there is none.
 
@@ -88,6 +92,7 @@ def read_record(
         filesystem: of the file.
         path: of the file.
         kind: a dataclass, whose fields the file has.
+        needs_checksum: whether one without a checksum is damaged.
 
     Raises:
         DamagedFileError: if it is not what was written.
@@ -98,7 +103,9 @@ def read_record(
         return None
     except IsADirectoryError as error:
         raise DamagedFileError(path, "is a folder") from error
-    values, _ = parsed_object(raw, path)
+    values, checksum = parsed_object(raw, path)
+    if needs_checksum and checksum is None:
+        raise DamagedFileError(path, "has no checksum")
     try:
         record: _Record = TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
