@@ -38,6 +38,12 @@ def store(url):
     return ArtifactStore(url)
 
 
+@pytest.fixture
+def local_store(tmp_path):
+    """A store in a folder, where what is tried does not depend on where it is."""
+    return ArtifactStore(str(tmp_path / "storage"))
+
+
 def begin(store, stage="prune", key=KEY):
     attempt = store.begin(stage, key, {"lr": 1.0}, {})
     (attempt.folder / "model").mkdir()
@@ -303,42 +309,42 @@ DAMAGE = [
     "name",
     ["_DONE.json", "_FAILED.json", "_LEASE.1.json", "checkpoints/step-00000010-aaaaaa/_DONE.json"],
 )
-def test_one_damaged_file_is_listed_and_the_rest_works(store, name, raw, fast):
-    good = begin(store, "dense").commit({"accuracy": 1.0}, 1.0)
-    write(store, f"prune-{KEY}/{name}", raw)
-    write(store, f"prune-{KEY}/a-0123456789ab/weights.bin")
-    found = {entry.stage: entry for entry in entries(store)}
+def test_one_damaged_file_is_listed_and_the_rest_works(local_store, name, raw, fast):
+    good = begin(local_store, "dense").commit({"accuracy": 1.0}, 1.0)
+    write(local_store, f"prune-{KEY}/{name}", raw)
+    write(local_store, f"prune-{KEY}/a-0123456789ab/weights.bin")
+    found = {entry.stage: entry for entry in entries(local_store)}
     assert found["dense"].artifact == good
     assert list(found["prune"].damage) == [name]
     (text,) = found["prune"].damage_texts
-    assert text.startswith(f"{store.folder_of('prune', KEY)}/{name} is damaged: ")
+    assert text.startswith(f"{local_store.folder_of('prune', KEY)}/{name} is damaged: ")
     states = {"_DONE.json": "damaged", "_LEASE.1.json": "running"}
     assert found["prune"].state == states.get(name, "unfinished")
-    assert store.find("prune", KEY) is None
-    assert (store.failure("prune", KEY) is None) == (name != "_FAILED.json")
+    assert local_store.find("prune", KEY) is None
+    assert (local_store.failure("prune", KEY) is None) == (name != "_FAILED.json")
     if name == "_DONE.json":
-        assert cleared(store, days=0.0) == []  # it may be mended
-    list(discard_damaged(store, [found["prune"]], print))
+        assert cleared(local_store, days=0.0) == []  # it may be mended
+    list(discard_damaged(local_store, [found["prune"]], print))
     (entry,) = (
-        (entry for entry in entries(store) if entry.stage == "prune")
+        (entry for entry in entries(local_store) if entry.stage == "prune")
         if (name != "_DONE.json")
         else [None]
     )
     assert entry is None or (entry.damage == {} and "a-0123456789ab/weights.bin" in entry.files)
-    cleared(store, days=0.0)
-    assert [entry.artifact for entry in entries(store)] == [good]
+    cleared(local_store, days=0.0)
+    assert [entry.artifact for entry in entries(local_store)] == [good]
 
 
 @pytest.mark.parametrize("raw", DAMAGE, ids=lambda raw: repr(raw[:12]))
-def test_a_damaged_choice_is_listed(store, raw):
-    filesystem, root = open_storage(store.url)
+def test_a_damaged_choice_is_listed(local_store, raw):
+    filesystem, root = open_storage(local_store.url)
     filesystem.makedirs(f"{root}/auto", exist_ok=True)
     good = HardwareChoice(gpus_per_worker=1, precision="bf16")
     put_record(filesystem, f"{root}/auto/{'a' * 16}.json", good)
-    assert damaged_choices(store) == []
-    write(store, f"auto/{KEY}.json", raw)
-    write(store, "auto/notes.txt", raw)
-    (error,) = damaged_choices(store)
+    assert damaged_choices(local_store) == []
+    write(local_store, f"auto/{KEY}.json", raw)
+    write(local_store, "auto/notes.txt", raw)
+    (error,) = damaged_choices(local_store)
     assert error.url == f"{root}/auto/{KEY}.json"
 
 

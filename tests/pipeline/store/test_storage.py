@@ -166,7 +166,7 @@ def test_a_folder_without_the_right_to_write_is_named(tmp_path):
 
 def test_an_object_store_is_tried_and_nothing_is_left_in_it(bucket):
     assert storage_problems(f"{bucket}/some/runs") == []
-    filesystem, root = open_storage(bucket)
+    filesystem, root = open_storage(f"{bucket}/some")
     assert filesystem.find(root) == []
     assert list(map(str, storage_problems("s3://another/runs"))) == [
         "storage: s3://another/runs: there is no bucket 'another'"
