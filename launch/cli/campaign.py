@@ -37,6 +37,7 @@ def run(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = Fal
             local_capacity,
         )
         from launch.driver.campaign import first_cluster, plan_campaign, run_campaign
+        from launch.driver.run import nodes_cleared
         from pipeline.campaigns.grid import read_campaign
         from pipeline.campaigns.report import PAGE_FILE
         from pipeline.campaigns.summary import MARKDOWN_FILE
@@ -63,9 +64,10 @@ def run(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = Fal
             there = hardware_of(cluster, connect).capacity
             raise_for([x for p in runs.values() for x in cluster_problems(p.config.cluster, there)])
             choices.record()
-            made = run_campaign(campaign, planned, store, narrator())
+            with nodes_cleared(store):
+                made = run_campaign(campaign, planned, store, narrator())
         if not as_json:
-            typer.echo((made.path / MARKDOWN_FILE).read_text(encoding="utf-8"))
+            typer.echo(made.read_text(MARKDOWN_FILE))
             typer.echo(f"report  {made.url}/{PAGE_FILE}")
         if made.metrics["num_failed"]:
             raise StageError(

@@ -54,7 +54,7 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
     with reported_errors(as_json) as emit:
         from launch.cli.signals import announced_stop
         from launch.cluster.connect import connected_on_demand, hardware_of, local_capacity
-        from launch.driver.run import all_done, run_stages
+        from launch.driver.run import all_done, nodes_cleared, run_stages
         from pipeline.runs.flow import plan_stages
         from pipeline.runs.hardware import Choices, described
         from pipeline.runs.validate import cluster_problems, validate
@@ -82,7 +82,7 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
                 there = hardware_of(settled.cluster, connect).capacity
                 raise_for(cluster_problems(settled.cluster, there))
                 choices.record()
-                with announced_stop(stages, store):
+                with announced_stop(stages, store), nodes_cleared(store):
                     result = run_stages(stages, settled, store, console)
         summary = result.summary()
         if not as_json:

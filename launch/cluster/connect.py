@@ -214,6 +214,7 @@ def passed_on() -> dict[str, str]:
         "HF_ENDPOINT",
         "HF_HOME",
         "HF_DATASETS_OFFLINE",
+        "MGPP_CACHE",
         "MGPP_DEEPSPEED_SHM",
         "TORCH_EXTENSIONS_DIR",
     )

@@ -23,6 +23,7 @@ from pipeline.runs.stages.prune import PRUNE
 from pipeline.runs.stages.report import REPORT
 from pipeline.store.artifacts import Artifact, ArtifactStore
 from pipeline.store.checkpoints import CheckpointStore
+from pipeline.store.node_copies import release
 from pipeline.tracking.recorder import Progress
 from pipeline.worker_group import WorkerGroup
 
@@ -131,6 +132,8 @@ def run_stage(
             f"stage {planned.name} could not write to {store.url}: {error}; what was finished before "
             "is good: make room, or make it writable, and run the same command again"
         ) from error
+    finally:
+        release()
     checkpoints.discard()
     return artifact
 

@@ -132,13 +132,16 @@ class PlannedStage:
 
 
 class InputFolders(Mapping[str, Path]):
-    """The folders of artifacts on this machine; each is fetched from remote storage when it is read."""
+    """The folders of artifacts on this machine; each is fetched and checked when it is first read."""
 
     def __init__(self, artifacts: Mapping[str, Artifact]) -> None:
         self._artifacts = artifacts
+        self._folders: dict[str, Path] = {}
 
     def __getitem__(self, name: str) -> Path:
-        return self._artifacts[name].path
+        if name not in self._folders:
+            self._folders[name] = self._artifacts[name].path
+        return self._folders[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._artifacts)

@@ -9,6 +9,7 @@ from pipeline.runs.flow import plan_stages
 from pipeline.runs.hardware import NO_GPUS, Choices
 from pipeline.store.artifacts import ArtifactStore
 from pipeline.store.locations import ARTIFACT
+from pipeline.store.node_copies import DamagedArtifactError
 from pipeline.store.storage import absolute_url
 
 RUN = "run:"
@@ -83,4 +84,9 @@ def _exported_model(reference: str, above: tuple[str, ...]) -> str:
                 )
             ]
         )
-    return f"{exported.url}/model" if store.is_local else f"{ARTIFACT}{exported.url}/model"
+    if not store.is_local:
+        return f"{ARTIFACT}{exported.url}/model"
+    try:
+        return str(exported.path / "model")
+    except DamagedArtifactError as error:
+        raise ConfigError([Problem("model.path", f"{reference!r} made {error}")]) from error

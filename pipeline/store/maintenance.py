@@ -31,7 +31,7 @@ _CHOICES, _RAY = "auto", "ray"
 # What of a key's folder is ours, by path in it: all else is left alone.
 _OURS = re.compile(
     r"(?P<file>(_DONE|_FAILED|_LEASE\.[0-9]+)\.json(\.[0-9a-f]{8}\.tmp)?)"
-    r"|(?P<attempt>a-[0-9a-f]{12})/.*"
+    r"|(?P<attempt>a-[0-9a-f]{12})(/.*)?"
     r"|(?P<checkpoint>checkpoints/([^/]+/)?step-[0-9]{8}-[0-9a-f]{6})/.*"
     r"|(?P<ray>ray)/.*",  # the record of Ray Train while it is at work
     re.DOTALL,
@@ -49,7 +49,7 @@ class Entry:
         stage: the stage's name.
         key: hexadecimal name of all that went into it.
         url: the key's folder.
-        artifact: what is done; None while it is not.
+        artifact: what is done; None while it is not, or where it is damaged.
         lease: who works on it, or did; None if nobody.
         can_resume: whether a run can resume from a checkpoint here.
         files: bytes and time of writing (UTC) of each file of ours, by path relative to the folder.
@@ -67,7 +67,7 @@ class Entry:
 
     @property
     def state(self) -> str:
-        """Whether it is `done`, `running`, `damaged` (its manifest is) or `unfinished`."""
+        """Whether it is `done`, `running`, `damaged` (what was done is) or `unfinished`."""
         if self.artifact is not None:
             return "done"
         if self.is_held:
@@ -306,6 +306,9 @@ def _entry(store: ArtifactStore, stage: str, key: str) -> Entry | None:
         return None
 
     artifact = read(DONE_FILE, partial(store.read, f"{url}/{DONE_FILE}"))
+    if artifact is not None and (why := store.damage(stage, key)):
+        damage[artifact.url.rpartition("/")[2]] = f"is damaged: {why}"
+        artifact = None
     read(FAILED_FILE, partial(read_record, filesystem, f"{root}/{FAILED_FILE}", FailureNote))
     lease = LeaseFolder(url).newest()
     if lease is not None and lease.damage is not None:

@@ -9,10 +9,10 @@ an earlier version, and is taken as it is where its fields are those that are as
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import fsspec
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline.store.storage import create_json, put_json
 
@@ -41,6 +41,13 @@ class FailureNote:
     """Why the run of a key failed last."""
 
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DamageNote:
+    """How the files of an attempt differ from what was committed, by name; there is one at least."""
+
+    problems: Annotated[dict[str, str], Field(min_length=1)]
 
 
 @dataclass(frozen=True, kw_only=True)

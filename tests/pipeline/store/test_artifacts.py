@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 import uuid
 
 import fsspec
@@ -10,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.store.artifacts import ArtifactStore, file_sha256, make_key, open_artifact
+from pipeline.store.artifacts import ArtifactStore, make_key, open_artifact
 from pipeline.store.storage import put_json
 
 FILES = {
@@ -32,8 +31,7 @@ values = st.recursive(
 @pytest.fixture(params=["local", "memory"])
 def store(request, tmp_path, monkeypatch):
     """A store on a local folder, or on one that files must be fetched from."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "machine"))
-    (tmp_path / "machine").mkdir()
+    monkeypatch.setenv("MGPP_CACHE", str(tmp_path / "machine"))
     if request.param == "local":
         yield ArtifactStore(str(tmp_path / "storage"))
         return
@@ -188,39 +186,6 @@ def test_an_artifact_outlives_its_store_object(store):
     assert ArtifactStore(store.url).find("train", "0123abcd") == committed
 
 
-def test_a_remote_artifact_is_fetched_once():
-    store = ArtifactStore(f"memory://{uuid.uuid4().hex}/storage")
-    with tempfile.TemporaryDirectory() as machine, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tempfile, "tempdir", machine)
-        attempt = begin(store)
-        assert attempt.folder.is_dir()
-        committed = attempt.commit({}, 0.0)
-        assert not attempt.folder.exists()  # the upload took it
-        assert not store.is_local
-        path = committed.path
-        store.discard(committed.url)
-        assert committed.path == path
-        assert contents(path) == FILES
-
-
-def test_a_fetch_that_another_worker_wins_leaves_one_copy(monkeypatch, tmp_path):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    store = ArtifactStore(f"memory://{uuid.uuid4().hex}/storage")
-    committed = begin(store).commit({}, 0.0)
-    make_folder = tempfile.mkdtemp
-
-    def slower_than_another(**kwargs):
-        monkeypatch.setattr(tempfile, "mkdtemp", make_folder)
-        assert contents(committed.path) == FILES
-        return make_folder(**kwargs)
-
-    monkeypatch.setattr(tempfile, "mkdtemp", slower_than_another)
-    path = committed.path
-    assert contents(path) == FILES
-    left = [p for p in path.parent.iterdir() if p.name.startswith("fetch-") and any(p.rglob("*"))]
-    assert left == []
-
-
 # Opening by path.
 
 
@@ -290,9 +255,3 @@ def test_put_json_replaces_and_leaves_no_temporary_file(store):
     assert stored(store) == sorted([*before, "train-0123abcd/state.json"])
     with fsspec.open(f"{folder}/state.json") as file:
         assert json.load(file) == {"step": 2, "é": [None]}
-
-
-def test_the_sha256_of_a_file_larger_than_a_block(tmp_path):
-    content = b"0123456789abcdef" * 70_000 + b"rest"
-    (tmp_path / "file").write_bytes(content)
-    assert file_sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
