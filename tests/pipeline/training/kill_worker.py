@@ -26,7 +26,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch.distributed as dist
 
 from pipeline.section import Duration
-from pipeline.store.checkpoints import CheckpointStore
+from pipeline.store.checkpoints import CheckpointStore, Write
 from pipeline.worker_group import WorkerGroup
 from tests import slow_imports  # noqa: F401  (once for all attempts)
 from tests.pipeline.training.train_worker import PRUNE, TRAIN
@@ -69,9 +69,9 @@ class Telling(CheckpointStore):
 
     tell: Callable[[str, int], None]
 
-    def save(self, write: Callable[[Path], None], step: int) -> None:
+    def save(self, write: Write, step: int, *, in_background: bool = False) -> None:
         self.tell("checkpoint", step)
-        super().save(write, step)
+        super().save(write, step, in_background=in_background)
 
 
 def run_rank(rank: int, meeting: Path, arguments: list[str], output: Path, pipe: int) -> None:

@@ -19,7 +19,7 @@ from pipeline.errors import StageError
 from pipeline.models.loading import load_tokenizer
 from pipeline.models.source import ModelConfig
 from pipeline.pruning.config import METHOD_CONFIGS, PruneSection
-from pipeline.store.checkpoints import CheckpointStore
+from pipeline.store.checkpoints import CheckpointStore, Write
 from pipeline.tasks import make_task
 from pipeline.tasks.sequence import ClassificationConfig, RegressionConfig
 from pipeline.training.config import TrainConfig
@@ -93,11 +93,12 @@ class StoppingCheckpoints(CheckpointStore):
 
     stop_at: int | None = None
 
-    def save(self, write: Callable[[Path], None], step: int) -> None:
+    def save(self, write: Write, step: int, *, in_background: bool = False) -> None:
         if self.stop_at is None:
             return
-        super().save(write, step)
+        super().save(write, step, in_background=in_background)
         if step == self.stop_at:
+            self.settle()
             dist.barrier()
             raise InterruptedRunError
 
@@ -237,8 +238,7 @@ def run_with_nan(case: str, bert: Path, data: Path, output: Path) -> None:
         run(case, bert, data, output / name, checkpoints, task=REGRESSION)
     except StageError as error:
         found["error"] = str(error)
-    with checkpoints.latest() as saved:
-        found["last_checkpoint"] = saved.manifest.step if saved else None
+    found["last_checkpoint"] = checkpoints.restore(lambda saved: saved.manifest.step)
     patient = TRAIN.model_copy(update={"max_skipped_steps": 9})
     found["figures"] = run(
         case, bert, data, output / name, checkpoints, task=REGRESSION, config=patient
