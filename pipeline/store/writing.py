@@ -20,10 +20,8 @@ from mgpp.tensor_file import Stream
 from pipeline.store.checksums import HashingStream
 from pipeline.store.storage import is_local
 
-PART_BYTES = (
-    32 << 20
-)  # of one request to an object store; they take 10,000 of at least 5 MiB a file
-STEP_BYTES = 8 << 20  # handed on at a time: a buffer never holds much more than a part
+PART_BYTES = 16 << 20  # a request to an object store: 10,000 a file, of 5 MiB at least
+STEP_BYTES = 4 << 20  # handed on at a time: a buffer never holds much more than a part
 
 
 @contextmanager

@@ -173,8 +173,11 @@ def main(bert: str, data: str, output: str) -> None:
 def run_interrupted(case: str, bert: Path, data: Path, output: Path) -> None:
     """Train whole, and stopped at several steps and resumed."""
     prune = prune_by(METHOD_OF.get(case, "mgpp"))
-    config = TRAIN.model_copy(update={"group_by_length": case == GROUPED})
     for stop in (None, *STOP_AFTER):
+        writing = "foreground" if stop == STOP_AFTER[1] else "background"
+        config = TRAIN.model_copy(
+            update={"group_by_length": case == GROUPED, "checkpoint_writing": writing}
+        )
         folder = output / f"{case}-{stop}"
         checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", WorkerGroup.current())
         checkpoints.stop_at = stop
