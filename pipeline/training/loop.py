@@ -7,6 +7,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -230,6 +231,10 @@ def _take_steps(
                 _check_weights(run)
                 _save(run, checkpoints)
         checkpoints.settle()
+    except StageError:  # the same on all workers: what they write is of an earlier step, and good
+        with suppress(Exception):
+            checkpoints.settle()
+        raise
     except BaseException:
         checkpoints.abandon()
         raise

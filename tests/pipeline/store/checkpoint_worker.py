@@ -181,21 +181,21 @@ def save_slowly(url: str) -> dict[str, float]:
 
     store.save(shards_of(state[:1], workers.rank).write, 1)
     dist.barrier()
-    stalled, stalls = 0.0, 0
+    stalled, steps = 0.0, 0
     with small_sizes(), requests_seen(throttle):
         begin = time.monotonic()
         shards = shards_of(state, workers.rank)
         shards.copy_to_host()
         store.save(shards.write, 2, in_background=True)
         stalled += time.monotonic() - begin
-        while newest_step(url) != 2:  # steps of the training
+        while store._thread is not None:  # until this rank's part is written
             time.sleep(0.05)
             at = time.monotonic()
             store.check()
-            stalled, stalls = stalled + time.monotonic() - at, stalls + 1
+            stalled, steps = stalled + time.monotonic() - at, steps + 1
         written = time.monotonic() - begin
-        store.settle()
-    return {"stalled": stalled, "written": written, "steps": stalls}
+    dist.barrier()
+    return {"stalled": stalled, "written": written, "steps": steps, "step": newest_step(url)}
 
 
 def fail_on_one(url: str) -> dict[str, Any]:

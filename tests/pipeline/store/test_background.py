@@ -55,7 +55,8 @@ def test_no_upload_is_left_unfinished(saved, bucket):
 
 def test_a_slow_store_hardly_stalls_the_training(saved):
     for rank in found(saved, "slow"):
-        assert rank["steps"] > 20
+        assert rank["step"] == 2
+        assert rank["steps"] > 5
         assert rank["stalled"] < 0.1 * rank["written"]
 
 

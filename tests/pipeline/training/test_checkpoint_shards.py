@@ -1,5 +1,6 @@
 """Pieces of parameters in files: whatever the cuts they were written in, any range reads back."""
 
+import hashlib
 import json
 from itertools import pairwise
 
@@ -10,15 +11,22 @@ from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from mgpp.backends.deepspeed import TrainedShard
 from mgpp.sharding.bitmask import pack_bits, unpack_bits
 from pipeline.errors import StageError
-from pipeline.store.checkpoints import CheckpointFiles, Manifest, SavedCheckpoint
+from pipeline.store.checkpoints import (
+    CheckpointFiles,
+    CheckpointStore,
+    Manifest,
+    SavedCheckpoint,
+)
 from pipeline.store.checksums import describe
 from pipeline.store.verified import VerifiedFiles
 from pipeline.training import checkpoint_shards as pieces
 from pipeline.training.checkpoint_shards import ShardReader, ShardWriter
+from pipeline.worker_group import WorkerGroup
 
 SIZE = 40
 VALUES = {
@@ -118,6 +126,41 @@ def test_files_are_bounded_and_plain_safetensors(tmp_path, monkeypatch):
     saved = reader(tmp_path)
     for i in range(5):
         assert saved.trained(f"w{i}", 3, 5)[0]["master"].tolist() == [float(i)] * 5
+
+
+def test_a_checkpoint_of_an_earlier_version_is_read_and_its_damage_found(tmp_path):
+    """Files by `safetensors.save_file`, and one sha256 of each in the manifest."""
+    folder = tmp_path / "step-00000007-abcdef"
+    folder.mkdir()
+    tensors = {f"w:0:{key}": torch.from_numpy(array) for key, array in VALUES.items()}
+    save_file(tensors, folder / "state-r00000-00000.safetensors")
+    range_ = {"name": "w", "offset": 0, "numel": SIZE, "keys": list(VALUES), "counters": {}}
+    index = [{**range_, "file": "state-r00000-00000.safetensors"}]
+    (folder / "index-r00000.json").write_text(json.dumps(index))
+    files = {
+        path.name: {
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "rank": 0,
+        }
+        for path in folder.iterdir()
+    }
+    manifest = {"step": 7, "world_size": 1, "files": files}
+    (folder / "_DONE.json").write_text(json.dumps(manifest))
+    notes = []
+    store = CheckpointStore(str(tmp_path), WorkerGroup.alone(), notify=notes.append)
+
+    def load(saved):
+        return ShardReader(saved, first=0).trained("w", 3, 30)[0]
+
+    for key, value in store.restore(load).items():
+        np.testing.assert_array_equal(value.numpy(), VALUES[key][3:33])
+    shards = folder / "state-r00000-00000.safetensors"
+    content = bytearray(shards.read_bytes())
+    content[-1] ^= 1
+    shards.write_bytes(content)
+    assert store.restore(load) is None
+    assert "state-r00000-00000.safetensors has another checksum" in notes[-1]
 
 
 def test_what_is_not_there_is_named(tmp_path):

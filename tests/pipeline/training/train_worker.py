@@ -14,6 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch.distributed as dist
 
+from pipeline import host_memory
 from pipeline.context import Context
 from pipeline.errors import StageError
 from pipeline.models.loading import load_tokenizer
@@ -71,6 +72,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 GROUPED = "stage2-bf16"  # the case whose batches are grouped by length
 METHOD_OF = {"stage0": "platon", "stage3": "soft-movement"}  # what keeps state of every weight
 NAN_CASES = ("stage2", "stage3")
+DAMAGED = "stage3"  # the case that is also resumed where every checkpoint is damaged
 DISTILLED = ("stage2", "stage3-small")  # the last with all of both models sharded
 DISTILL_STOP = 9
 TEACHER = "stage0"  # the case whose whole run makes the teacher
@@ -78,6 +80,7 @@ ALL_CASES = (
     *CASES,
     *(f"distilled-{case}" for case in DISTILLED),
     "silent",
+    "damaged",
     *(f"{case}-nan" for case in NAN_CASES),
     *(f"overflow-{name}" for name in OVERFLOWS),
 )
@@ -163,6 +166,7 @@ def main(bert: str, data: str, output: str) -> None:
             **{case: partial(run_interrupted, case, *paths) for case in CASES},
             **{f"distilled-{case}": partial(run_distilled, case, *paths) for case in DISTILLED},
             "silent": partial(run_with_silent_teacher, *paths),
+            "damaged": partial(run_from_damage, *paths),
             **{f"{case}-nan": partial(run_with_nan, case, *nan_paths) for case in NAN_CASES},
             **{f"overflow-{n}": partial(run_that_overflows, n, *paths) for n in OVERFLOWS},
         },
@@ -230,6 +234,36 @@ def run_with_silent_teacher(bert: Path, data: Path, output: Path) -> None:
         checkpoints = StoppingCheckpoints(f"{output / name}-checkpoints", WorkerGroup.current())
         run("stage2", bert, data, output / name, checkpoints, teacher=teacher)
     dist.barrier()
+
+
+def run_from_damage(bert: Path, data: Path, output: Path) -> None:
+    """Stop, damage one rank's shards in every checkpoint that there is, and run again.
+
+    The first time one rank's node has no memory for a copy, the second time all have.
+    """
+    folder, prune = output / "damaged", prune_by(METHOD_OF[DAMAGED])
+    notes: list[str] = []
+    checkpoints = StoppingCheckpoints(
+        f"{folder}-checkpoints", WorkerGroup.current(), notify=notes.append
+    )
+    checkpoints.stop_at = STOP_AFTER[1]
+    measure = host_memory.available_bytes
+    if dist.get_rank() == 1:
+        host_memory.available_bytes = lambda: 1000  # too few for a copy
+    with suppress(InterruptedRunError):
+        run(DAMAGED, bert, data, folder, checkpoints, prune=prune)
+    host_memory.available_bytes = measure
+    dist.barrier()
+    if dist.get_rank() == 0:
+        for shards in Path(f"{folder}-checkpoints").rglob("state-r00001-*"):
+            content = bytearray(shards.read_bytes())
+            content[len(content) // 2] ^= 1
+            shards.write_bytes(content)
+    dist.barrier()
+    checkpoints.stop_at = None
+    run(DAMAGED, bert, data, folder, checkpoints, prune=prune)
+    if dist.get_rank() == 0:
+        (folder / "notes.json").write_text(json.dumps(notes))
 
 
 def run_with_nan(case: str, bert: Path, data: Path, output: Path) -> None:
