@@ -211,7 +211,7 @@ def show(
     with reported_errors(as_json) as emit:
         from pipeline.errors import ConfigError, Problem
         from pipeline.store.artifacts import open_artifact
-        from pipeline.store.records import DamagedFileError
+        from pipeline.store.records import DamagedRecordError
 
         try:
             found = open_artifact(artifact)
@@ -219,7 +219,7 @@ def show(
             raise ConfigError(
                 [Problem(artifact, str(error).removeprefix(f"{artifact}: "))]
             ) from error
-        except DamagedFileError as error:
+        except DamagedRecordError as error:
             raise ConfigError([Problem(artifact, str(error), hint=_MAKE_AGAIN)]) from error
         values = dict(vars(found))
         if not as_json:
@@ -317,6 +317,7 @@ def _plan_table(settings: Any, found: Any, room: float | None) -> Table:
     table.add_row("bytes sent per step", size_text(found.sent_per_step))
     table.add_row("bytes sent per pruning (max)", size_text(found.sent_per_pruning))
     table.add_row("checkpoint (all workers)", size_text(found.checkpoint))
+    table.add_row("checkpoints in storage (max)", size_text(found.checkpoints))
     table.add_section()
     table.add_row("share of the layers' matrices that is prunable", f"{found.coverage.share:.1%}")
     for name, numel in found.coverage.left_out.items():

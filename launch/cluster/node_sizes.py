@@ -92,7 +92,13 @@ def _apart_in_size(runs: Sequence[RunConfig]) -> list[RunConfig]:
     kinds: dict[str, RunConfig] = {}
     for run in runs:
         sizes = run.model_dump(mode="json", include={"model", "task", "zero", "cluster", "distill"})
-        train = run.train.model_dump(mode="json", include={"batch_size", "micro_batch_size"})
+        sizes_of_train = {
+            "batch_size",
+            "micro_batch_size",
+            "checkpoint_every",
+            "checkpoint_writing",
+        }
+        train = run.train.model_dump(mode="json", include=sizes_of_train)
         method = run.prune.method.name
         kinds.setdefault(json.dumps([sizes, train, method], sort_keys=True), run)
     return list(kinds.values())

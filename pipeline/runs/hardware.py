@@ -10,7 +10,7 @@ from pipeline.errors import ConfigError, Problem
 from pipeline.runs.config import RunConfig
 from pipeline.store.artifacts import make_key
 from pipeline.store.records import (
-    DamagedFileError,
+    DamagedRecordError,
     HardwareChoice,
     create_record,
     read_record,
@@ -94,7 +94,7 @@ class Choices:
         self._hardware = hardware
         self._new: dict[str, HardwareChoice] = {}
         self._read: dict[str, HardwareChoice] = {}
-        self.damaged: dict[str, DamagedFileError] = {}
+        self.damaged: dict[str, DamagedRecordError] = {}
 
     def settle(self, config: RunConfig, campaign: str = "") -> RunConfig:
         """Return a configuration with what `auto` came to when it began, or comes to now.
@@ -147,7 +147,7 @@ class Choices:
         if key not in self._read:
             try:
                 found = read_record(self._filesystem, self._path(key), HardwareChoice)
-            except DamagedFileError as error:
+            except DamagedRecordError as error:
                 self.damaged[key] = error
                 return None
             if found is None:

@@ -29,7 +29,7 @@ from pipeline.store.node_copies import (
     sizes_problem,
 )
 from pipeline.store.records import (
-    DamagedFileError,
+    DamagedRecordError,
     DamageNote,
     FailureNote,
     put_record,
@@ -187,7 +187,7 @@ class ArtifactStore:
         if _DAMAGED_FILE in sizes:
             try:
                 noted = read_record(self._fs, f"{root}/{_DAMAGED_FILE}", DamageNote)
-            except DamagedFileError:
+            except DamagedRecordError:
                 noted = None
             return None, described(noted.problems) if noted else f"{_DAMAGED_FILE} says so"
         problems = sizes_problem(sizes, found.files)
@@ -248,7 +248,7 @@ class ArtifactStore:
         path = self._strip(f"{self.folder_of(stage, key)}/{FAILED_FILE}")
         try:
             found = read_record(self._fs, path, FailureNote)
-        except DamagedFileError as error:
+        except DamagedRecordError as error:
             return f"{error}; why it failed is not known"
         return None if found is None else found.reason
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pipeline.errors import error_text
-from pipeline.store.records import DamagedFileError, create_record, put_record, read_record
+from pipeline.store.records import DamagedRecordError, create_record, put_record, read_record
 from pipeline.store.storage import is_local, open_storage
 
 RENEW_SECONDS = 10.0
@@ -82,7 +82,7 @@ class Lease:
     renewed: int = -1
     progress: dict[str, Any] | None = None
     token: str | None = None
-    damage: DamagedFileError | None = None
+    damage: DamagedRecordError | None = None
 
     @property
     def is_held(self) -> bool:
@@ -133,7 +133,7 @@ class LeaseFolder:
             return None
         try:
             found = read_record(self._fs, self._path(number), _Content, needs_checksum=True)
-        except DamagedFileError as error:
+        except DamagedRecordError as error:
             return Lease(number=number, damage=error)
         if found is None:  # just given back
             return Lease(number=number)

@@ -17,7 +17,7 @@ from pipeline.store.artifacts import DONE_FILE, FAILED_FILE, Artifact, ArtifactS
 from pipeline.store.checkpoints import read_checkpoint
 from pipeline.store.checksums import problem
 from pipeline.store.leases import HeldLease, Lease, LeaseFolder, LeaseWatch
-from pipeline.store.records import DamagedFileError, FailureNote, HardwareChoice, read_record
+from pipeline.store.records import DamagedRecordError, FailureNote, HardwareChoice, read_record
 from pipeline.store.storage import (
     absolute_url,
     open_storage,
@@ -170,7 +170,7 @@ def entries(store: ArtifactStore) -> Iterator[Entry]:
             yield entry
 
 
-def damaged_choices(store: ArtifactStore) -> list[DamagedFileError]:
+def damaged_choices(store: ArtifactStore) -> list[DamagedRecordError]:
     """Return the files of what `auto` came to that are not what was written."""
     filesystem, root = open_storage(f"{store.url.rstrip('/')}/{_CHOICES}")
     if not filesystem.exists(root):
@@ -180,7 +180,7 @@ def damaged_choices(store: ArtifactStore) -> list[DamagedFileError]:
         if re.fullmatch(r"[0-9a-f]{16}\.json", path.rpartition("/")[2]):
             try:
                 read_record(filesystem, path, HardwareChoice)
-            except DamagedFileError as error:
+            except DamagedRecordError as error:
                 found.append(error)
     return found
 
@@ -299,7 +299,7 @@ def _entry(store: ArtifactStore, stage: str, key: str) -> Entry | None:
     def read(name: str, reader: Callable[[], _Found]) -> _Found | None:
         try:
             return reader() if name in files else None
-        except DamagedFileError as error:
+        except DamagedRecordError as error:
             damage[name] = f"is damaged: {error.reason}"
         except OSError as error:
             damage[name] = f"cannot be read: {storage_error_text(error)}"

@@ -15,12 +15,12 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.store import checksums
-from pipeline.store.records import DamagedFileError, canonical_checksum
+from pipeline.store.records import DamagedRecordError, canonical_checksum
 
 FORMAT = 2
 
 
-class DamagedManifestError(DamagedFileError):
+class DamagedManifestError(DamagedRecordError):
     """A manifest that is there, and is not what was written."""
 
 

@@ -20,7 +20,7 @@ _CHECKSUM = "checksum"
 _Record = TypeVar("_Record")
 
 
-class DamagedFileError(ValueError):
+class DamagedRecordError(ValueError):
     """A file that is there, and is not what was written.
 
     Attributes:
@@ -72,17 +72,17 @@ def parsed_object(raw: bytes, url: str) -> tuple[dict[str, Any], str | None]:
         url: of the file, for the error.
 
     Raises:
-        DamagedFileError: if it is no JSON object, or was changed since it was written.
+        DamagedRecordError: if it is no JSON object, or was changed since it was written.
     """
     try:
         values = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise DamagedFileError(url, f"no JSON ({type(error).__name__})") from error
+        raise DamagedRecordError(url, f"no JSON ({type(error).__name__})") from error
     if not isinstance(values, dict):
-        raise DamagedFileError(url, f"holds a JSON {type(values).__name__}, not an object")
+        raise DamagedRecordError(url, f"holds a JSON {type(values).__name__}, not an object")
     given = values.pop(_CHECKSUM, None)
     if given is not None and given != canonical_checksum(values):
-        raise DamagedFileError(url, "it was changed after it was written (another checksum)")
+        raise DamagedRecordError(url, "it was changed after it was written (another checksum)")
     return values, given
 
 
@@ -102,23 +102,23 @@ def read_record(
         needs_checksum: whether one without a checksum is damaged.
 
     Raises:
-        DamagedFileError: if it is not what was written.
+        DamagedRecordError: if it is not what was written.
     """
     try:
         raw = filesystem.cat_file(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except IsADirectoryError as error:
-        raise DamagedFileError(path, "is a folder") from error
+        raise DamagedRecordError(path, "is a folder") from error
     values, checksum = parsed_object(raw, path)
     if needs_checksum and checksum is None:
-        raise DamagedFileError(path, "has no checksum")
+        raise DamagedRecordError(path, "has no checksum")
     try:
         record: _Record = TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise DamagedFileError(path, f"{where}: {first['msg']}".removeprefix(": ")) from error
+        raise DamagedRecordError(path, f"{where}: {first['msg']}".removeprefix(": ")) from error
     return record
 
 

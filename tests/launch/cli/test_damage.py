@@ -25,8 +25,8 @@ from pipeline.store.leases import LeaseFolder
 from pipeline.worker_group import WorkerGroup
 
 _CHECKSUM = "checksum"
-# Of the run: what is done, what is being worked on, what failed.
-_DONE, _AT_WORK, _FAILED = ("data", "dense"), "prune", "report"
+# Of the run: what is done, what is being worked on, what was found to be damaged, what failed.
+_DONE, _AT_WORK, _CONDEMNED, _FAILED = ("data", "dense"), "prune", "export", "report"
 
 
 class Store:
@@ -48,14 +48,16 @@ class Store:
         store = ArtifactStore(str(folder))
         for stage in self.stages:
             where = store.folder_of(stage.name, stage.key)
-            if stage.name in _DONE:
+            if stage.name in (*_DONE, _CONDEMNED):
                 attempt = store.begin(stage.name, stage.key, stage.params, {})
                 (attempt.folder / "weights.bin").write_bytes(bytes(100))
-                attempt.commit({"accuracy": 0.5, "labels": ["a", {"b": None}]}, 1.0)
+                made = attempt.commit({"accuracy": 0.5, "labels": ["a", {"b": None}]}, 1.0)
+                if stage.name == _CONDEMNED:
+                    store.condemn(made.url, {"weights.bin": "has another checksum"})
             elif stage.name == _AT_WORK:
                 kept = CheckpointStore(f"{where}/checkpoints", WorkerGroup.alone())
                 for step in (10, 20):
-                    kept.save(lambda to, n=step: (to / "w.bin").write_bytes(bytes([n])), step)
+                    kept.save(lambda files, n=step: files.put("w.bin", bytes([n])), step)
                 LeaseFolder(where).create(1)
                 LeaseFolder(where).renew(1, 3, {"step": 20, "num_steps": 30, "loss": 0.5})
             elif stage.name == _FAILED:
@@ -176,10 +178,11 @@ def check(store, name, before, after):
     assert listed.exit_code == 0
     for stage in _DONE:
         assert stage in listed.stdout
+    assert checked.exit_code == 1  # for what was found to be damaged before
     if not is_good:
-        assert f"{store.folder / name} is damaged" in listed.stderr
-        assert checked.exit_code == 1
-        assert f"{store.folder / name} is damaged" in checked.stderr
+        named = name.parent if name.name == "_DAMAGED.json" else name
+        assert f"{store.folder / named} is damaged" in listed.stderr
+        assert f"{store.folder / named} is damaged" in checked.stderr
     cleared = mgpp("store", "gc", root, "--older-than", "0", "--dry-run")
     assert cleared.exit_code == 0
     for stage in _DONE:
@@ -199,13 +202,13 @@ def check(store, name, before, after):
         assert (found and found.metrics["accuracy"]) in expected
         if found and not is_good:
             assert not touched
+    assert store.found(_CONDEMNED) is None
     assert last_saved(stages, artifacts)
     assert artifacts.failure(_FAILED, next(s.key for s in stages if s.name == _FAILED))
     kept = CheckpointStore(f"{store.url(_AT_WORK)}/checkpoints", WorkerGroup.alone(), notify=str)
-    with kept.latest() as found:
-        step = found.manifest.step
-        assert found.file("w.bin").read_bytes() == bytes([step])
-        assert step == 20 or (not is_good and "step-00000020" in str(name))
+    step, held = kept.restore(lambda saved: (saved.manifest.step, saved.read("w.bin")))
+    assert held == bytes([step])
+    assert step == 20 or (not is_good and "step-00000020" in str(name))
     # The lease of a process that lives holds; one that is damaged holds until it is not renewed.
     if "_LEASE" in name.name and not is_good:
         at_work = [stage for stage in stages if stage.name == _AT_WORK]
@@ -226,6 +229,7 @@ def damage_and_check(store, data):
 
 def test_the_store_has_a_file_of_each_kind(store):
     assert {path.name for path in store.files} == {
+        "_DAMAGED.json",
         "_DONE.json",
         "_FAILED.json",
         "_LEASE.1.json",

@@ -67,7 +67,7 @@ def checkpoint(store, step, stage="prune"):
     """Keep a checkpoint as a run does."""
     folder = f"{store.folder_of(stage, KEY)}/checkpoints"
     kept = CheckpointStore(folder, WorkerGroup.alone())
-    kept.save(lambda staging: (staging / "weights.bin").write_bytes(bytes(10)), step)
+    kept.save(lambda files: files.put("weights.bin", bytes(10)), step)
     return kept
 
 
@@ -140,14 +140,13 @@ def test_what_a_run_can_resume_from_stays_whatever_its_age(store, part):
     if part:
         url = f"{store.folder_of('prune', KEY)}/checkpoints"
         layer = CheckpointStore(url, WorkerGroup.alone()).part("layer-00003")
-        layer.save(lambda staging: (staging / "weights.bin").write_bytes(bytes(10)), 3)
+        layer.save(lambda files: files.put("weights.bin", bytes(10)), 3)
     cleared(store, days=0.0)
     left = names(store)
     assert {name.rpartition("/")[2] for name in left} == {"_DONE.json", "weights.bin"}
     assert all(name.startswith(f"checkpoints/{part}step-000000") for name in left)
     if kept:
-        with kept.latest() as found:
-            assert found.manifest.step == 10
+        assert kept.restore(lambda saved: saved.manifest.step) == 10
     (entry,) = entries(store)
     assert entry.can_resume
     assert cleared(store, days=7.0, checkpoints=True) == []
