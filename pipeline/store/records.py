@@ -9,6 +9,7 @@ an earlier version, and is taken as it is where its fields are those that are as
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from inspect import get_annotations
 from typing import Annotated, Any, Literal, TypeVar
 
 import fsspec
@@ -111,8 +112,10 @@ def read_record(
     except IsADirectoryError as error:
         raise DamagedRecordError(path, "is a folder") from error
     values, checksum = parsed_object(raw, path)
-    if needs_checksum and checksum is None:
-        raise DamagedRecordError(path, "has no checksum")
+    unknown = sorted(values.keys() - get_annotations(kind).keys())
+    if checksum is None and (needs_checksum or unknown):
+        reason = "has no checksum" if needs_checksum else f"{unknown[0]!r} is none of its fields"
+        raise DamagedRecordError(path, reason)
     try:
         record: _Record = TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:

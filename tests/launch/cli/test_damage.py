@@ -115,8 +115,9 @@ JSON = st.recursive(
 
 def places(value, path=()):
     """Yield the paths of all that a JSON value holds."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value)
-    for name, part in inner if isinstance(value, (dict, list)) else ():
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    for name, part in value.items() if isinstance(value, dict) else ():
         yield (*path, name)
         yield from places(part, (*path, name))
 
@@ -241,7 +242,7 @@ def test_the_store_has_a_file_of_each_kind(store):
 SETTINGS = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
-@settings(max_examples=60, **SETTINGS)
+@settings(max_examples=100, **SETTINGS)
 @given(data=st.data())
 def test_what_is_damaged_is_never_taken_for_good(store, short, data):
     damage_and_check(store, data)
