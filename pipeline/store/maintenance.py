@@ -245,8 +245,8 @@ def garbage(entry: Entry, limits: Limits) -> list[Garbage]:
     """Return what can be deleted of an entry, if nobody works on it.
 
     That is abandoned attempts, checkpoints and leases of finished work, and what is unfinished and
-    untouched for a time, but for checkpoints that a run can resume from. Where the manifest is damaged,
-    all is kept: it may be mended.
+    untouched for a time, but for checkpoints that a run can resume from. Where the manifest or what
+    it names is damaged, all is kept: `discard_damaged` deletes it.
     """
     age = (datetime.now(UTC) - entry.changed).total_seconds() / 86400
     resumes = entry.can_resume and not limits.checkpoints
