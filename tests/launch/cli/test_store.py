@@ -1,11 +1,16 @@
 """`mgpp store` and `mgpp show` on stores that are sound, damaged, or not there."""
 
 import json
+from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from launch.cli.main import app
+from launch.driver.campaign import plan_campaign
+from pipeline.campaigns.grid import read_campaign
+from pipeline.runs.hardware import NO_GPUS, Choices
 from pipeline.store.artifacts import ArtifactStore
 from pipeline.store.leases import LeaseFolder
 
@@ -120,3 +125,89 @@ def test_a_damaged_lease_of_a_run_that_lives_is_nothing_to_delete(store, monkeyp
     assert "running" in listed.stdout
     folder.renew(1, 1, None)
     assert "damaged" not in mgpp("store", "ls", store.url).stderr
+
+
+@pytest.fixture
+def recipe(tiny_bert, words_csv, tmp_path):
+    values = {
+        "name": "tried",
+        "storage": str(tmp_path / "runs"),
+        "model": {"path": str(tiny_bert)},
+        "task": {"type": "classification", "text": ["text"], "label": "label", "max_length": 16},
+        "data": {"source": "files", "train": str(words_csv)},
+        "train": {"length": 20, "batch_size": 8},
+        "prune": {"sparsity": 0.5},
+        "cluster": {"num_workers": 1},
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.parametrize("command", ["validate", "run"])
+@pytest.mark.parametrize(
+    ("storage", "why"),
+    [
+        ("/proc/x", "/proc/x cannot be written: /proc: No such file or directory"),
+        ("''", "is empty, got ''"),
+        ("'://'", "no such kind of storage, got '://'"),
+        ("'http://'", "http:// can only be read, got 'http://'"),
+        ("'memory://'", "memory:// is gone with the process that writes it"),
+        ("run.yaml/runs", "is not a folder"),
+    ],
+)
+@pytest.mark.usefixtures("datasets_cache")
+def test_storage_that_cannot_be_is_refused(recipe, monkeypatch, command, storage, why):
+    monkeypatch.chdir(recipe.parent)
+    before = sorted(Path().iterdir())
+    done = mgpp(command, "run.yaml", f"storage={storage}")
+    assert done.exit_code == 2
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert line.startswith("error: storage: ")
+    assert why in line
+    assert sorted(Path().iterdir()) == before
+
+
+def shown(grid):
+    """How many runs of a campaign are in which state."""
+    done = mgpp("campaign", "status", str(grid))
+    assert done.exit_code == 0, done.output
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("datasets_cache")
+def test_the_status_of_a_campaign_is_shown_whatever_is_damaged(recipe):
+    grid = recipe.parent / "grid.yaml"
+    values = {
+        "name": "grid",
+        "recipe": "run.yaml",
+        "storage": str(recipe.parent / "runs"),
+        "sparsities": [0.5, 0.6],
+        "seeds": [0],
+        "methods": {"GMP": {"changes": {"prune": {"method": {"name": "gmp"}}}}},
+    }
+    grid.write_text(yaml.safe_dump(values))
+    store = ArtifactStore(values["storage"])
+    choices = Choices(store.url, lambda: NO_GPUS)
+    planned = list(plan_campaign(read_campaign(str(grid), []), choices).final.values())
+    choices.record()
+    stages = {stage.key: stage for run in planned for stage in run.stages}
+    failed = stages.pop(planned[-1].stages[-1].key)
+    store.note_failure(failed.name, failed.key, "no space")
+    for stage in stages.values():
+        metrics = {"pruned": {"accuracy": 0.5}, "dense": {"accuracy": 0.5}}
+        store.begin(stage.name, stage.key, {}, {}).commit(metrics, 1.0)
+    whole = shown(grid)
+    assert whole == f"{len(planned) - 1} done, 1 failed"
+    of_done = {f"{s.name}-{s.key}" for run in planned[:-1] for s in run.stages}
+    paths = list(Path(store.url).glob("*/*.json"))
+    assert {path.parent.name.partition("-")[0] for path in paths} >= {"auto", "data", "prune"}
+    for path in paths:
+        before = path.read_bytes()
+        for raw in (b"[]", b"{}", b"\xff"):
+            path.write_bytes(raw)
+            found = shown(grid)
+            undone = path.name == "_DONE.json" and path.parent.name in of_done
+            assert (found == whole) == (not undone), path
+        path.write_bytes(before)
+    assert shown(grid) == whole
