@@ -112,15 +112,16 @@ def _read_manifest(filesystem: fsspec.AbstractFileSystem, folder: str) -> Manife
     """Return a checkpoint's manifest; None where it is none, such as one without files."""
     try:
         manifest = Manifest(**read_json(filesystem, f"{folder}/{_DONE}"))
-        entries = [{"blocks": None, "sha256": None, **e} for e in manifest.files.values()]
-        good = all(
-            isinstance(e["bytes"], int) and isinstance(e["blocks"] or e["sha256"], list | str)
-            for e in entries
-            if e["bytes"]
+        is_good = isinstance(manifest.step, int) and all(
+            isinstance(entry["bytes"], int)
+            and isinstance(entry.get("blocks", []), list)
+            and isinstance(entry.get("sha256", ""), str)
+            and not entry.keys().isdisjoint({"blocks", "sha256"})
+            for entry in manifest.files.values()
         )
-        return manifest if good and entries and isinstance(manifest.step, int) else None
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
+    return manifest if is_good and manifest.files else None
 
 
 class CheckpointStore:
