@@ -111,8 +111,13 @@ def read_checkpoint(filesystem: fsspec.AbstractFileSystem, path: str) -> Manifes
     if not manifest.files:
         raise DamagedRecordError(path, "names no files")
     for name, entry in manifest.files.items():
-        checksums = entry.get("blocks", entry.get("sha256"))
-        if not isinstance(entry.get("bytes"), int) or not isinstance(checksums, list | str):
+        is_good = (
+            isinstance(entry.get("bytes"), int)
+            and isinstance(entry.get("blocks", []), list)
+            and isinstance(entry.get("sha256", ""), str)
+            and not entry.keys().isdisjoint({"blocks", "sha256"})
+        )
+        if not is_good:
             raise DamagedRecordError(path, f"files.{name} has no size or no checksum")
     return manifest
 

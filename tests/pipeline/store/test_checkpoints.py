@@ -2,6 +2,8 @@
 
 import json
 import resource
+import threading
+import time
 import uuid
 
 import fsspec
@@ -9,7 +11,7 @@ import pytest
 import torch.distributed as dist
 
 from pipeline.errors import StageError
-from pipeline.store.checkpoints import CheckpointStore
+from pipeline.store.checkpoints import CheckpointStore, newest_step
 from pipeline.worker_group import WorkerGroup
 
 
@@ -189,3 +191,47 @@ def test_a_part_is_kept_by_itself_and_goes_with_the_whole(store, url, notes):
     assert step_found(store) == 1
     store.discard()
     assert step_found(part) is None
+
+
+@pytest.mark.parametrize("ending", ["settled", "abandoned"])
+def test_what_is_written_in_the_background_counts_when_it_is_whole(store, url, ending):
+    store.save(writer(3), 3)
+    goes_on = threading.Event()
+
+    def write(files):
+        files.put("state.json", b"6")
+        goes_on.wait(30)
+        files.put("engine/shard.bin", bytes([6]) * 1000)
+
+    store.save(write, 6, in_background=True)
+    store.check()
+    assert newest_step(url) == 3
+    if ending == "settled":
+        goes_on.set()
+        store.settle()
+        assert newest_step(url) == step_found(store) == 6
+        return
+    threading.Timer(0.1, goes_on.set).start()
+    store.abandon()
+    assert newest_step(url) == 3
+    assert len(folders(url)) == 2  # half of one, which the next run sweeps away
+    assert step_found(store) == 3
+    assert len(folders(url)) == 1
+
+
+def take_steps(store):
+    for _ in range(1000):
+        store.check()
+        time.sleep(0.01)
+
+
+def test_an_error_in_the_background_is_raised_once(store):
+    def write(files):
+        raise RuntimeError("the store said no")
+
+    store.save(write, 3, in_background=True)
+    with pytest.raises(RuntimeError, match="the store said no"):
+        take_steps(store)
+    store.check()
+    store.settle()
+    assert step_found(store) is None
