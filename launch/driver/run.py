@@ -172,7 +172,7 @@ def _note_found(
         return
     result.artifacts[stage.name] = artifact
     if stage.name in result.seconds:
-        return  # made by this very run, or told already
+        return  # made by this run, or reported already
     result.seconds[stage.name] = 0.0
     result.cached.append(stage.name)
     if console:

@@ -52,11 +52,7 @@ def content_checksum(path: Path) -> str:
 
 
 def description(path: Path) -> dict[str, Any]:
-    """Return a file's entry in a manifest; it is read, and remembered.
-
-    Raises:
-        StageError: if it changes while it is read.
-    """
+    """Return a file's entry in a manifest; it is read, and remembered."""
     path, began = path.resolve(), time.time_ns()
     state = _State.of(path)
     entry = describe(path)
@@ -65,11 +61,7 @@ def description(path: Path) -> dict[str, Any]:
 
 
 def mismatch(path: Path, entry: Mapping[str, Any]) -> str | None:
-    """Return how a file differs from its entry in a manifest, or None; it is read if it is not known.
-
-    Raises:
-        StageError: if it changes while it is read.
-    """
+    """Return how a file differs from its entry in a manifest, or None; it is read if it is not known."""
     try:
         path = path.resolve()
         state = _State.of(path)
@@ -105,7 +97,14 @@ class _State(NamedTuple):
 @cache
 def _once_a_process(folder: Path, path: Path, state: _State) -> str:
     known = _memory(folder, os.getpid()).find(path, "sha256", state)
-    return known or _read(path, "sha256", state)
+    if known is not None:
+        return known
+    value, after = _read(path, "sha256", state), _State.of(path)
+    if (after.size, after.modified) != (state.size, state.modified):
+        raise StageError(
+            f"{path} changed while it was read: let nothing write to it, and try again"
+        )
+    return value
 
 
 def _read(path: Path, kind: str, state: _State) -> str:

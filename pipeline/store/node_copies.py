@@ -112,8 +112,9 @@ def new_copy(url: str) -> Path:
 
 
 def release() -> None:
-    """Let go of all copies that this process uses."""
+    """Let go of all copies that this process uses; delete those that nobody used for an hour."""
     _use.cache_clear()
+    remove_unused(idle_seconds=_IDLE_SECONDS)
 
 
 def remove_unused(*, idle_seconds: float = 0.0) -> None:

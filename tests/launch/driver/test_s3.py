@@ -56,7 +56,11 @@ def test_a_run_on_s3_is_killed_and_goes_on(project, bucket, tmp_path):
         ["data", "prune", "evaluate", "export", "report"], "done"
     )
     verified = mgpp(project, "store", "verify", storage, "--json")
-    assert json.loads(verified.stdout) == {"status": "verified", "num_artifacts": 5}
+    assert json.loads(verified.stdout) == {
+        "status": "verified",
+        "num_artifacts": 5,
+        "num_unsealed": 0,
+    }
 
     filesystem, root = open_storage(summary["model"])
     path = f"{root}/model.safetensors"

@@ -2,9 +2,11 @@
 
 import json
 
+import fsspec
 import pytest
 import yaml
 
+from pipeline.errors import ConfigError
 from pipeline.models.settings import load_model_config
 from pipeline.models.source import model_identity
 from pipeline.runs.config import parse_config, read_config
@@ -117,6 +119,24 @@ def test_a_damaged_choice_of_that_run_is_named(write, tiny_bert, tmp_path):
     file.write_text("{}")
     (problem,) = resolved(second)[1]
     assert problem.startswith(f"model.path: 'run:{upstream}': {file} is damaged: ")
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_one_that_is_not_what_was_committed_is_refused(write, tiny_bert, bucket, is_remote):
+    upstream = write("up", **({"storage": f"{bucket}/wrong"} if is_remote else {}))
+    second = write("down", model=f"run:{upstream}")
+    artifact = export(upstream, tiny_bert)
+    filesystem, root = fsspec.core.url_to_fs(f"{artifact.url}/model/config.json")
+    filesystem.pipe_file(root, filesystem.cat_file(root).replace(b"32", b"64", 1))
+    values, problems = resolve_upstream(read_config(str(second))[0])
+    if is_remote:  # it is read where it is loaded
+        with pytest.raises(ConfigError) as raised:
+            load_model_config(parse_config(values).model)
+        problems = raised.value.problems
+    said = str(*problems)
+    assert said.startswith("model.path: ")
+    assert f"{artifact.url}: model/config.json has another checksum" in said
+    assert f"`mgpp store verify {artifact.url.rsplit('/', 2)[0]} --discard`" in said
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,62 @@ def test_what_is_missing_is_none(store):
     assert store.read(f"{store.url}/nowhere/_DONE.json") is None
 
 
+def changed(artifact, name, how):
+    """Change a file of an artifact, or its manifest, in storage."""
+    filesystem, root = fsspec.core.url_to_fs(artifact.url)
+    path = f"{root.rpartition('/')[0]}/_DONE.json" if name == "_DONE.json" else f"{root}/{name}"
+    after = how(filesystem.cat_file(path))
+    filesystem.rm(path)
+    if after is not None:
+        filesystem.pipe_file(path, after)
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "why"),
+    [
+        ("model/weights.bin", lambda data: None, "model/weights.bin is missing"),
+        ("model/weights.bin", lambda data: data[1:], "model/weights.bin has 2559 bytes, not 2560"),
+        ("_DONE.json", lambda data: data[:-9], "_DONE.json: no JSON (JSONDecodeError)"),
+        (
+            "_DONE.json",
+            lambda data: data.replace(b"0.5", b"0.9"),
+            "_DONE.json: it was changed after it was written (another checksum)",
+        ),
+        ("_DONE.json", lambda data: None, ""),
+    ],
+)
+def test_what_is_not_all_there_is_not_finished(store, name, how, why):
+    committed = begin(store).commit(METRICS, 0.0)
+    assert store.damage("train", "0123abcd") == ""
+    changed(committed, name, how)
+    assert store.find("train", "0123abcd") is None
+    assert store.damage("train", "0123abcd") == why
+    again = begin(store).commit(METRICS, 0.0)
+    assert store.find("train", "0123abcd") == again
+    assert store.damage("train", "0123abcd") == ""
+
+
+def test_another_key_s_manifest_is_not_this_one_s(store):
+    filesystem, path = fsspec.core.url_to_fs(begin(store).commit(METRICS, 0.0).url)
+    there = store.folder_of("train", "ffff")
+    filesystem.makedirs(fsspec.core.url_to_fs(there)[1], exist_ok=True)
+    moved = fsspec.core.url_to_fs(f"{there}/_DONE.json")[1]
+    filesystem.copy(f"{path.rpartition('/')[0]}/_DONE.json", moved)
+    assert store.find("train", "ffff") is None
+    assert store.damage("train", "ffff") == "_DONE.json is of train-0123abcd"
+
+
+def test_what_was_found_to_be_wrong_stays_so_until_it_is_made_again(store):
+    committed = begin(store).commit(METRICS, 0.0)
+    store.condemn(committed.url, {"model/config.json": "has another checksum"})
+    assert store.find("train", "0123abcd") is None
+    assert store.damage("train", "0123abcd") == "model/config.json has another checksum"
+    again = begin(store).commit(METRICS, 0.0)
+    assert store.find("train", "0123abcd") == again
+    store.condemn(committed.url, {"model/config.json": "has another checksum"})  # by another run
+    assert store.find("train", "0123abcd") == again
+
+
 def test_one_file_is_read_without_the_others(store, monkeypatch):
     committed = begin(store).commit({}, 0.0)
     monkeypatch.setattr(type(committed), "path", None)
