@@ -25,7 +25,8 @@ FLOORS = [
     "pipeline.data pipeline.models",
     "pipeline.context",
     "pipeline.reports pipeline.store pipeline.tasks pipeline.tracking",
-    "pipeline.metric pipeline.section pipeline.worker_group",
+    "pipeline.host_memory pipeline.metric pipeline.section",
+    "pipeline.worker_group",
     "pipeline.errors",
     "mgpp.integrations",
     "mgpp.sparse",
@@ -80,20 +81,21 @@ ALLOWED = {
     ),
     "pipeline.export": "mgpp pipeline.errors pipeline.models pipeline.section",
     "pipeline.training": (
-        "mgpp mgpp.backends pipeline.context pipeline.errors pipeline.models "
-        "pipeline.pruning pipeline.section pipeline.store pipeline.tasks pipeline.tracking "
-        "pipeline.worker_group"
+        "mgpp mgpp.backends mgpp.tensor_file pipeline.context pipeline.errors pipeline.host_memory "
+        "pipeline.models pipeline.pruning pipeline.section pipeline.store pipeline.tasks "
+        "pipeline.tracking pipeline.worker_group"
     ),
     "pipeline.pruning": (
-        "mgpp mgpp.methods mgpp.pattern mgpp.settings mgpp.sharding pipeline.context "
-        "pipeline.errors pipeline.models pipeline.section pipeline.store pipeline.tasks "
-        "pipeline.tracking pipeline.worker_group"
+        "mgpp mgpp.methods mgpp.pattern mgpp.settings mgpp.sharding mgpp.tensor_file "
+        "pipeline.context pipeline.errors pipeline.models pipeline.section pipeline.store "
+        "pipeline.tasks pipeline.tracking pipeline.worker_group"
     ),
     "pipeline.models": "pipeline.errors pipeline.section pipeline.store pipeline.worker_group",
     "pipeline.data": "pipeline.errors pipeline.section pipeline.store pipeline.tasks",
     "pipeline.context": "pipeline.store pipeline.tracking pipeline.worker_group",
     "pipeline.tasks": "pipeline.errors pipeline.metric pipeline.section",
     "pipeline.store": "mgpp.tensor_file pipeline.errors pipeline.worker_group",
+    "pipeline.host_memory": "pipeline.worker_group",
     "pipeline.tracking": "pipeline.metric",
     "pipeline.reports": "mgpp pipeline.metric",
     "pipeline.section": "mgpp pipeline.errors",

@@ -14,6 +14,7 @@ from launch.cli.output import (
     raise_for,
     reported_errors,
     screen,
+    warn,
 )
 
 app = typer.Typer(
@@ -53,6 +54,7 @@ def run(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = Fal
         with connected_on_demand(cluster) as connect:
             choices = Choices(store.url, lambda: hardware_of(cluster, connect))
             planned = plan_campaign(campaign, choices)
+            warn(choices.warnings())
             runs = {**planned.final, **planned.selecting}
             seen = set()
             for each in runs:  # seeds and sparsities change nothing of what is checked
@@ -86,12 +88,15 @@ def status(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = 
         from launch.driver.progress import describe
         from pipeline.campaigns.grid import read_campaign
         from pipeline.runs.hardware import NO_GPUS, Choices
-        from pipeline.store.maintenance import usable_store
+        from pipeline.store.artifacts import ArtifactStore
+        from pipeline.store.storage import absolute_url
 
         campaign = read_campaign(config, list(overrides or []))
-        store = usable_store(campaign.storage)
+        store = ArtifactStore(absolute_url(campaign.storage))
         # One that has not begun waits, whatever `auto` would come to.
-        planned = plan_campaign(campaign, Choices(store.url, lambda: NO_GPUS))
+        choices = Choices(store.url, lambda: NO_GPUS)
+        planned = plan_campaign(campaign, choices)
+        warn(choices.warnings())
         states = campaign_states(campaign, planned, store)
         counts: dict[str, Any] = dict(Counter(state.state for state in states))
         if not as_json:

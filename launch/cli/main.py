@@ -31,6 +31,8 @@ app.add_typer(campaign.app, name="campaign")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(store.app, name="store")
 
+_MAKE_AGAIN = "rerunning its run makes it again"
+
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file of the run.")]
 
 
@@ -74,6 +76,7 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
             choices = Choices(store.url, lambda: hardware_of(settings.cluster, connect))
             begun = choices.has_begun(settings)
             settled = choices.settle(settings)
+            warn(choices.warnings())
             console.print(f"{'workers':<9} {described(settled)}{', as it began' if begun else ''}")
             stages = plan_stages(settled)  # once: it reads the model's files through
             if all_done(stages, store):
@@ -123,7 +126,7 @@ def validate(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = 
             raise_for(node_memory_problems(settled, here))
         keys = {stage.name: stage.key for stage in plan_stages(settled)}
         warning = planned_coverage(settings).warning
-        warnings = [warning] if warning else []
+        warnings = [*choices.warnings(), *([warning] if warning else [])]
         if not as_json:
             typer.echo(f"{config} is valid: {described(settled)}")
             for name, key in keys.items():
@@ -237,14 +240,16 @@ def show(
     with reported_errors(as_json) as emit:
         from pipeline.errors import ConfigError, Problem
         from pipeline.store.artifacts import open_artifact
-        from pipeline.store.manifest import DamagedManifestError
+        from pipeline.store.records import DamagedRecordError
 
         try:
             found = open_artifact(artifact)
-        except (FileNotFoundError, DamagedManifestError) as error:
+        except FileNotFoundError as error:
             raise ConfigError(
                 [Problem(artifact, str(error).removeprefix(f"{artifact}: "))]
             ) from error
+        except DamagedRecordError as error:
+            raise ConfigError([Problem(artifact, str(error), hint=_MAKE_AGAIN)]) from error
         values = dict(vars(found))
         if not as_json:
             from omegaconf import OmegaConf

@@ -89,7 +89,13 @@ def _apart_in_size(runs: Sequence[RunConfig]) -> list[RunConfig]:
     for run in runs:
         sections = {"model", "task", "zero", "cluster", "distill", "evaluate"}
         sizes = run.model_dump(mode="json", include=sections)
-        train = run.train.model_dump(mode="json", include={"batch_size", "micro_batch_size"})
+        sizes_of_train = {
+            "batch_size",
+            "micro_batch_size",
+            "checkpoint_every",
+            "checkpoint_writing",
+        }
+        train = run.train.model_dump(mode="json", include=sizes_of_train)
         method = run.prune.method.name
         kinds.setdefault(json.dumps([sizes, train, method], sort_keys=True), run)
     return list(kinds.values())

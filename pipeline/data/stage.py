@@ -47,9 +47,10 @@ def prepare_data(
     unknown = unknown_problems(raw["train"], list(task.text_columns().values()), tokenizer)
     if unknown:
         raise ConfigError(unknown)
+    # Before it cuts rows: from then on it writes itself with their length.
+    tokenizer.save_pretrained(str(folder / "tokenizer"))
     tokenized = task.tokenize(raw, tokenizer, config.num_proc)
     tokenized.splits.save_to_disk(str(folder / "dataset"))
-    tokenizer.save_pretrained(str(folder / "tokenizer"))
     return {
         "num_rows": {name: len(split) for name, split in tokenized.splits.items()},
         "num_tokens": {name: num_tokens(split) for name, split in tokenized.splits.items()},

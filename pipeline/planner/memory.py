@@ -22,6 +22,17 @@ def checkpoint_bytes(trained: int, prunable: int, num_kept: int = 0) -> int:
     return trained * (MASTER + _MOMENTS) + prunable // 8 + prunable * num_kept * MASTER
 
 
+def copied_bytes(
+    zero: ZeroConfig, trained: int, prunable: int, world_size: int, num_kept: int = 0
+) -> int:
+    """Return what a worker's copy of a checkpoint takes while it is written in the background.
+
+    At stage 0 one worker writes it all. Arguments are those of `state_bytes`.
+    """
+    sharers = world_size if zero.stage else 1
+    return checkpoint_bytes(-(-trained // sharers), -(-prunable // sharers), num_kept)
+
+
 def state_bytes(
     zero: ZeroConfig,
     total: int,

@@ -30,6 +30,7 @@ from pipeline.planner.memory import (
     activation_bytes,
     bucket_bytes,
     checkpoint_bytes,
+    copied_bytes,
     distillation_bytes,
     state_bytes,
 )
@@ -45,6 +46,7 @@ from pipeline.training.teacher import in_terms_of_teacher
 _STATISTIC = 8  # bytes a number: float64
 WORKER_BYTES = 6 * 2**30  # a worker's Python, libraries, CUDA context and rows
 SYSTEM_BYTES = 8 * 2**30  # the operating system, Ray, and Ray's store of objects
+CHECKPOINT_COPY = "copy of a checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,7 @@ class Plan:
         num_prunable: of them, those that are pruned.
         weights: the whole model once, in the run's precision.
         device: memory on the worker's device, by what it is for.
-        host: memory beside it that offload takes, by what it is for.
+        host: memory beside it that offload and the copy of a checkpoint take, by what it is for.
         evaluation: memory on the device while a model is evaluated, by what it is for.
         held_whole: what each worker holds whole in its node's memory; None if nothing.
         sent_per_step: sent by a worker for one optimizer step.
@@ -64,6 +66,7 @@ class Plan:
         sent_per_pruning: sent by a worker for one pruning, at most; what lies on several workers of a
             pattern's groups and blocks comes on top, and with min_kept as often as weights reach it.
         checkpoint: one checkpoint, all workers together.
+        checkpoints: what storage holds of them at most: those that are kept, and one being written.
         coverage: how much of the model is prunable.
     """
 
@@ -78,6 +81,7 @@ class Plan:
     flops_per_step: int
     sent_per_pruning: int
     checkpoint: int
+    checkpoints: int
     coverage: Coverage
 
     @property
@@ -87,7 +91,7 @@ class Plan:
 
     @property
     def host_total(self) -> int:
-        """All memory that offload takes."""
+        """All memory beside the device's."""
         return sum(self.host.values())
 
     @property
@@ -151,6 +155,8 @@ def plan_run(config: RunConfig) -> Plan:
         config, empty, names, accumulated=micro_batches > 1
     )
     device["buckets"] = bucket_bytes(config.zero, on_gpu, total)
+    if config.train.checkpoint_every and config.train.checkpoint_writing != "foreground":
+        host[CHECKPOINT_COPY] = copied_bytes(config.zero, trained, prunable, world_size, num_kept)
     batch: dict[str, int] = {
         "rows": micro,
         "length": config.task.max_length,
@@ -160,6 +166,7 @@ def plan_run(config: RunConfig) -> Plan:
     device["activations (estimate)"] = activation_bytes(
         empty, **batch, recomputed=config.train.gradient_checkpointing
     )
+    checkpoint = checkpoint_bytes(trained, prunable, num_kept)
     of_teacher = 0
     if config.distill is not None:
         of_teacher = _num_teacher_parameters(config, total)
@@ -189,7 +196,8 @@ def plan_run(config: RunConfig) -> Plan:
             of_teacher=of_teacher,
         ),
         sent_per_pruning=sent if config.zero.stage else 8 * world_size,
-        checkpoint=checkpoint_bytes(trained, prunable, num_kept),
+        checkpoint=checkpoint,
+        checkpoints=checkpoint * (config.train.checkpoints_kept + 1),
         coverage=coverage_of(empty, names, config.prune.settings.exclude),
     )
 
@@ -278,6 +286,7 @@ def plan_one_shot(config: RunConfig, empty: nn.Module, method: OneShotMethod) ->
             * (2 * _STATISTIC * sum(sum(layer) for layer in statistics) + width * prunable)
         ),
         checkpoint=prunable * width,
+        checkpoints=prunable * width,
         coverage=coverage_of(empty, names, config.prune.settings.exclude),
     )
 

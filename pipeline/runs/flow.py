@@ -103,6 +103,7 @@ def run_stage(
         group,
         keep=config.train.checkpoints_kept,
         notify=lambda text: progress({"event": "note", "text": text}),
+        patience=config.cluster.timeout_seconds,
     )
     try:
         attempt = None

@@ -13,6 +13,7 @@ from pipeline.store.node_copies import DamagedArtifactError
 from pipeline.store.storage import absolute_url
 
 RUN = "run:"
+_RUN_AGAIN = "run that recipe again, which writes the file anew"
 
 
 def resolve_upstream(
@@ -68,6 +69,8 @@ def _exported_model(reference: str, above: tuple[str, ...]) -> str:
         key = next(stage.key for stage in stages if stage.name == "export")
     except ConfigError as error:
         raise ConfigError(p.within(f"model.path: {reference!r}") for p in error.problems) from error
+    for damage in choices.damaged.values():
+        raise ConfigError([Problem("model.path", f"{reference!r}: {damage}", hint=_RUN_AGAIN)])
     store = ArtifactStore(absolute_url(config.storage))
     exported = store.find("export", key)
     if exported is None:

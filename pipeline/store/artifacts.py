@@ -28,7 +28,14 @@ from pipeline.store.node_copies import (
     new_copy,
     sizes_problem,
 )
-from pipeline.store.storage import is_local, open_storage, put_json, read_json
+from pipeline.store.records import (
+    DamagedRecordError,
+    DamageNote,
+    FailureNote,
+    put_record,
+    read_record,
+)
+from pipeline.store.storage import is_local, open_storage, put_json
 
 DONE_FILE, FAILED_FILE, _DAMAGED_FILE = "_DONE.json", "_FAILED.json", "_DAMAGED.json"
 
@@ -161,7 +168,8 @@ class ArtifactStore:
 
     def condemn(self, url: str, problems: Mapping[str, str]) -> None:
         """Note in an attempt's folder that its files are not what was committed: it counts no longer."""
-        put_json(self._fs, f"{self._strip(url)}/{_DAMAGED_FILE}", {"problems": dict(problems)})
+        note = DamageNote(problems=dict(problems))
+        put_record(self._fs, f"{self._strip(url)}/{_DAMAGED_FILE}", note)
 
     def _look(self, stage: str, key: str) -> tuple[Artifact | None, str]:
         """Return the finished artifact of a key, or why there is none although something is there."""
@@ -177,9 +185,11 @@ class ArtifactStore:
         there = self._fs.find(root, detail=True)
         sizes = {str(path)[len(root) + 1 :]: int(info["size"]) for path, info in there.items()}
         if _DAMAGED_FILE in sizes:
-            noted = read_json(self._fs, f"{root}/{_DAMAGED_FILE}")
-            named = isinstance(noted, dict) and noted.get("problems")
-            return None, described(named) if named else f"{_DAMAGED_FILE} says so"
+            try:
+                noted = read_record(self._fs, f"{root}/{_DAMAGED_FILE}", DamageNote)
+            except DamagedRecordError:
+                noted = None
+            return None, described(noted.problems) if noted else f"{_DAMAGED_FILE} says so"
         problems = sizes_problem(sizes, found.files)
         return (None, described(problems)) if problems else (found, "")
 
@@ -193,6 +203,8 @@ class ArtifactStore:
             raw = self._fs.cat_file(self._strip(manifest_url))
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except IsADirectoryError as error:
+            raise DamagedManifestError(manifest_url, "is a folder") from error
         return parse_manifest(raw, manifest_url)
 
     def begin(
@@ -227,15 +239,18 @@ class ArtifactStore:
         path = self._strip(f"{self.folder_of(stage, key)}/{FAILED_FILE}")
         if reason:
             self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-            put_json(self._fs, path, {"reason": reason})
+            put_record(self._fs, path, FailureNote(reason=reason))
         elif self._fs.exists(path):
             self._fs.rm(path)
 
     def failure(self, stage: str, key: str) -> str | None:
-        """Return why a key's run failed last, or None."""
+        """Return why a key's run failed last, or None where no failure is noted."""
         path = self._strip(f"{self.folder_of(stage, key)}/{FAILED_FILE}")
-        found = read_json(self._fs, path)
-        return None if found is None else str(found["reason"])
+        try:
+            found = read_record(self._fs, path, FailureNote)
+        except DamagedRecordError as error:
+            return f"{error}; why it failed is not known"
+        return None if found is None else found.reason
 
     def _strip(self, url: str) -> str:
         return str(self._fs._strip_protocol(url))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pipeline.store.artifacts import open_artifact
 from pipeline.store.checksum_cache import content_checksum
-from pipeline.store.manifest import DamagedManifestError
 from pipeline.store.node_copies import DamagedArtifactError
+from pipeline.store.records import DamagedRecordError
 
 _PACKAGE = "package:"
 ARTIFACT = "artifact:"
@@ -26,7 +26,7 @@ def resolve_path(path: str) -> str:
         url, _, inner = path.removeprefix(ARTIFACT).rpartition("/")
         try:
             return str(open_artifact(url).path / inner)
-        except (FileNotFoundError, DamagedManifestError, DamagedArtifactError) as error:
+        except (FileNotFoundError, DamagedRecordError, DamagedArtifactError) as error:
             raise ValueError(str(error)) from error
     if not path.startswith(_PACKAGE):
         return path

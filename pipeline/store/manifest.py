@@ -7,7 +7,6 @@ Canonical JSON is what `json.dumps` writes with sorted keys and no spaces. Manif
 have neither `format` nor `checksum`: their metrics are taken as they are.
 """
 
-import hashlib
 import json
 from math import isfinite
 from pathlib import PurePosixPath
@@ -16,30 +15,19 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.store import checksums
+from pipeline.store.records import DamagedRecordError, canonical_checksum
 
 FORMAT = 2
 
 
-class DamagedManifestError(ValueError):
-    """A manifest that is there, and is not what was written.
-
-    Attributes:
-        url: of the manifest.
-        reason: what is wrong with it.
-    """
-
-    def __init__(self, url: str, reason: str) -> None:
-        self.url, self.reason = url, reason
-        super().__init__(url, reason)  # exceptions cross process borders by their arguments
-
-    def __str__(self) -> str:
-        return f"{self.url} is damaged: {self.reason}"
+class DamagedManifestError(DamagedRecordError):
+    """A manifest that is there, and is not what was written."""
 
 
 def sealed(values: dict[str, Any]) -> dict[str, Any]:
     """Return a manifest as it is read back, with its format and its checksum."""
     written: dict[str, Any] = json.loads(json.dumps({**values, "format": FORMAT}))
-    return {**written, "checksum": _checksum(written)}
+    return {**written, "checksum": canonical_checksum(written)}
 
 
 def read_manifest(raw: bytes, url: str) -> dict[str, Any]:
@@ -63,7 +51,7 @@ def read_manifest(raw: bytes, url: str) -> dict[str, Any]:
         raise DamagedManifestError(url, reason)
     given = values.get("checksum")
     rest = {name: value for name, value in values.items() if name != "checksum"}
-    if given is not None and given != _checksum(rest):
+    if given is not None and given != canonical_checksum(rest):
         raise DamagedManifestError(url, "it was changed after it was written (another checksum)")
     try:
         _Manifest.model_validate(values)
@@ -72,12 +60,6 @@ def read_manifest(raw: bytes, url: str) -> dict[str, Any]:
         where = ".".join(map(str, first["loc"]))
         raise DamagedManifestError(url, f"{where}: {first['msg']}".removeprefix(": ")) from error
     return {**{name: rest[name] for name in rest if name != "format"}, "checksum": given}
-
-
-def _checksum(values: dict[str, Any]) -> str:
-    return hashlib.sha256(
-        json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
-    ).hexdigest()
 
 
 def _inside(name: str) -> str:

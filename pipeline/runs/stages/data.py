@@ -22,7 +22,7 @@ class DataStage(Stage):
     """Tokenizes the rows of all splits."""
 
     name = "data"
-    version = 3
+    version = 4
     settings = {"data": every, "task": _for_rows, "model": only(*_TOKENIZER)}
 
     def inputs(self, config: RunConfig) -> tuple[str, ...]:

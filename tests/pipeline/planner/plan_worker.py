@@ -21,7 +21,7 @@ from pipeline.pruning.config import PruneSection
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import make_task
 from pipeline.tasks.sequence import ClassificationConfig
-from pipeline.training.checkpoint import TrainingState, write_checkpoint
+from pipeline.training.checkpoint import Snapshot, TrainingState
 from pipeline.training.config import TrainConfig
 from pipeline.training.deepspeed import ZeroConfig, init_deepspeed
 from pipeline.training.engine import make_engine
@@ -163,24 +163,26 @@ def measure(case: str, bert: str, folder: Path) -> dict[str, Any]:
                 engine.backward(engine(input_ids=tokens, labels=torch.tensor([0, 1])).loss)
                 engine.step()
             counted.append(sent.size)
-    written = folder / case
-    written.mkdir(exist_ok=True)
-    write_checkpoint(
-        written,
-        engine=engine,
-        pruner=pruner,
-        records=None,
-        done=TrainingState(),
-        workers=workers,
+    snapshot = Snapshot(
+        engine=engine, pruner=pruner, records=None, done=TrainingState(), workers=workers
     )
+    before_copy = set(held_bytes())
+    snapshot.copy_to_host()
+    copied = sum(size for at, size in held_bytes().items() if at not in before_copy)
+    context.checkpoints.save(snapshot.write, 1)
     dist.barrier()
-    checkpoint = sum(file.stat().st_size for file in written.iterdir())
+    written = (folder / "checkpoints").rglob("*")
+    checkpoint = sum(file.stat().st_size for file in written if file.is_file())
+    dist.barrier()
+    if workers.is_main:
+        context.checkpoints.discard()
     engine.destroy()
     # Of the second step: the first one may prune.
     return {
         "held": max(found[len(found) // 2 :]),
         "pinned": pinned,
         "checkpoint": checkpoint,
+        "copied": copied,
         "sent": sum(counted[ACCUMULATION:]),
     }
 

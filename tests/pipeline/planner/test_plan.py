@@ -17,9 +17,14 @@ from transformers import (
 from mgpp import grouped_parameters
 from pipeline.errors import ConfigError
 from pipeline.evaluation.head import TokenScorer
-from pipeline.planner.memory import activation_bytes, checkpoint_bytes, state_bytes
+from pipeline.planner.memory import (
+    activation_bytes,
+    checkpoint_bytes,
+    copied_bytes,
+    state_bytes,
+)
 from pipeline.planner.pinned import pinned_blocks
-from pipeline.planner.plan import plan_run
+from pipeline.planner.plan import CHECKPOINT_COPY, plan_run
 from pipeline.planner.speed import StepTime, step_time
 from pipeline.pruning.config import PruneSection
 from pipeline.runs.config import parse_config, read_config
@@ -213,8 +218,9 @@ def test_settings_that_lie_nested_are_found(tmp_path):
 
 def test_offload_moves_the_optimizer_to_the_host(llama):
     folder = llama("8B")
-    near = plan_run(make_config(folder))
-    far = plan_run(make_config(folder, zero={"offload_optimizer": True}))
+    train = {"checkpoint_writing": "foreground"}
+    near = plan_run(make_config(folder, train=train))
+    far = plan_run(make_config(folder, train=train, zero={"offload_optimizer": True}))
     # 4 of the reduced gradients, 4 of the step's, 4 of the master weights and 8 of Adam's averages.
     moved = far.host_total - far.host["pinned blocks rounded up"]
     assert moved == pytest.approx(20 * near.num_parameters / 64 + far.host["masks"])
@@ -294,6 +300,24 @@ def test_host_memory_under_offload_is_what_torch_allocates_of_it(llama):
         cluster={"num_workers": 16, "gpus_per_worker": 0},
     )
     assert "pinned blocks rounded up" not in plan_run(on_cpus).host  # nothing is pinned there
+
+
+def test_a_copy_of_a_workers_checkpoint_is_counted_where_one_is_made(llama):
+    folder = llama("8B")
+
+    def planned(zero=None, **train):
+        return plan_run(make_config(folder, train=train, zero=zero or {}))
+
+    plan = planned()
+    # Master weights and both averages, and a bit of each prunable weight, over 64 workers.
+    assert plan.host == {
+        CHECKPOINT_COPY: pytest.approx(12 * plan.num_parameters / 64 + plan.num_prunable / 512)
+    }
+    assert planned(checkpoint_writing="background").host == plan.host
+    assert planned(checkpoint_writing="foreground").host == {}
+    assert planned(checkpoint_every=None).host == {}
+    assert planned(zero={"stage": 0}).host[CHECKPOINT_COPY] == plan.checkpoint  # by one worker
+    assert planned(checkpoints_kept=5).checkpoints == 6 * plan.checkpoint
 
 
 def test_pruning_in_one_shot_holds_one_layer_on_the_device(llama):
@@ -497,6 +521,8 @@ def test_two_workers_hold_and_write_what_is_planned(measured, case):
     else:
         assert found["held"] == pytest.approx(expected, rel=0.1)
     assert found["checkpoint"] == pytest.approx(checkpoint_bytes(trained, prunable), rel=0.1)
+    copied = copied_bytes(layout(case), trained, prunable, world_size=2)
+    assert found["copied"] == pytest.approx(copied, rel=0.1)
 
 
 @pytest.mark.distributed

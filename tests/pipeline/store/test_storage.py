@@ -1,6 +1,6 @@
 """Storage: what can be used as such, and files made by one of many."""
 
-import os
+import sys
 import threading
 
 import pytest
@@ -14,6 +14,7 @@ from pipeline.store.storage import (
     read_json,
     storage_problems,
 )
+from tests.processes import run
 
 
 def test_json_is_put_and_read(url):
@@ -22,9 +23,8 @@ def test_json_is_put_and_read(url):
     assert create_json(filesystem, path, {"step": 1})
     put_json(filesystem, path, {"step": 2, "é": [None]})
     assert read_json(filesystem, path) == {"step": 2, "é": [None]}
-    with filesystem.open(path, "wb") as file:
-        file.write(b'{"step": 3')
-    assert read_json(filesystem, path) is None
+    assert not create_json(filesystem, path, {"step": 3})
+    assert read_json(filesystem, path) == {"step": 2, "é": [None]}
 
 
 def test_of_many_that_create_a_file_one_does(url):
@@ -78,23 +78,130 @@ def test_paths_that_no_file_system_takes(tmp_path, name, why):
         absolute_url(storage)
 
 
-def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
-    assert storage_problems(str(tmp_path / "a" / "b")) == []
+@pytest.mark.parametrize("name", ["", "a/b", "here/a/b"])
+def test_a_folder_is_tried_and_nothing_is_left_in_it(tmp_path, name):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "notes").write_text("mine")
+    assert storage_problems(str(tmp_path / name)) == []
+    assert storage_problems(f"file://{tmp_path}/{name}") == []
+    assert absolute_url(f"file://{tmp_path}/a") == str(tmp_path / "a")
+    assert [path.name for path in tmp_path.rglob("*")] == ["here", "notes"]
+
+
+@pytest.mark.parametrize(
+    ("storage", "why"),
+    [
+        ("", "is empty"),
+        (" ", "is empty"),
+        ("://", "no such kind of storage"),
+        ("://x", "no such kind of storage"),
+        ("http://", "http:// can only be read"),
+        ("https://host/runs", "https:// can only be read"),
+        ("memory://", "memory:// is gone with the process that writes it"),
+        ("memory://runs", "memory:// is gone with the process that writes it"),
+        ("simplecache::s3://bucket/runs", "no such kind of storage"),
+        ("nowhere://bucket", "no such kind of storage"),
+        ("S3://bucket/runs", "no such kind of storage"),
+        ("s3://", "names no bucket or folder"),
+        ("file:///", "names no bucket or folder"),
+        ("file://runs", "a folder's URL has three slashes: file:///FOLDER"),
+        ("s3:/bucket/runs", "a URL has two slashes after its colon"),
+    ],
+)
+def test_what_names_no_place_is_refused(storage, why, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (problem,) = storage_problems(storage)
+    assert (problem.key, problem.got) == ("storage", storage)
+    assert problem.why.startswith(why)
+    assert problem.allowed[:2] == ("a folder", "s3://BUCKET/PATH")
+    with pytest.raises(ConfigError, match=r"^storage: "):
+        absolute_url(storage)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_takes_no_files_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    (problem,) = map(str, storage_problems(str(tmp_path / "file" / "runs")))
-    assert problem.startswith("storage: ")
-    assert problem.endswith("file is not a folder")
-    # Root may write where users may not.
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    (problem,) = map(str, storage_problems(str(tmp_path / "runs")))
-    assert "read-only" in problem
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("file", "file/runs", "link/runs"):
+        (problem,) = map(str, storage_problems(str(tmp_path / name)))
+        assert problem.startswith(f"storage: {tmp_path}/{name} cannot be made: ")
+        assert problem.endswith(" is not a folder")
+    (problem,) = map(str, storage_problems("/proc/runs"))
+    assert problem == "storage: /proc/runs cannot be written: /proc: No such file or directory"
 
 
-def test_a_bucket_that_is_not_there(bucket):
-    assert storage_problems(f"{bucket}/runs") == []
+TRY = "from pipeline.store.storage import storage_problems as p; {}; print(*p('{}'))"
+
+
+def tried_inside(script, folder):
+    """What a process says of storage in a folder, on a machine of its own as far as mounts go."""
+    command = f'{script} && exec {sys.executable} -c "{TRY.format("import os", folder)}"'
+    done = run(["unshare", "--map-root-user", "--mount", "sh", "-c", command], timeout=60)
+    if "unshare" in done.stderr:
+        pytest.skip(f"no namespaces here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_full_and_read_only_storage_are_named(tmp_path):
+    mount = f"mount -t tmpfs -o size=4k none {tmp_path}"
+    storage = f"{tmp_path}/a/runs"
+    full = f"{mount} && mkdir {tmp_path}/a && head -c 4096 /dev/zero > {tmp_path}/file"
+    assert tried_inside(full, storage) == (
+        f"storage: {storage} cannot be written: {tmp_path}/a: it is full (No space left on device)"
+    )
+    assert tried_inside(f"{mount} && mount -o remount,ro {tmp_path}", storage) == (
+        f"storage: {storage} cannot be written: {tmp_path}: it is read-only (Read-only file system)"
+    )
+
+
+def test_a_folder_without_the_right_to_write_is_named(tmp_path):
+    tmp_path.chmod(0o555)
+    as_a_user = TRY.format("import os; os.getuid() or os.setuid(65534)", tmp_path / "runs")
+    done = run([sys.executable, "-c", as_a_user], timeout=60)
+    problem = done.stdout.strip()
+    assert problem.startswith(f"storage: {tmp_path}/runs cannot be written: "), done.stderr
+    assert problem.endswith("no right to (Permission denied)")
+
+
+def test_an_object_store_is_tried_and_nothing_is_left_in_it(bucket):
+    assert storage_problems(f"{bucket}/some/runs") == []
+    filesystem, root = open_storage(f"{bucket}/some")
+    assert filesystem.find(root) == []
     assert list(map(str, storage_problems("s3://another/runs"))) == [
         "storage: s3://another/runs: there is no bucket 'another'"
     ]
+
+
+@pytest.mark.parametrize(
+    ("operation", "error", "why"),
+    [
+        ("pipe_file", PermissionError("Access Denied"), "no right to (Access Denied)"),
+        (
+            "rm",
+            PermissionError("Access Denied"),
+            "files cannot be deleted: no right to (Access Denied)",
+        ),
+        ("pipe_file", NotImplementedError(), "it takes no files"),
+    ],
+)
+def test_what_an_object_store_refuses_is_named(bucket, monkeypatch, operation, error, why):
+    filesystem, _ = open_storage(bucket)
+
+    def refuse(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(filesystem, operation, refuse)
+    (problem,) = map(str, storage_problems(f"{bucket}/runs"))
+    assert problem == f"storage: {bucket}/runs cannot be written: {why}"
+
+
+def test_storage_that_overwrites_what_is_there_holds_no_lease(bucket, monkeypatch):
+    filesystem, _ = open_storage(bucket)
+    real = filesystem.pipe_file
+    monkeypatch.setattr(filesystem, "pipe_file", lambda path, data, mode=None: real(path, data))
+    (problem,) = map(str, storage_problems(f"{bucket}/runs"))
+    assert problem.endswith("so leases would not hold")
 
 
 def test_a_protocol_without_its_package(monkeypatch):
@@ -105,8 +212,3 @@ def test_a_protocol_without_its_package(monkeypatch):
     assert list(map(str, storage_problems("gs://bucket/runs"))) == [
         "storage: gs:// needs a package that is not installed: pip install 'mgpp[gcs]'"
     ]
-
-
-def test_an_unknown_protocol():
-    (problem,) = map(str, storage_problems("nowhere://bucket"))
-    assert problem.startswith("storage: nowhere://bucket cannot be reached: ")
