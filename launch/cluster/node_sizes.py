@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from pipeline.campaigns.grid import campaign_runs, read_campaign
 from pipeline.errors import ConfigError, Problem
-from pipeline.planner.plan import plan_run
+from pipeline.planner.plan import CHECKPOINT_COPY, plan_run
 from pipeline.runs.config import RunConfig, parse_config, read_config
 from pipeline.runs.hardware import NO_GPUS, WITH_GPUS, settled
 from pipeline.runs.upstream import resolve_upstream
@@ -79,6 +79,8 @@ def _memory_gib(run: RunConfig, nodes: int, has_gpus: bool) -> int:
             ]
         ) from error
     each = plan.host_total + (0 if has_gpus else plan.device_total)
+    if run.train.checkpoint_writing == "auto":  # it does without where a node has no room
+        each -= plan.host.get(CHECKPOINT_COPY, 0)
     workers = _workers_of_a_node(run, nodes)
     return math.ceil((workers * each + plan.weights) / GIB) + workers * WORKER_GIB + SYSTEM_GIB
 
