@@ -60,6 +60,7 @@ class Plan:
         device: memory on the worker's device, by what it is for.
         host: memory beside it that offload and the copy of a checkpoint take, by what it is for.
         evaluation: memory on the device while a model is evaluated, by what it is for.
+        copy_if_room: whether a checkpoint is copied only where a node has room for that.
         held_whole: what each worker holds whole in its node's memory; None if nothing.
         sent_per_step: sent by a worker for one optimizer step.
         flops_per_step: floating-point operations of a worker for one optimizer step.
@@ -76,6 +77,7 @@ class Plan:
     device: dict[str, int]
     host: dict[str, int]
     evaluation: dict[str, int]
+    copy_if_room: bool
     held_whole: HeldWhole | None
     sent_per_step: int
     flops_per_step: int
@@ -110,6 +112,8 @@ class Plan:
             has_gpus: whether devices have memory of their own.
         """
         each = self.host_total
+        if self.copy_if_room:
+            each -= self.host.get(CHECKPOINT_COPY, 0)
         if not has_gpus:
             each = max(each + self.device_total, self.evaluation_total)
         whole = 0 if self.held_whole is None else self.held_whole.size  # before there is any state
@@ -185,6 +189,7 @@ def plan_run(config: RunConfig) -> Plan:
         device={name: size for name, size in device.items() if size},
         host={name: size for name, size in host.items() if size},
         evaluation=evaluation_bytes(config, empty, total),
+        copy_if_room=config.train.checkpoint_writing == "auto",
         held_whole=held_whole(config, empty),
         sent_per_step=_sent_per_step(config, total, trained, of_teacher, micro),
         flops_per_step=step_flops(
@@ -276,6 +281,7 @@ def plan_one_shot(config: RunConfig, empty: nn.Module, method: OneShotMethod) ->
             * width,
         },
         evaluation=evaluation_bytes(config, empty, total),
+        copy_if_room=False,
         held_whole=held_whole(config, empty),
         sent_per_step=0,
         flops_per_step=0,

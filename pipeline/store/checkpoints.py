@@ -5,7 +5,7 @@
     <url>/step-00000500-3fa2c1/_DONE.json        written last: step, world size, each file's checksums
 
 Storage is a local or shared folder or any fsspec URL. What a thread does here is agreed upon through
-storage, never by collectives: the training goes on with those.
+storage, never by collectives, which the training uses meanwhile.
 """
 
 import logging

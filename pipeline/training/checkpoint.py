@@ -86,7 +86,7 @@ class Snapshot:
         return self._shards.num_bytes + sum(buffer.nbytes for buffer in self._buffers.values())
 
     def copy_to_host(self) -> None:
-        """Copy all tensors to the host's memory, so that the training may go on changing them."""
+        """Copy all tensors to the host's memory, so that the training may change them meanwhile."""
         self._shards.copy_to_host()
         self._buffers = {name: b.to("cpu", copy=True) for name, b in self._buffers.items()}
 

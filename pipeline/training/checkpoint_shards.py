@@ -94,7 +94,7 @@ class ShardWriter:
             self._add(mask["name"], mask["offset"], mask["numel"], values, {})
 
     def copy_to_host(self) -> None:
-        """Copy all tensors to the host's memory, so that the training may go on changing them."""
+        """Copy all tensors to the host's memory, so that the training may change them meanwhile."""
         for file in self._files:
             for name, tensor in file.tensors.items():
                 copy = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")

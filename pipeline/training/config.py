@@ -47,8 +47,8 @@ class TrainConfig(OptimizerConfig):
     checkpoints_kept: Positive = 2
     """How many checkpoints are kept; older ones are deleted. One more is there while it is written."""
     checkpoint_writing: Literal["auto", "foreground", "background"] = "auto"
-    """Training waits for a checkpoint in the foreground; in the background it goes on while a copy in the
-    host's memory is written; auto: in the background where the nodes' free memory holds the copy."""
+    """Training waits for a checkpoint in the foreground; in the background it continues while a copy in
+    the host's memory is written; auto: in the background where the nodes' free memory holds the copy."""
 
     def rows_of_a_pass(self, num_workers: int) -> int:
         """Return how many rows each of so many workers takes in one forward pass."""

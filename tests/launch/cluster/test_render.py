@@ -239,6 +239,10 @@ def test_cores_and_memory_come_from_the_plan(tmp_path):
     memory = math.ceil((offloaded + 2 * 70_553_706_496) / 2**30) + 8 * 6 + 8
     assert sizes(str(recipe), nodes=2) == (8 * 12, f"{memory}G")
     assert 975 < memory < 990
+    recipe.write_text(recipe.read_text() + "train: {checkpoint_writing: background}\n")
+    copied = 8 * (70_553_706_496 * 12 + 68_451_041_280 / 8) / 16
+    with_copies = math.ceil((offloaded + copied + 2 * 70_553_706_496) / 2**30) + 8 * 6 + 8
+    assert sizes(str(recipe), nodes=2) == (8 * 12, f"{with_copies}G")
     assert sizes(str(recipe), "cpus_per_node=128", "memory_gib=1900", nodes=2) == (128, "1900G")
 
 
