@@ -22,6 +22,7 @@ FLOORS = [
     "pipeline.evaluation pipeline.export",
     "pipeline.training",
     "pipeline.pruning",
+    "pipeline.saving",
     "pipeline.data pipeline.models",
     "pipeline.context",
     "pipeline.reports pipeline.store pipeline.tasks pipeline.tracking",
@@ -39,7 +40,7 @@ FLOORS = [
     "mgpp.prior mgpp.prunable",
     "mgpp.kernels",
     "mgpp.schedule",
-    "mgpp.duration mgpp.pattern mgpp.settings mgpp.version",
+    "mgpp.duration mgpp.pattern mgpp.settings mgpp.tensor_file mgpp.version",
     "launch",
     "pipeline",
 ]
@@ -77,22 +78,28 @@ ALLOWED = {
         "pipeline.context pipeline.metric pipeline.models pipeline.section pipeline.tasks "
         "pipeline.training pipeline.worker_group"
     ),
-    "pipeline.export": "mgpp pipeline.errors pipeline.models pipeline.section",
+    "pipeline.export": (
+        "mgpp mgpp.tensor_file pipeline.errors pipeline.models pipeline.saving pipeline.section"
+    ),
     "pipeline.training": (
         "mgpp mgpp.backends pipeline.context pipeline.errors pipeline.models "
-        "pipeline.pruning pipeline.section pipeline.store pipeline.tasks pipeline.tracking "
-        "pipeline.worker_group"
+        "pipeline.pruning pipeline.saving pipeline.section pipeline.store pipeline.tasks "
+        "pipeline.tracking pipeline.worker_group"
     ),
     "pipeline.pruning": (
         "mgpp mgpp.methods mgpp.pattern mgpp.settings mgpp.sharding pipeline.context "
-        "pipeline.errors pipeline.models pipeline.section pipeline.store pipeline.tasks "
-        "pipeline.tracking pipeline.worker_group"
+        "pipeline.errors pipeline.models pipeline.saving pipeline.section pipeline.store "
+        "pipeline.tasks pipeline.tracking pipeline.worker_group"
+    ),
+    "pipeline.saving": (
+        "mgpp.backends mgpp.tensor_file pipeline.context pipeline.errors pipeline.models "
+        "pipeline.store pipeline.worker_group"
     ),
     "pipeline.models": "pipeline.errors pipeline.section pipeline.store pipeline.worker_group",
     "pipeline.data": "pipeline.errors pipeline.section pipeline.store pipeline.tasks",
     "pipeline.context": "pipeline.store pipeline.tracking pipeline.worker_group",
     "pipeline.tasks": "pipeline.errors pipeline.metric pipeline.section",
-    "pipeline.store": "pipeline.errors pipeline.worker_group",
+    "pipeline.store": "mgpp.tensor_file pipeline.errors pipeline.worker_group",
     "pipeline.tracking": "pipeline.metric",
     "pipeline.reports": "mgpp pipeline.metric",
     "pipeline.section": "mgpp pipeline.errors",
