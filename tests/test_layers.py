@@ -66,13 +66,13 @@ ALLOWED = {
     ),
     "pipeline.planner": (
         "mgpp mgpp.masking mgpp.sharding pipeline.errors pipeline.models pipeline.pruning "
-        "pipeline.runs pipeline.tasks pipeline.training"
+        "pipeline.runs pipeline.saving pipeline.tasks pipeline.training"
     ),
     "pipeline.runs": (
         "mgpp pipeline.context pipeline.data pipeline.errors "
         "pipeline.evaluation pipeline.export pipeline.models pipeline.pruning "
-        "pipeline.reports pipeline.section pipeline.store pipeline.tasks pipeline.tracking "
-        "pipeline.training pipeline.worker_group"
+        "pipeline.reports pipeline.saving pipeline.section pipeline.store pipeline.tasks "
+        "pipeline.tracking pipeline.training pipeline.worker_group"
     ),
     "pipeline.evaluation": (
         "pipeline.context pipeline.metric pipeline.models pipeline.section pipeline.tasks "

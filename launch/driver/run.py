@@ -182,8 +182,18 @@ def _run_group(
         return
     (stage,) = stages
     inputs = {name: artifacts[name] for name in stage.inputs}
-    task = ray.remote(num_cpus=1, max_retries=1)(_run_alone)
+    task = ray.remote(num_cpus=1, max_retries=1, memory=_memory(stage, inputs))(_run_alone)
     ray.get(task.remote(stage, config, store.url, inputs))
+
+
+def _memory(planned: PlannedStage, inputs: dict[str, Artifact]) -> int:
+    """Return the memory that a stage's task asks Ray for, bytes.
+
+    Never more than the largest node has: then it runs alone there, and does not wait for ever.
+    """
+    stage = next(stage for stage in STAGES if stage.name == planned.name)
+    nodes = [node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]]
+    return min(stage.memory(inputs), int(max(nodes, default=0)))
 
 
 def _run_alone(

@@ -112,7 +112,7 @@ def prune_one_shot(
         recorder.write("layers", len(run.layers) - 1, {"sparsity": _shares(run, figures)})
         recorder.close()
     tokenizer = load_tokenizer(ModelConfig(path=str(context.data / "tokenizer")))
-    write_model(context, model, tokenizer=tokenizer, prunable=run.names)
+    result["export_bytes"] = write_model(context, model, tokenizer=tokenizer, prunable=run.names)
     return result
 
 

@@ -6,7 +6,7 @@ of transformers are given tensors without values, and what they did is read off.
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -17,6 +17,11 @@ from torch.overrides import TorchFunctionMode
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
+from pipeline.errors import ConfigError, Problem
+
+EXPORT_BYTES = (
+    3 << 29
+)  # of an export's process: Python, libraries, and the parts of tensors in its hands
 _LAYER = re.compile(r"^.*?\.\d+\.")
 
 
@@ -82,7 +87,7 @@ def contents_of(model: Any) -> list[Unit]:
         model: of transformers; sharded by ZeRO 3 or on the meta device, no values are read.
 
     Raises:
-        ValueError: if a parameter that is trained would not be saved.
+        ConfigError: if a parameter that is trained would not be saved.
     """
     tensors = model.state_dict(keep_vars=True)
     parameters = {id(p): name for name, p in model.named_parameters()}
@@ -107,6 +112,16 @@ def contents_of(model: Any) -> list[Unit]:
     return sorted(units, key=lambda unit: order[unit.keys[0]])
 
 
+def export_bytes(units: Sequence[Unit]) -> int:
+    """Return the memory that the export of a model takes.
+
+    It reads the files a part at a time, unless transformers makes some parameters of several tensors each
+    or the reverse: then the model is loaded whole to be compared.
+    """
+    whole = 0 if all(unit.direct for unit in units) else sum(unit.nbytes for unit in units)
+    return EXPORT_BYTES + whole
+
+
 def converted(model: Any, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors that transformers saves of these, by their names in the state dict."""
     found: dict[str, Tensor] = revert_weight_conversion(model, dict(values))
@@ -117,26 +132,36 @@ def _groups(
     model: Any, state: Mapping[str, Tensor]
 ) -> list[tuple[list[str], dict[str, Spec], bool]]:
     """Return which tensors are converted together, what to, and whether their values stay in order."""
-    left = {name: _spec(t) for name, t in converted(model, state).items()}
+    with _Uncopied():
+        made = converted(model, state)
+    cut: dict[int, list[str]] = {}
+    for name, tensor in made.items():
+        cut.setdefault(tensor.untyped_storage()._cdata, []).append(name)
+    left = {name: _spec(tensor) for name, tensor in made.items()}
     found, together = [], []
     for key, source in state.items():
-        with _Uncopied():
-            made = _try_converted(model, {key: source})
-        outputs = {name: _spec(t) for name, t in (made or {}).items()}
-        if made and all(left.get(name) == spec for name, spec in outputs.items()):
-            ordered = sorted(made, key=lambda name: made[name].storage_offset())
-            direct = _in_order(source, [made[name] for name in ordered])
-            found.append(([key], {name: left.pop(name) for name in ordered}, direct))
+        names = cut.get(source.untyped_storage()._cdata, [])
+        names.sort(key=lambda name: made[name].storage_offset())
+        if _in_order(source, [made[name] for name in names]):
+            found.append(([key], {name: left.pop(name) for name in names}, True))
         else:
             together.append(key)
-    return found + _joined(model, state, together, left)
+    joined = _joined(model, state, together, left)
+    if joined is None:  # then all at once, as transformers does it
+        outputs = {name: _spec(tensor) for name, tensor in converted(model, state).items()}
+        return [(list(state), outputs, False)]
+    return found + joined
 
 
 def _joined(
     model: Any, state: Mapping[str, Tensor], keys: list[str], left: dict[str, Spec]
-) -> list[tuple[list[str], dict[str, Spec], bool]]:
-    """Return the groups of tensors that become one, as queries, keys and values: by layer, or all."""
-    if not keys:
+) -> list[tuple[list[str], dict[str, Spec], bool]] | None:
+    """Return the groups of tensors that become one, as queries, keys and values: by layer, or all.
+
+    Returns:
+        None if these tensors, without the others, become something else.
+    """
+    if not keys and not left:
         return []
     layers: dict[str, list[str]] = {}
     for key in keys:
@@ -147,7 +172,7 @@ def _joined(
         outputs = [{name: _spec(t) for name, t in (one or {}).items()} for one in made]
         if {name: spec for one in outputs for name, spec in one.items()} == left:
             return [(group, one, False) for group, one in zip(groups, outputs, strict=True)]
-    raise AssertionError(f"transformers converts {keys[0]} differently with the others")
+    return None
 
 
 class _Uncopied(TorchFunctionMode):
@@ -160,11 +185,10 @@ class _Uncopied(TorchFunctionMode):
 
 
 def _in_order(source: Tensor, outputs: list[Tensor]) -> bool:
-    """Return whether tensors are, one after the other, all values of a source in row-major order."""
+    """Return whether views of a source are, one after the other, all its values in row-major order."""
     at = 0
     for output in outputs:
-        same = output.untyped_storage()._cdata == source.untyped_storage()._cdata
-        if not (same and output.is_contiguous() and output.storage_offset() == at):
+        if not output.is_contiguous() or output.storage_offset() != at:
             return False
         at += output.numel()
     return at == source.numel()
@@ -188,6 +212,10 @@ def _spec(tensor: Tensor) -> Spec:
 
 
 def _check_saved(model: Any, saved: Collection[int]) -> None:
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and id(parameter) not in saved:
-            raise ValueError(f"transformers does not save {name}, which is trained")
+    problems = [
+        Problem("train.freeze", f"transformers does not save {name}, so it must be among these")
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and id(parameter) not in saved
+    ]
+    if problems:
+        raise ConfigError(problems)

@@ -25,7 +25,7 @@ from pipeline.context import Context
 from pipeline.models.weights import WEIGHTS_FILE, Fingerprint, positive_zeros
 from pipeline.saving.agreement import BEAT_SECONDS, Agreement
 from pipeline.saving.checkpoint_files import file_names, write_index
-from pipeline.saving.contents import Unit, contents_of, converted
+from pipeline.saving.contents import Unit, contents_of, converted, export_bytes
 from pipeline.saving.rounds import ROUND_BYTES, Part, Round, plan_saving
 from pipeline.store.outputs import OutputFiles
 from pipeline.worker_group import WorkerGroup
@@ -38,7 +38,7 @@ def write_model(
     tokenizer: Any,
     prunable: Iterable[str],
     round_bytes: int = ROUND_BYTES,
-) -> None:
+) -> int:
     """Write `model`, a Hugging Face checkpoint, and fingerprints of its parameters beside it.
 
     The files are those of `save_pretrained`, cut otherwise. Negative zeros become zeros.
@@ -50,12 +50,16 @@ def write_model(
         prunable: names of its prunable weights.
         round_bytes: gathered at a time, over all workers.
 
+    Returns:
+        The memory that its export takes, in bytes.
+
     Raises:
         StageError: on all workers, if storage does not take what any of them writes.
     """
     workers = context.workers
     files = context.files or OutputFiles(str(context.output))
-    plan = plan_saving(contents_of(model), workers.world_size, round_bytes)
+    units = contents_of(model)
+    plan = plan_saving(units, workers.world_size, round_bytes)
     names = file_names(len(plan.owners))
     source = _Source(model, workers)
     progress = _Progress(context, len(plan.rounds))
@@ -83,6 +87,7 @@ def write_model(
             if fingerprints is not None:
                 _write_index(context.output, names, plan.owners)
                 _write_fingerprints(context.output, model, fingerprints)
+    return export_bytes(units)
 
 
 class _Source:
