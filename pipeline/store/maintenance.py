@@ -10,7 +10,8 @@ from typing import Any
 import fsspec
 
 from pipeline.errors import ConfigError
-from pipeline.store.artifacts import DONE_FILE, FAILED_FILE, Artifact, ArtifactStore, stream_sha256
+from pipeline.store.artifacts import DONE_FILE, FAILED_FILE, Artifact, ArtifactStore
+from pipeline.store.checksums import problem
 from pipeline.store.leases import Lease, LeaseFolder
 from pipeline.store.storage import absolute_url, open_storage, storage_problems
 
@@ -149,16 +150,12 @@ def problems_of(entry: Entry) -> list[str]:
         path = f"{root}/{name}"
         try:
             with filesystem.open(path, "rb") as file:
-                digest, size = stream_sha256(file)
+                wrong = problem(file, expected)
         except FileNotFoundError:
             problems.append(f"{entry.artifact.url}/{name} is missing")
             continue
-        if size != expected["bytes"]:
-            problems.append(
-                f"{entry.artifact.url}/{name} has {size} bytes, not {expected['bytes']}"
-            )
-        elif digest != expected["sha256"]:
-            problems.append(f"{entry.artifact.url}/{name} has another checksum")
+        if wrong:
+            problems.append(f"{entry.artifact.url}/{name} has {wrong}")
     return problems
 
 
