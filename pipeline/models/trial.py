@@ -128,13 +128,16 @@ def _predicts_next_token(asked: _Asked, auto_model: str, trust_remote_code: bool
 def on_a_copy(
     settings: Any, auto_model: str, trust_remote_code: bool, look: Callable[[Any], _Found]
 ) -> _Found | None:
-    """Return what is seen of the first copy that can be built and run; the generator is left alone.
+    """Return what is seen of the first small copy that can be built and run, None if there is none.
+
+    The generator of random numbers is left alone.
 
     Args:
         settings: the model's own configuration.
         auto_model: the transformers auto class that builds it.
         trust_remote_code: run code that comes with the model.
-        look: given the copy, in evaluation mode; where it raises, another copy is tried.
+        look: given the copy, in evaluation mode, in float32 with random weights; where it raises, another
+            copy is tried.
 
     Returns:
         None where no copy could be built and run.

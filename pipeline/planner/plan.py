@@ -39,6 +39,7 @@ from pipeline.planner.speed import step_flops
 from pipeline.pruning.one_shot import prunable_layers
 from pipeline.runs.config import RunConfig
 from pipeline.runs.node_memory import HeldWhole, held_whole
+from pipeline.saving.contents import contents_of, export_bytes
 from pipeline.tasks import make_task
 from pipeline.training.engine import freeze
 from pipeline.training.teacher import in_terms_of_teacher
@@ -68,6 +69,7 @@ class Plan:
             pattern's groups and blocks comes on top, and with min_kept as often as weights reach it.
         checkpoint: one checkpoint, all workers together.
         checkpoints: what storage holds of them at most: those that are kept, and one being written.
+        export: memory of the export's process, on one node.
         coverage: how much of the model is prunable.
     """
 
@@ -84,6 +86,7 @@ class Plan:
     sent_per_pruning: int
     checkpoint: int
     checkpoints: int
+    export: int
     coverage: Coverage
 
     @property
@@ -105,7 +108,7 @@ class Plan:
         """Return the memory that a node of so many workers needs.
 
         What offload takes of each worker (without GPUs all that is planned), `WORKER_BYTES` a worker, the
-        whole model once, as a node holds it for the export, and `SYSTEM_BYTES`.
+        export's process, and `SYSTEM_BYTES`.
 
         Args:
             num_workers: on the node.
@@ -117,7 +120,7 @@ class Plan:
         if not has_gpus:
             each = max(each + self.device_total, self.evaluation_total)
         whole = 0 if self.held_whole is None else self.held_whole.size  # before there is any state
-        return num_workers * (max(each, whole) + WORKER_BYTES) + self.weights + SYSTEM_BYTES
+        return num_workers * (max(each, whole) + WORKER_BYTES) + self.export + SYSTEM_BYTES
 
 
 def plan_run(config: RunConfig) -> Plan:
@@ -203,6 +206,7 @@ def plan_run(config: RunConfig) -> Plan:
         sent_per_pruning=sent if config.zero.stage else 8 * world_size,
         checkpoint=checkpoint,
         checkpoints=checkpoint * (config.train.checkpoints_kept + 1),
+        export=_export_bytes(empty, config),
         coverage=coverage_of(empty, names, config.prune.settings.exclude),
     )
 
@@ -220,6 +224,10 @@ def _rounding(config: RunConfig, empty: nn.Module, names: list[str], *, accumula
         on_gpu=config.cluster.gpus > 0,
     )
     return rounding_bytes(blocks)
+
+
+def _export_bytes(empty: nn.Module, config: RunConfig) -> int:
+    return export_bytes(contents_of(empty.to(config.zero.dtype)))
 
 
 def _sent_per_pruning(allocation: Allocation, world_size: int) -> int:
@@ -293,6 +301,7 @@ def plan_one_shot(config: RunConfig, empty: nn.Module, method: OneShotMethod) ->
         ),
         checkpoint=prunable * width,
         checkpoints=prunable * width,
+        export=_export_bytes(empty, config),
         coverage=coverage_of(empty, names, config.prune.settings.exclude),
     )
 
