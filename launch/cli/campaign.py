@@ -41,7 +41,7 @@ def run(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = Fal
         from pipeline.campaigns.summary import MARKDOWN_FILE
         from pipeline.errors import StageError
         from pipeline.runs.hardware import Choices
-        from pipeline.runs.validate import cluster_problems, validate
+        from pipeline.runs.validate import cluster_problems, core_problems, validate
         from pipeline.store.maintenance import usable_store
 
         campaign = read_campaign(config, list(overrides or []))
@@ -59,7 +59,9 @@ def run(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = Fal
                     validate(each.recipe, each.overrides, None if joins else local_capacity())
             connect()
             there = hardware_of(cluster, connect).capacity
-            raise_for([x for p in runs.values() for x in cluster_problems(p.config.cluster, there)])
+            configs = [planned_run.config for planned_run in runs.values()]
+            raise_for([x for each in configs for x in cluster_problems(each.cluster, there)])
+            raise_for([x for each in configs for x in core_problems(each.data, there)])
             choices.record()
             made = run_campaign(campaign, planned, store, narrator())
         if not as_json:

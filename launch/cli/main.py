@@ -55,7 +55,7 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
         from launch.driver.run import all_done, run_stages
         from pipeline.runs.flow import plan_stages
         from pipeline.runs.hardware import Choices, described
-        from pipeline.runs.validate import cluster_problems, validate
+        from pipeline.runs.validate import cluster_problems, core_problems, validate
         from pipeline.store.artifacts import ArtifactStore
         from pipeline.store.storage import absolute_url, storage_problems
         from pipeline.tasks import make_task
@@ -77,7 +77,9 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
                 raise_for(storage_problems(store.url))
                 connect()
                 there = hardware_of(settled.cluster, connect).capacity
-                raise_for(cluster_problems(settled.cluster, there))
+                raise_for(
+                    cluster_problems(settled.cluster, there) + core_problems(settled.data, there)
+                )
                 choices.record()
                 with announced_stop(stages, store):
                     result = run_stages(stages, settled, store, console)

@@ -75,12 +75,15 @@ def gc(
     Finished artifacts and whatever a run is working on are kept.
     """
     with reported_errors(as_json) as emit:
-        from pipeline.store.maintenance import entries, garbage, usable_store
+        from pipeline.store.maintenance import Garbage, entries, garbage, usable_store
+        from pipeline.store.parts import abandoned_parts
 
         store = usable_store(storage)
         found = [
             item for entry in entries(store) for item in garbage(entry, older_than_days=older_than)
         ]
+        for folder, size, why in abandoned_parts(store, older_than_days=older_than):
+            found.append(Garbage(url=str(folder), size=size, why=why))
         for item in found:
             if not dry_run:
                 store.discard(item.url)

@@ -12,6 +12,7 @@ import fsspec
 from pipeline.errors import ConfigError
 from pipeline.store.artifacts import DONE_FILE, FAILED_FILE, Artifact, ArtifactStore, stream_sha256
 from pipeline.store.leases import Lease, LeaseFolder
+from pipeline.store.parts import PARTS
 from pipeline.store.storage import absolute_url, open_storage, storage_problems
 
 _KEY_FOLDER = re.compile(r"(?P<stage>[a-z][a-z_]*)-(?P<key>[0-9a-f]{16})")
@@ -112,7 +113,7 @@ def garbage(entry: Entry, *, older_than_days: float) -> list[Garbage]:
     """Return what can be deleted of an entry; nothing while someone works on it.
 
     That is abandoned attempts, checkpoints and leases of finished work, and all of an unfinished entry
-    untouched for a time: until then its checkpoints are kept for a run to resume from.
+    untouched for a time: until then its checkpoints and parts are kept for a run to resume from.
 
     Args:
         entry: of the store.
@@ -129,7 +130,7 @@ def garbage(entry: Entry, *, older_than_days: float) -> list[Garbage]:
     elif age > older_than_days:
         why = f"unfinished and untouched for {age:.0f} days"
     else:
-        needed |= {_CHECKPOINTS, FAILED_FILE}
+        needed |= {_CHECKPOINTS, PARTS, FAILED_FILE}
         why = "an abandoned attempt"
     sizes: dict[str, int] = {}
     for name, (size, _) in entry.files.items():
