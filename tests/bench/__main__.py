@@ -1,6 +1,6 @@
 """What pruning costs: ratios from one run, printed as a table and written to bench.json.
 
-python -m tests.bench [threshold step scaling throughput ray]
+python -m tests.bench [threshold step scaling throughput ray corpora]
 """
 
 import json
@@ -27,8 +27,11 @@ LIMITS: dict[str, tuple[str, str]] = {
     "scaling_elements": ("share of the weights a rank touches, times the ranks", "<= 1.01"),
     "throughput_ratio": ("tokens a second over transformers.Trainer with DeepSpeed", ">= 1"),
     "ray_share": ("wall time of mgpp run over the same stages in a plain loop", "<= 1.3"),
+    "corpus_mb_per_minute": ("MB of text a minute through the data stage on two cores", ">= 250"),
+    "corpus_memory_mib": ("MiB its processes hold beyond imports", "<= 1024"),
+    "corpus_same_files": ("1 if a killed and resumed data stage made the same files", ">= 1"),
 }
-PARTS = ("threshold", "scaling", "step", "throughput", "ray")
+PARTS = ("threshold", "scaling", "step", "throughput", "ray", "corpora")
 ROUNDS = 4
 
 
