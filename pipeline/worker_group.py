@@ -1,5 +1,6 @@
 """The workers of one training or evaluation: who this process is among them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -55,11 +56,17 @@ class WorkerGroup:
         dist.all_reduce(tensor)
         return [float(value) for value in tensor.tolist()]
 
-    def total(self, values: Tensor) -> Tensor:
-        """Return a tensor on `device` summed over the workers; it is summed in place."""
-        if self.world_size > 1:
-            dist.all_reduce(values)
-        return values
+    def start_total(self, values: Tensor) -> Callable[[], Tensor]:
+        """Begin to sum a tensor on `device` over the workers, in place; return what waits for the sum."""
+        if self.world_size == 1:
+            return lambda: values
+        work = dist.all_reduce(values, async_op=True)
+
+        def total() -> Tensor:
+            work.wait()  # on GPUs the stream waits, not this process
+            return values
+
+        return total
 
     def gather(self, value: Any) -> list[Any] | None:
         """Return every worker's value in rank order on the main worker, None elsewhere."""

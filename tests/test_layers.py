@@ -28,6 +28,7 @@ FLOORS = [
     "pipeline.metric pipeline.section pipeline.worker_group",
     "pipeline.errors",
     "mgpp.integrations",
+    "mgpp.sparse",
     "mgpp",
     "mgpp.attaching",
     "mgpp.backends",
@@ -39,7 +40,7 @@ FLOORS = [
     "mgpp.prior mgpp.prunable",
     "mgpp.kernels",
     "mgpp.schedule",
-    "mgpp.duration mgpp.pattern mgpp.settings mgpp.version",
+    "mgpp.duration mgpp.pattern mgpp.settings mgpp.tensor_file mgpp.version",
     "launch",
     "pipeline",
 ]
@@ -49,7 +50,7 @@ ALLOWED = {
         "pipeline.planner pipeline.runs pipeline.store pipeline.tasks"
     ),
     "launch.driver": (
-        "launch.workers pipeline.campaigns pipeline.errors pipeline.metric pipeline.runs "
+        "launch.cluster launch.workers pipeline.campaigns pipeline.errors pipeline.metric pipeline.runs "
         "pipeline.store pipeline.tasks pipeline.tracking"
     ),
     "launch.workers": (
@@ -64,8 +65,8 @@ ALLOWED = {
         "pipeline.store"
     ),
     "pipeline.planner": (
-        "mgpp mgpp.masking mgpp.sharding pipeline.errors pipeline.models pipeline.pruning "
-        "pipeline.runs pipeline.tasks pipeline.training"
+        "mgpp mgpp.masking mgpp.sharding pipeline.errors pipeline.evaluation pipeline.models "
+        "pipeline.pruning pipeline.runs pipeline.tasks pipeline.training"
     ),
     "pipeline.runs": (
         "mgpp pipeline.context pipeline.data pipeline.errors "
@@ -92,11 +93,12 @@ ALLOWED = {
     "pipeline.data": "pipeline.errors pipeline.section pipeline.store pipeline.tasks",
     "pipeline.context": "pipeline.store pipeline.tracking pipeline.worker_group",
     "pipeline.tasks": "pipeline.errors pipeline.metric pipeline.section",
-    "pipeline.store": "pipeline.errors pipeline.worker_group",
+    "pipeline.store": "mgpp.tensor_file pipeline.errors pipeline.worker_group",
     "pipeline.tracking": "pipeline.metric",
     "pipeline.reports": "mgpp pipeline.metric",
     "pipeline.section": "mgpp pipeline.errors",
     "mgpp.integrations": "mgpp mgpp.config",
+    "mgpp.sparse": "mgpp.sharding mgpp.tensor_file",
     "mgpp": (
         "mgpp.attaching mgpp.config mgpp.coverage mgpp.duration mgpp.masking mgpp.methods mgpp.prior "
         "mgpp.prunable mgpp.pruner mgpp.schedule mgpp.sharding mgpp.version"

@@ -69,3 +69,14 @@ def test_the_demo_s_configuration_is_valid_on_two_cores():
     demo = validate(str(ROOT / "configs" / "demo.yaml"), [], Capacity(nodes=((2.0, 0.0),)))
     assert demo.prune.sparsity == 0.9
     assert demo.zero.stage == 2
+
+
+def test_the_demo_uses_the_gpu_of_a_machine_with_one():
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from pipeline.runs.hardware import Capacity, Hardware, settled
+    from pipeline.runs.validate import validate
+
+    laptop = Capacity(nodes=((8.0, 1.0),))
+    demo = validate(str(ROOT / "configs" / "demo.yaml"), [], laptop)
+    demo = settled(demo, Hardware(capacity=laptop, has_bf16=lambda: True))
+    assert (demo.cluster.gpus_per_worker, demo.zero.precision) == (1, "bf16")

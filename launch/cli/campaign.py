@@ -41,6 +41,7 @@ def run(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = Fal
         from pipeline.campaigns.summary import MARKDOWN_FILE
         from pipeline.errors import StageError
         from pipeline.runs.hardware import Choices
+        from pipeline.runs.node_memory import node_memory_problems
         from pipeline.runs.validate import cluster_problems, core_problems, validate
         from pipeline.store.maintenance import usable_store
 
@@ -59,9 +60,10 @@ def run(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = Fal
                     validate(each.recipe, each.overrides, None if joins else local_capacity())
             connect()
             there = hardware_of(cluster, connect).capacity
-            configs = [planned_run.config for planned_run in runs.values()]
-            raise_for([x for each in configs for x in cluster_problems(each.cluster, there)])
-            raise_for([x for each in configs for x in core_problems(each.data, there)])
+            for run in runs.values():
+                raise_for(cluster_problems(run.config.cluster, there))
+                raise_for(core_problems(run.config.data, there))
+                raise_for(node_memory_problems(run.config, there))
             choices.record()
             made = run_campaign(campaign, planned, store, narrator())
         if not as_json:

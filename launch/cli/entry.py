@@ -1,5 +1,6 @@
 """The console script `mgpp`: the command line, or what to install where the pipeline is not there."""
 
+import os
 import re
 import sys
 from importlib.metadata import PackageNotFoundError, distribution, requires
@@ -23,6 +24,8 @@ def main() -> None:
             file=sys.stderr,
         )
         raise SystemExit(2)
+    # The bars of `datasets`, several a run, come between its lines; its own progress is shown.
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     from launch.cli.main import main as run
 
     run()

@@ -1,5 +1,7 @@
 """A whole run on Ray: stage after stage, each only if its output is not there already."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
@@ -16,7 +18,6 @@ from launch.workers.worker_group import run_on_workers
 from pipeline.errors import StageError
 from pipeline.runs.config import RunConfig
 from pipeline.runs.flow import STAGES, run_stage, stage_of
-from pipeline.runs.hardware import AUTO
 from pipeline.runs.stage import PlannedStage, model_sizes
 from pipeline.runs.validate import check_schedule
 from pipeline.store.artifacts import Artifact, ArtifactStore
@@ -69,6 +70,8 @@ def run_stages(
     store: ArtifactStore,
     console: Console | None = None,
     status: Any = None,
+    *,
+    here: bool = False,
 ) -> RunResult:
     """Run all stages that are not done; the cluster must be connected unless none is left.
 
@@ -78,6 +81,8 @@ def run_stages(
         store: where artifacts go.
         console: where to show the stages as they run; None shows nothing.
         status: the actor that progress is posted to; one is made unless given.
+        here: run what needs no worker group in this process, which has imported what it takes; for a
+            cluster that is this machine. Otherwise a task of the cluster does.
 
     Raises:
         ConfigError: if the data shows that the configuration cannot run.
@@ -100,7 +105,7 @@ def run_stages(
         if missing:
             status = status or make_status_actor(config.name)
             result.seconds |= _run_missing(
-                missing, config, store, result.artifacts, status, console
+                missing, config, store, result.artifacts, status, console, here=here
             )
         for stage in missing:
             artifact = store.find(stage.name, stage.key)
@@ -125,6 +130,8 @@ def _run_missing(
     artifacts: dict[str, Artifact],
     status: Any,
     console: Console | None,
+    *,
+    here: bool,
 ) -> dict[str, float]:
     """Run the stages that no other run is doing; return the wall seconds of each, if shown."""
 
@@ -144,9 +151,9 @@ def _run_missing(
             artifacts[stage.name] = artifact
         seconds = {stage.name: 0.0 for stage in done_elsewhere}
         if left and console:
-            seconds |= _run_shown(left, config, store, artifacts, status, console)
+            seconds |= _run_shown(left, config, store, artifacts, status, console, here=here)
         elif left:
-            _run_group(left, config, store, artifacts, status)
+            _run_group(left, config, store, artifacts, status, here=here)
         return seconds
 
 
@@ -157,6 +164,8 @@ def _run_shown(
     artifacts: dict[str, Artifact],
     status: Any,
     console: Console,
+    *,
+    here: bool,
 ) -> dict[str, float]:
     """Run stages together; return the wall seconds of each; a worker group's start is in its first."""
     names = [stage.name for stage in stages]
@@ -167,7 +176,7 @@ def _run_shown(
         return records, notes[len(earlier) :]
 
     with StageDisplay(names, console, latest) as display:
-        _run_group(stages, config, store, artifacts, status)
+        _run_group(stages, config, store, artifacts, status, here=here)
     return display.seconds
 
 
@@ -177,17 +186,35 @@ def _run_group(
     store: ArtifactStore,
     artifacts: dict[str, Artifact],
     status: Any,
+    *,
+    here: bool,
 ) -> None:
-    """Run stages together: those of a worker group on it, another as a task."""
+    """Run stages together: those of a worker group on it, another here or as a task."""
     if stages[0].on_all_workers:
         run_on_workers(stages, config, store, artifacts, status)
         return
     (stage,) = stages
     inputs = {name: artifacts[name] for name in stage.inputs}
     wanted = stage_of(stage, config).num_cpus(config)
-    cores = free_cores() if wanted == AUTO else wanted
+    cores = wanted if isinstance(wanted, int) else free_cores()
+    if here:
+        with _without_bars():
+            _run_alone(stage, config, store.url, inputs, status, cores)
+        return
     task = ray.remote(num_cpus=cores, max_retries=1)(_run_alone)
     ray.get(task.remote(stage, config, store.url, inputs, status, cores))
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep transformers' own bars, several a run, from between the run's lines."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def _run_alone(
@@ -198,7 +225,7 @@ def _run_alone(
     status: Any,
     cores: int,
 ) -> None:
-    """Run a stage that needs no worker group, as a Ray task on CPUs."""
+    """Run a stage that needs no worker group, on CPUs."""
     use_devices(0)
     status.post.remote({"event": "begin", "stage": stage.name})
     run_stage(

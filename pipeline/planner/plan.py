@@ -10,12 +10,21 @@ from typing import Any, cast
 
 from torch import nn
 
-from mgpp import METHODS, Allocation, Coverage, OneShotMethod, coverage_of, transposed_weights
+from mgpp import (
+    METHODS,
+    Allocation,
+    Coverage,
+    OneShotMethod,
+    coverage_of,
+    grouped_parameters,
+    transposed_weights,
+)
 from mgpp.masking import lamp
 from mgpp.masking.threshold import sent_bytes
 from mgpp.sharding.displacement import NUM_BINS
 from pipeline.errors import ConfigError, Problem
 from pipeline.models.settings import build_empty
+from pipeline.planner.evaluation import evaluation_bytes
 from pipeline.planner.memory import (
     MASTER,
     activation_bytes,
@@ -24,14 +33,18 @@ from pipeline.planner.memory import (
     distillation_bytes,
     state_bytes,
 )
+from pipeline.planner.pinned import pinned_blocks, rounding_bytes
 from pipeline.planner.speed import step_flops
 from pipeline.pruning.one_shot import prunable_layers
 from pipeline.runs.config import RunConfig
+from pipeline.runs.node_memory import HeldWhole, held_whole
 from pipeline.tasks import make_task
 from pipeline.training.engine import freeze
 from pipeline.training.teacher import in_terms_of_teacher
 
 _STATISTIC = 8  # bytes a number: float64
+WORKER_BYTES = 6 * 2**30  # a worker's Python, libraries, CUDA context and rows
+SYSTEM_BYTES = 8 * 2**30  # the operating system, Ray, and Ray's store of objects
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +57,8 @@ class Plan:
         weights: the whole model once, in the run's precision.
         device: memory on the worker's device, by what it is for.
         host: memory beside it that offload takes, by what it is for.
+        evaluation: memory on the device while a model is evaluated, by what it is for.
+        held_whole: what each worker holds whole in its node's memory; None if nothing.
         sent_per_step: sent by a worker for one optimizer step.
         flops_per_step: floating-point operations of a worker for one optimizer step.
         sent_per_pruning: sent by a worker for one pruning, at most; what lies on several workers of a
@@ -57,6 +72,8 @@ class Plan:
     weights: int
     device: dict[str, int]
     host: dict[str, int]
+    evaluation: dict[str, int]
+    held_whole: HeldWhole | None
     sent_per_step: int
     flops_per_step: int
     sent_per_pruning: int
@@ -72,6 +89,27 @@ class Plan:
     def host_total(self) -> int:
         """All memory that offload takes."""
         return sum(self.host.values())
+
+    @property
+    def evaluation_total(self) -> int:
+        """All memory on the device while a model is evaluated."""
+        return sum(self.evaluation.values())
+
+    def node_bytes(self, num_workers: int, *, has_gpus: bool) -> int:
+        """Return the memory that a node of so many workers needs.
+
+        What offload takes of each worker (without GPUs all that is planned), `WORKER_BYTES` a worker, the
+        whole model once, as a node holds it for the export, and `SYSTEM_BYTES`.
+
+        Args:
+            num_workers: on the node.
+            has_gpus: whether devices have memory of their own.
+        """
+        each = self.host_total
+        if not has_gpus:
+            each = max(each + self.device_total, self.evaluation_total)
+        whole = 0 if self.held_whole is None else self.held_whole.size  # before there is any state
+        return num_workers * (max(each, whole) + WORKER_BYTES) + self.weights + SYSTEM_BYTES
 
 
 def plan_run(config: RunConfig) -> Plan:
@@ -107,6 +145,10 @@ def plan_run(config: RunConfig) -> Plan:
         world_size,
         num_kept,
         accumulated=micro_batches > 1,
+        largest=max(p.numel() for p in weights.values() if p.requires_grad),
+    )
+    host["pinned blocks rounded up"] = _rounding(
+        config, empty, names, accumulated=micro_batches > 1
     )
     device["buckets"] = bucket_bytes(config.zero, on_gpu, total)
     batch: dict[str, int] = {
@@ -135,6 +177,8 @@ def plan_run(config: RunConfig) -> Plan:
         weights=total * batch["width"],
         device={name: size for name, size in device.items() if size},
         host={name: size for name, size in host.items() if size},
+        evaluation=evaluation_bytes(config, empty, total),
+        held_whole=held_whole(config, empty),
         sent_per_step=_sent_per_step(config, total, trained, of_teacher, micro),
         flops_per_step=step_flops(
             empty,
@@ -148,6 +192,21 @@ def plan_run(config: RunConfig) -> Plan:
         checkpoint=checkpoint_bytes(trained, prunable, num_kept),
         coverage=coverage_of(empty, names, config.prune.settings.exclude),
     )
+
+
+def _rounding(config: RunConfig, empty: nn.Module, names: list[str], *, accumulated: bool) -> int:
+    """Return by how much more is allocated for a worker's pinned blocks than DeepSpeed asks for."""
+    blocks = pinned_blocks(
+        config.zero,
+        [
+            [parameter.numel() for parameter in group["params"]]
+            for group in grouped_parameters(empty, names, weight_decay=0.0)
+        ],
+        config.cluster.num_workers,
+        accumulated=accumulated,
+        on_gpu=config.cluster.gpus > 0,
+    )
+    return rounding_bytes(blocks)
 
 
 def _sent_per_pruning(allocation: Allocation, world_size: int) -> int:
@@ -208,6 +267,8 @@ def plan_one_shot(config: RunConfig, empty: nn.Module, method: OneShotMethod) ->
             * hidden
             * width,
         },
+        evaluation=evaluation_bytes(config, empty, total),
+        held_whole=held_whole(config, empty),
         sent_per_step=0,
         flops_per_step=0,
         # By ring algorithms: statistics are reduced, weights handed on.

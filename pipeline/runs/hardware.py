@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import ConfigError, Problem
-from pipeline.runs.config import RunConfig
+from pipeline.runs.config import ClusterConfig, RunConfig
 from pipeline.store.artifacts import make_key
 from pipeline.store.storage import create_json, open_storage, read_json
 from pipeline.training.deepspeed import problems_of
@@ -19,16 +19,42 @@ _SECTIONS = ("model", "task", "data", "train", "dense", "prune", "distill")
 
 @dataclass(frozen=True, kw_only=True)
 class Capacity:
-    """What a cluster can hold: the cores and GPUs of each node."""
+    """What a cluster can hold.
+
+    Attributes:
+        nodes: the cores and GPUs of each node.
+        memory: bytes of each node, in the same order; empty where that is not known.
+    """
 
     nodes: tuple[tuple[float, float], ...]
+    memory: tuple[float, ...] = ()
 
     def num_workers(self, cpus: int, gpus: int) -> int:
         """Return how many workers of a size fit at once."""
-        return sum(
+        return sum(self._fitting(cpus, gpus))
+
+    def placed(self, cluster: ClusterConfig) -> list[tuple[int, float]]:
+        """Return how many of a run's workers each node has, with its memory, as Ray places them.
+
+        That is PACK on as few nodes as possible, SPREAD evenly; nodes without workers are left out.
+
+        Args:
+            cluster: of a settled run.
+        """
+        room = self._fitting(cluster.cpus_per_worker, cluster.gpus)
+        placed = [0] * len(room)
+        order = sorted(range(len(room)), key=lambda node: -room[node])
+        for _ in range(min(cluster.num_workers, sum(room))):
+            free = [node for node in order if placed[node] < room[node]]
+            spread = cluster.placement == "SPREAD"
+            placed[min(free, key=lambda node: placed[node]) if spread else free[0]] += 1
+        return [(n, memory) for n, memory in zip(placed, self.memory, strict=True) if n]
+
+    def _fitting(self, cpus: int, gpus: int) -> list[int]:
+        return [
             int(min(node_cpus // cpus, node_gpus // gpus if gpus else node_cpus // cpus))
             for node_cpus, node_gpus in self.nodes
-        )
+        ]
 
     def __str__(self) -> str:
         """The nodes for people: the largest first, equal ones counted."""

@@ -138,7 +138,13 @@ class Task(ABC):
 
     def infer(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run the model on a batch and keep what the metrics need, one row an example."""
-        return self.predict(model(**batch), batch)
+        # Given labels, a model would compute a loss that nothing uses.
+        inputs = {name: values for name, values in batch.items() if name != "labels"}
+        return self.predict(model(**inputs), batch)
+
+    def tokens_of(self, length: int) -> int:
+        """Return how many tokens a row of so many input tokens takes in one forward pass."""
+        return length
 
     def distillation_outputs(self, outputs: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Return the outputs of a model that distillation compares with the teacher's.
@@ -180,6 +186,46 @@ class Task(ABC):
         """
 
 
+class TokenTask(Task):
+    """A task scored by sums over the tokens that are predicted, each of them scored by itself.
+
+    So the logits of all of them need never be there at once.
+    """
+
+    @abstractmethod
+    def score_tokens(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Score predictions, each by itself.
+
+        Args:
+            logits: float32 [predictions, vocabulary].
+            targets: int64 [predictions], the tokens to be predicted.
+
+        Returns:
+            Scores by name, [predictions] each, which are summed over those of a row.
+        """
+
+    def row_sums(self, scores: Mapping[str, Tensor], predicted: Tensor) -> dict[str, Tensor]:
+        """Return each row's sums of scores, [rows] each, and `num_tokens`, its predictions.
+
+        Args:
+            scores: as `score_tokens` returns them, of all predictions in the order of rows and places.
+            predicted: bool [rows, places], true where a token is predicted.
+        """
+        sums = {}
+        for name, values in scores.items():
+            placed = torch.zeros(predicted.shape, dtype=values.dtype, device=values.device)
+            placed[predicted] = values
+            sums[name] = placed.sum(dim=1)
+        return {**sums, "num_tokens": predicted.sum(dim=1)}
+
+    def predict(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the same of a batch whose logits are there, as `row_sums` does."""
+        targets = self.targets(batch)
+        predicted = targets != UNLABELLED
+        logits = outputs.logits[:, : targets.shape[1]][predicted].float()
+        return self.row_sums(self.score_tokens(logits, targets[predicted]), predicted)
+
+
 def token_features(*names: str) -> Features:
     """Return the types of columns that hold lists of token numbers."""
     from datasets import Features, List, Value
@@ -202,8 +248,10 @@ def input_features(tokenizer: Any, num_texts: int, **labels: Any) -> Features:
     return Features({**{n: List(Value(types.get(n, "int8"))) for n in names}, **labels})
 
 
-def token_lengths(rows: Dataset) -> Tensor:
+def token_lengths(rows: Dataset | list[dict[str, Any]]) -> Tensor:
     """Return the tokens of each tokenized row: 1-D int64, in the order of the rows."""
+    if isinstance(rows, list):
+        return torch.tensor([len(row["input_ids"]) for row in rows], dtype=torch.int64)
     import pyarrow.compute as pc
 
     tables = rows.select_columns("input_ids").with_format("arrow").iter(_ROWS_AT_A_TIME)

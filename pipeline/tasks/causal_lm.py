@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -16,9 +16,9 @@ from pipeline import metric
 from pipeline.tasks.base import (
     Metrics,
     Predictions,
-    Task,
     TaskConfig,
     TokenizedData,
+    TokenTask,
     num_tokens,
 )
 from pipeline.tasks.packing import encode_documents, pack
@@ -42,7 +42,7 @@ class CausalLMConfig(TaskConfig):
     """The metric shown first; both are computed."""
 
 
-class CausalLM(Task):
+class CausalLM(TokenTask):
     """Documents, one a row, are joined by the end-of-text token and cut into blocks."""
 
     auto_model = "AutoModelForCausalLM"
@@ -105,8 +105,8 @@ class CausalLM(Task):
 
         return collate
 
-    def predict(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return next_token_losses(outputs.logits, batch["labels"])
+    def score_tokens(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        return {"loss": token_losses(logits, targets)}
 
     def score(self, predictions: Predictions, rows: Dataset, tokenizer: Any) -> Metrics:
         """Compute the perplexity per token and per word.
@@ -124,21 +124,14 @@ class CausalLM(Task):
         return {"perplexity": metrics.pop("perplexity"), **word, **metrics}
 
 
-def next_token_losses(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Return each row's summed loss and the number of its tokens that were to be predicted.
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy of each prediction in nats, float64 to be summed.
 
     Args:
-        logits: [rows, length, vocabulary]; those of a position are for the next one's token.
-        labels: int64 [rows, length]; -100 where none is to be predicted.
-
-    Returns:
-        `loss`: float64 [rows]; `num_tokens`: int64 [rows].
+        logits: float32 [predictions, vocabulary].
+        targets: int64 [predictions].
     """
-    shifted = labels[:, 1:]
-    losses = functional.cross_entropy(
-        logits[:, :-1].float().transpose(1, 2), shifted, reduction="none"
-    )
-    return {"loss": losses.double().sum(dim=1), "num_tokens": (shifted >= 0).sum(dim=1)}
+    return functional.cross_entropy(logits, targets, reduction="none").double()
 
 
 def perplexity(predictions: Predictions) -> Metrics:

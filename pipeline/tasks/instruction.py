@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
@@ -16,12 +16,12 @@ from pipeline.section import OneOrMore
 from pipeline.tasks.base import (
     Metrics,
     Predictions,
-    Task,
     TaskConfig,
     TokenizedData,
+    TokenTask,
     token_features,
 )
-from pipeline.tasks.causal_lm import next_token_losses, perplexity
+from pipeline.tasks.causal_lm import perplexity, token_losses
 from pipeline.tasks.row_mapper import IN_MEMORY, RowMapper
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class InstructionConfig(TaskConfig):
     """Use the tokenizer's chat template: the prompt is the user's turn, the response the assistant's."""
 
 
-class Instruction(Task):
+class Instruction(TokenTask):
     """Scored by the perplexity over response tokens, the end-of-text token after them included."""
 
     auto_model = "AutoModelForCausalLM"
@@ -157,8 +157,8 @@ class Instruction(Task):
 
         return collate
 
-    def predict(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return next_token_losses(outputs.logits, batch["labels"])
+    def score_tokens(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        return {"loss": token_losses(logits, targets)}
 
     def score(self, predictions: Predictions, rows: Dataset, tokenizer: Any) -> Metrics:
         return perplexity(predictions)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
-from torch.nn import functional
 from transformers import DataCollatorForLanguageModeling, default_data_collator
 
 from pipeline import metric
@@ -21,12 +20,13 @@ from pipeline.tasks.base import (
     DRAW_SEED,
     Metrics,
     Predictions,
-    Task,
     TaskConfig,
     TokenizedData,
+    TokenTask,
     num_tokens,
     token_features,
 )
+from pipeline.tasks.causal_lm import token_losses
 from pipeline.tasks.packing import encode_documents, pack
 from pipeline.tasks.row_mapper import IN_MEMORY, RowMapper
 
@@ -69,7 +69,7 @@ class MaskedLMConfig(TaskConfig):
         return self
 
 
-class MaskedLM(Task):
+class MaskedLM(TokenTask):
     """Documents, one a row, are joined and cut into blocks between the special tokens of a text.
 
     In training, masks are drawn as batches are made, for each row from a seed of the run, the step and
@@ -140,15 +140,11 @@ class MaskedLM(Task):
 
         return collate
 
-    def predict(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return each row's summed loss, its chosen tokens, and how many of them were found."""
-        labels = batch["labels"]
-        logits = outputs.logits.float()
-        losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+    def score_tokens(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Return the loss of each prediction, and 1 where the token was found."""
         return {
-            "loss": losses.double().sum(dim=1),
-            "num_tokens": (labels >= 0).sum(dim=1),
-            "num_correct": (logits.argmax(dim=-1) == labels).sum(dim=1),
+            "loss": token_losses(logits, targets),
+            "num_correct": (logits.argmax(dim=-1) == targets).long(),
         }
 
     def score(self, predictions: Predictions, rows: Dataset, tokenizer: Any) -> Metrics:

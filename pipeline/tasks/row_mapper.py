@@ -6,6 +6,7 @@ import hashlib
 import multiprocessing
 import os
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -289,6 +290,9 @@ _job: _Job | None = None  # of a process of the pool: inherited, for functions c
 def _begin(job: _Job) -> None:
     global _job  # noqa: PLW0603
     _job = job
+    # Who interrupts all processes of a terminal means the first one, and its handlers are its own.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

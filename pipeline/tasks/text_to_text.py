@@ -147,6 +147,10 @@ class TextToText(Task):
         pad = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=_PADDING)
         return lambda rows: dict(pad([{name: row[name] for name in _INPUTS} for row in rows]))
 
+    def tokens_of(self, length: int) -> int:
+        """Return the tokens whose keys and values a row keeps: of each beam, of source and text."""
+        return self.config.num_beams * (length + self.config.max_target_length)
+
     def infer(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Generate a text for each row; see `predict` for what is returned.
 
@@ -166,6 +170,7 @@ class TextToText(Task):
             length_penalty=self.config.length_penalty,
             no_repeat_ngram_size=self.config.no_repeat_ngram_size,
             do_sample=False,
+            use_cache=True,
             synced_gpus=sharded,
         )
         return self.predict(generated, batch)

@@ -5,8 +5,8 @@ over micro-batches and ranks. The mean of means is that over the whole batch onl
 has as many targets; so each is multiplied first by its own number over the mean number.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -20,23 +20,36 @@ from pipeline.worker_group import WorkerGroup
 _BESIDE_THE_TASK = ("aux_loss", "z_loss")  # what names of outputs end in: of routers and the like
 
 
-@dataclass(frozen=True, kw_only=True)
 class Weights:
     """What means over a micro-batch are multiplied by, n M / N: their mean is then the whole batch's.
 
     n is what the micro-batch holds, N what the step's batch holds, M the micro-batches of all ranks. Each
     is a float32 scalar, 1 where all micro-batches hold as many.
 
-    Attributes:
-        targets: of a mean over targets: tokens with a label, or rows.
-        tokens: of a mean over the tokens that are attended to.
+    Args:
+        both: returns them, float32 [2]; called when one is first asked for, after the forward pass, so
+            that no rank waits for the sum over ranks before it.
     """
 
-    targets: Tensor
-    tokens: Tensor
+    def __init__(self, both: Callable[[], Tensor]) -> None:
+        self._read = both
+
+    @property
+    def targets(self) -> Tensor:
+        """Of a mean over targets: tokens with a label, or rows."""
+        return self._both[0]
+
+    @property
+    def tokens(self) -> Tensor:
+        """Of a mean over the tokens that are attended to."""
+        return self._both[1]
+
+    @cached_property
+    def _both(self) -> Tensor:
+        return self._read()
 
 
-WHOLE = Weights(targets=torch.tensor(1.0), tokens=torch.tensor(1.0))
+WHOLE = Weights(lambda: torch.ones(2))
 """Of a batch that is one micro-batch."""
 
 
@@ -45,16 +58,19 @@ def weigh(
 ) -> list[Weights]:
     """Return the weights of this rank's micro-batches of a step; all ranks call, with as many each.
 
-    One all-reduce of two numbers, which a GPU does without the CPU waiting for it.
+    One all-reduce of two numbers, which runs during the forward pass.
     """
     counts = torch.tensor(
         [[task.num_targets(batch), num_attended(batch)] for batch in micro_batches],
         dtype=torch.float64,
     ).to(workers.device)
-    totals = workers.total(counts.sum(dim=0))
+    total = workers.start_total(counts.sum(dim=0))
     num_micro_batches = len(micro_batches) * workers.world_size
-    weights = (counts * num_micro_batches / totals.clamp(min=1)).float()
-    return [Weights(targets=targets, tokens=tokens) for targets, tokens in weights]
+
+    def weight(count: Tensor) -> Tensor:
+        return (count * num_micro_batches / total().clamp(min=1)).float()
+
+    return [Weights(partial(weight, count)) for count in counts]
 
 
 def num_attended(batch: Mapping[str, Tensor]) -> int:

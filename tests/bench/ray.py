@@ -14,11 +14,12 @@ from tests.launch.ray_head import ray_head
 from tests.processes import MGPP, ROOT, run, torchrun
 
 ROUNDS = 2
+TWO_WORKERS = ("cluster.num_workers=2", "cluster.cpus_per_worker=1")
 
 
 def main(out: str) -> None:
     """Measure both, in turn."""
-    config = str(ROOT / "configs" / "demo.yaml")
+    config = [str(ROOT / "configs" / "demo.yaml"), *TWO_WORKERS]
     walls: dict[str, list[float]] = {"ray": [], "plain": []}
     access = {"RAY_AUTH_MODE": "disabled"}
     with tempfile.TemporaryDirectory() as folder, ray_head(num_cpus=3, env=access) as head:
@@ -26,7 +27,7 @@ def main(out: str) -> None:
             since = time.monotonic()
             torchrun(
                 "tests.bench.plain_run",
-                config,
+                *config,
                 f"storage={folder}/plain-{i}",
                 num_processes=2,
                 timeout=1800,
@@ -37,7 +38,7 @@ def main(out: str) -> None:
                 [
                     MGPP,
                     "run",
-                    config,
+                    *config,
                     f"storage={folder}/ray-{i}",
                     f"cluster.address={head.address}",
                 ],

@@ -107,8 +107,8 @@ def test_the_weights_of_ranks_rest_on_the_sum_over_them():
     """As the second of two ranks, of which the first holds 9 of 12 targets."""
 
     class Other(WorkerGroup):
-        def total(self, values):
-            return values + torch.tensor([9.0, 36.0])
+        def start_total(self, values):
+            return lambda: values + torch.tensor([9.0, 36.0])
 
     second = Other(**vars(replace(WorkerGroup.alone(), world_size=2)))
     cut = {name: values[1:2] for name, values in make_batch().items()}
