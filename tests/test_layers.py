@@ -52,7 +52,7 @@ ALLOWED = {
         "pipeline.planner pipeline.runs pipeline.store pipeline.tasks"
     ),
     "launch.driver": (
-        "launch.workers pipeline.campaigns pipeline.errors pipeline.metric pipeline.runs "
+        "launch.cluster launch.workers pipeline.campaigns pipeline.errors pipeline.metric pipeline.runs "
         "pipeline.store pipeline.tasks pipeline.tracking"
     ),
     "launch.workers": (

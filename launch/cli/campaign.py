@@ -44,7 +44,7 @@ def run(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = Fal
         from pipeline.errors import StageError
         from pipeline.runs.hardware import Choices
         from pipeline.runs.node_memory import node_memory_problems
-        from pipeline.runs.validate import cluster_problems, validate
+        from pipeline.runs.validate import cluster_problems, core_problems, validate
         from pipeline.store.maintenance import usable_store
 
         campaign = read_campaign(config, list(overrides or []))
@@ -65,6 +65,7 @@ def run(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = Fal
             there = hardware_of(cluster, connect).capacity
             for run in runs.values():
                 raise_for(cluster_problems(run.config.cluster, there))
+                raise_for(core_problems(run.config.data, there))
                 raise_for(node_memory_problems(run.config, there))
             choices.record()
             with nodes_cleared(store):

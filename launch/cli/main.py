@@ -62,7 +62,7 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
         from pipeline.runs.flow import plan_stages
         from pipeline.runs.hardware import Choices, described
         from pipeline.runs.node_memory import node_memory_problems
-        from pipeline.runs.validate import cluster_problems, validate
+        from pipeline.runs.validate import cluster_problems, core_problems, validate
         from pipeline.store.artifacts import ArtifactStore
         from pipeline.store.storage import absolute_url, storage_problems
         from pipeline.tasks import make_task
@@ -86,6 +86,7 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
                 connect()
                 there = hardware_of(settled.cluster, connect).capacity
                 raise_for(cluster_problems(settled.cluster, there))
+                raise_for(core_problems(settled.data, there))
                 raise_for(node_memory_problems(settled, there))
                 choices.record()
                 with announced_stop(stages, store), nodes_cleared(store):

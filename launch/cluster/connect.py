@@ -231,6 +231,15 @@ def cluster_capacity() -> Capacity:
     )
 
 
+def free_cores() -> int:
+    """Return how many cores work on one node can have soon: those free in the cluster, a node's at most.
+
+    At least 1, which work waits for where all are taken.
+    """
+    largest = max(cpus for cpus, _ in cluster_capacity().nodes)
+    return max(int(min(largest, ray.available_resources().get("CPU", 0.0))), 1)
+
+
 def passed_on() -> dict[str, str]:
     """Return settings of this process that workers need too; no secrets among them."""
     names = (

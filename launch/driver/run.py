@@ -9,6 +9,7 @@ from typing import Any
 import ray
 from rich.console import Console
 
+from launch.cluster.connect import free_cores
 from launch.driver.locking import leased
 from launch.driver.progress import StageDisplay
 from launch.workers.devices import use_devices
@@ -17,7 +18,7 @@ from launch.workers.status_actor import Posted, make_status_actor
 from launch.workers.worker_group import run_on_workers
 from pipeline.errors import StageError
 from pipeline.runs.config import RunConfig
-from pipeline.runs.flow import STAGES, run_stage
+from pipeline.runs.flow import STAGES, run_stage, stage_of
 from pipeline.runs.stage import PlannedStage, model_sizes
 from pipeline.runs.validate import check_schedule
 from pipeline.store.artifacts import Artifact, ArtifactStore
@@ -262,12 +263,15 @@ def _run_group(
         return
     (stage,) = stages
     inputs = {name: artifacts[name] for name in stage.inputs}
+    wanted = stage_of(stage, config).num_cpus(config)
+    cores = wanted if isinstance(wanted, int) else free_cores()
     if here:
         with _without_bars():
-            _run_alone(stage, config, store.url, inputs)
+            _run_alone(stage, config, store.url, inputs, status, cores)
         return
-    task = ray.remote(num_cpus=1, max_retries=1, memory=_memory(stage, inputs))(_run_alone)
-    ray.get(task.remote(stage, config, store.url, inputs))
+    memory = _memory(stage, inputs)
+    task = ray.remote(num_cpus=cores, max_retries=1, memory=memory)(_run_alone)
+    ray.get(task.remote(stage, config, store.url, inputs, status, cores))
 
 
 @contextmanager
@@ -293,15 +297,22 @@ def _memory(planned: PlannedStage, inputs: dict[str, Artifact]) -> int:
 
 
 def _run_alone(
-    stage: PlannedStage, config: RunConfig, storage: str, inputs: dict[str, Artifact]
+    stage: PlannedStage,
+    config: RunConfig,
+    storage: str,
+    inputs: dict[str, Artifact],
+    status: Any,
+    cores: int,
 ) -> None:
-    """Run a stage that needs no worker group, on a CPU."""
+    """Run a stage that needs no worker group, on CPUs."""
     use_devices(0)
+    status.post.remote({"event": "begin", "stage": stage.name})
     run_stage(
         stage,
         config,
         ArtifactStore(storage),
         inputs,
         workers=None,
-        progress=lambda record: None,
+        progress=status.post.remote,
+        cores=cores,
     )

@@ -33,11 +33,15 @@ class StageContext(Context):
         config: of the run.
         params: what the stage's key is made of, defaults included.
         artifacts: of the stages before it, by name.
+        parts: folder on this machine for what is finished of unfinished work.
+        cores: that a stage without workers may use.
     """
 
     config: RunConfig
     params: Mapping[str, Any]
     artifacts: Mapping[str, Artifact]
+    parts: Path
+    cores: int
 
 
 class Stage(ABC):
@@ -62,6 +66,10 @@ class Stage(ABC):
     def is_part_of(self, config: RunConfig) -> bool:
         """Return whether a run has this stage."""
         return True
+
+    def num_cpus(self, config: RunConfig) -> int | str:
+        """Return the cores that it uses where it runs alone; `auto`: as many as are free on a node."""
+        return 1
 
     @abstractmethod
     def inputs(self, config: RunConfig) -> tuple[str, ...]:

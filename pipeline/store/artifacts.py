@@ -230,10 +230,10 @@ class ArtifactStore:
             self._fs.put(f"{folder}/", self._strip(url) + "/", recursive=True)
 
     def discard(self, url: str) -> None:
-        """Delete a folder that is no longer needed; it may be missing."""
-        path = self._strip(url)
-        if self._fs.exists(path):
-            self._fs.rm(path, recursive=True)
+        """Delete a folder that is no longer needed, here or on this machine; it may be missing."""
+        filesystem, path = open_storage(url)
+        if filesystem.exists(path):
+            filesystem.rm(path, recursive=True)
 
     def put_manifest(self, stage: str, key: str, manifest: dict[str, Any]) -> None:
         """Write the manifest that makes an attempt an artifact."""

@@ -17,6 +17,7 @@ from pipeline.store.artifacts import DONE_FILE, FAILED_FILE, Artifact, ArtifactS
 from pipeline.store.checkpoints import read_checkpoint
 from pipeline.store.checksums import problem
 from pipeline.store.leases import HeldLease, Lease, LeaseFolder, LeaseWatch
+from pipeline.store.parts import PARTS, abandoned_parts, discard_parts
 from pipeline.store.records import DamagedRecordError, FailureNote, HardwareChoice, read_record
 from pipeline.store.storage import (
     absolute_url,
@@ -33,6 +34,7 @@ _OURS = re.compile(
     r"(?P<file>(_DONE|_FAILED|_LEASE\.[0-9]+)\.json(\.[0-9a-f]{8}\.tmp)?)"
     r"|(?P<attempt>a-[0-9a-f]{12})(/.*)?"
     r"|(?P<checkpoint>checkpoints/([^/]+/)?step-[0-9]{8}-[0-9a-f]{6})/.*"
+    r"|(?P<parts>parts)(/.*)?"
     r"|(?P<ray>ray)/.*",  # the record of Ray Train while it is at work
     re.DOTALL,
 )
@@ -213,6 +215,10 @@ def clear(
                 store.discard(item.url)
                 yield item
             _remove_empty_folders(store, entry)
+    for folder, size, why in abandoned_parts(store, older_than_days=limits.older_than_days):
+        if not dry_run:
+            discard_parts(folder)
+        yield Garbage(url=str(folder), size=size, why=why)
 
 
 def discard_damaged(
@@ -245,8 +251,8 @@ def garbage(entry: Entry, limits: Limits) -> list[Garbage]:
     """Return what can be deleted of an entry, if nobody works on it.
 
     That is abandoned attempts, checkpoints and leases of finished work, and what is unfinished and
-    untouched for a time, but for checkpoints that a run can resume from. Where the manifest or what
-    it names is damaged, all is kept: `discard_damaged` deletes it.
+    untouched for a time, parts of data among it, but for checkpoints that a run can resume from. Where
+    the manifest or what it names is damaged, all is kept: `discard_damaged` deletes it.
     """
     age = (datetime.now(UTC) - entry.changed).total_seconds() / 86400
     resumes = entry.can_resume and not limits.checkpoints
@@ -259,7 +265,7 @@ def garbage(entry: Entry, limits: Limits) -> list[Garbage]:
     elif age > limits.older_than_days and not resumes:
         why = f"unfinished and untouched for {age:.0f} days"
     else:
-        needed |= {_CHECKPOINTS, FAILED_FILE}
+        needed |= {_CHECKPOINTS, PARTS, FAILED_FILE}
         why = "an abandoned attempt"
     sizes: dict[str, int] = {}
     for name, (size, _) in entry.files.items():
@@ -376,7 +382,7 @@ def _unit(name: str) -> str:
     """Return what a file is deleted with: its attempt, its checkpoint, or itself."""
     found = _OURS.fullmatch(name)
     assert found is not None
-    return found["attempt"] or found["checkpoint"] or found["ray"] or name
+    return found["attempt"] or found["checkpoint"] or found["parts"] or found["ray"] or name
 
 
 def _is_checkpoint_manifest(name: str) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipeline.metric import Metric
 from pipeline.section import Positive, Section
+from pipeline.tasks.row_mapper import IN_MEMORY, RowMapper
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, Features
@@ -116,10 +117,18 @@ class Task(ABC):
         return {}
 
     @abstractmethod
-    def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
-        """Turn raw rows into model inputs."""
+    def tokenize(
+        self, splits: DatasetDict, tokenizer: Any, mapper: RowMapper = IN_MEMORY
+    ) -> TokenizedData:
+        """Turn raw rows into model inputs.
 
-    def num_examples(self, rows: Dataset, tokenizer: Any, num_proc: int | None) -> int:
+        Args:
+            splits: raw rows.
+            tokenizer: the model's.
+            mapper: what maps the rows.
+        """
+
+    def num_examples(self, rows: Dataset, tokenizer: Any, mapper: RowMapper = IN_MEMORY) -> int:
         """Return how many examples `tokenize` makes of a split; no more work than that takes."""
         return len(rows)
 
@@ -222,6 +231,21 @@ def token_features(*names: str) -> Features:
     from datasets import Features, List, Value
 
     return Features({name: List(Value("int32")) for name in names})
+
+
+def input_features(tokenizer: Any, num_texts: int, **labels: Any) -> Features:
+    """Return the types of the columns that a tokenizer makes of texts.
+
+    Args:
+        tokenizer: the model's.
+        num_texts: that go into a row, one or two.
+        labels: types of further columns, by name.
+    """
+    from datasets import Features, List, Value
+
+    types = {"input_ids": "int32"}
+    names = tokenizer(*["a"] * num_texts)
+    return Features({**{n: List(Value(types.get(n, "int8"))) for n in names}, **labels})
 
 
 def token_lengths(rows: Dataset | list[dict[str, Any]]) -> Tensor:

@@ -22,6 +22,7 @@ from pipeline.tasks.base import (
     num_tokens,
 )
 from pipeline.tasks.packing import encode_documents, pack
+from pipeline.tasks.row_mapper import IN_MEMORY, RowMapper
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -60,7 +61,9 @@ class CausalLM(TokenTask):
     def columns(self) -> dict[str, str]:
         return {"task.text": self.config.text}
 
-    def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
+    def tokenize(
+        self, splits: DatasetDict, tokenizer: Any, mapper: RowMapper = IN_MEMORY
+    ) -> TokenizedData:
         """Make blocks of `input_ids`; validation rows keep how many tokens a word of their text takes.
 
         Raises:
@@ -70,22 +73,22 @@ class CausalLM(TokenTask):
 
         blocks = DatasetDict()
         for name, split in splits.items():
-            documents = self._encode(name, split, tokenizer, num_proc)
-            blocks[name] = pack(name, documents, self.config.max_length, before=[], after=[])
+            documents = self._encode(name, split, tokenizer, mapper)
+            blocks[name] = pack(name, documents, self.config.max_length, [], [], mapper)
             if name != "train":
                 ratio = num_tokens(documents) / self._num_words(split)
                 column = [ratio] * len(blocks[name])  # of the whole text, so the same in each row
                 blocks[name] = blocks[name].add_column("tokens_per_word", column)
         return TokenizedData(splits=blocks, model_kwargs={})
 
-    def num_examples(self, rows: Dataset, tokenizer: Any, num_proc: int | None) -> int:
-        documents = self._encode("train", rows, tokenizer, num_proc)
+    def num_examples(self, rows: Dataset, tokenizer: Any, mapper: RowMapper = IN_MEMORY) -> int:
+        documents = self._encode("train", rows, tokenizer, mapper)
         return num_tokens(documents) // self.config.max_length
 
-    def _encode(self, name: str, split: Dataset, tokenizer: Any, num_proc: int | None) -> Dataset:
+    def _encode(self, name: str, split: Dataset, tokenizer: Any, mapper: RowMapper) -> Dataset:
         ends = self.config.end_of_text and tokenizer.eos_token_id is not None
         end = [tokenizer.eos_token_id] if ends else []
-        return encode_documents(name, split, self.config.text, tokenizer, end, num_proc)
+        return encode_documents(name, split, self.config.text, tokenizer, end, mapper)
 
     def _num_words(self, split: Dataset) -> int:
         return sum(

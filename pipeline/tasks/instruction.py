@@ -22,6 +22,7 @@ from pipeline.tasks.base import (
     token_features,
 )
 from pipeline.tasks.causal_lm import perplexity, token_losses
+from pipeline.tasks.row_mapper import IN_MEMORY, RowMapper
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -73,7 +74,9 @@ class Instruction(TokenTask):
         for name, split in splits.items():
             self._refuse_missing(name, split)
 
-    def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
+    def tokenize(
+        self, splits: DatasetDict, tokenizer: Any, mapper: RowMapper = IN_MEMORY
+    ) -> TokenizedData:
         """Make `input_ids` and `labels`, which are -100 for the tokens of the prompt.
 
         Raises:
@@ -91,7 +94,7 @@ class Instruction(TokenTask):
                 ]
             )
 
-        def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
+        def encode(rows: dict[str, list[Any]], _: range) -> dict[str, Any]:
             columns = [rows[column] for column in self.config.prompt]
             pairs = zip(*columns, rows[self.config.response], strict=True)
             encoded = [self._encode(tokenizer, list(texts), answer) for *texts, answer in pairs]
@@ -99,17 +102,12 @@ class Instruction(TokenTask):
 
         from datasets import DatasetDict
 
+        wanted = list(dict.fromkeys(self.columns().values()))
         mapped = DatasetDict()
         for name, split in splits.items():
             self._refuse_missing(name, split)
-            mapped[name] = split.map(
-                encode,
-                batched=True,
-                features=token_features(*_TOKENS),
-                num_proc=num_proc,
-                remove_columns=split.column_names,
-                desc=f"tokenize {name}",
-            )
+            rows = split.select_columns(wanted)
+            mapped[name] = mapper.map("tokenize", name, rows, encode, token_features(*_TOKENS))
         return TokenizedData(splits=mapped, model_kwargs={})
 
     def _encode(self, tokenizer: Any, texts: list[Any], answer: Any) -> dict[str, list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -27,6 +28,7 @@ from pipeline.tasks.base import (
 )
 from pipeline.tasks.causal_lm import token_losses
 from pipeline.tasks.packing import encode_documents, pack
+from pipeline.tasks.row_mapper import IN_MEMORY, RowMapper
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -92,7 +94,9 @@ class MaskedLM(TokenTask):
     def columns(self) -> dict[str, str]:
         return {"task.text": self.config.text}
 
-    def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
+    def tokenize(
+        self, splits: DatasetDict, tokenizer: Any, mapper: RowMapper = IN_MEMORY
+    ) -> TokenizedData:
         """Make blocks of `input_ids`; validation rows are masked here, and have `labels`.
 
         Raises:
@@ -103,30 +107,24 @@ class MaskedLM(TokenTask):
 
         blocks = DatasetDict()
         for name, split in splits.items():
-            documents = self._encode(name, split, tokenizer, num_proc)
-            blocks[name] = pack(name, documents, self.config.max_length, before, after)
+            documents = self._encode(name, split, tokenizer, mapper)
+            blocks[name] = pack(name, documents, self.config.max_length, before, after, mapper)
             if name != "train":
-                blocks[name] = blocks[name].map(
-                    _mask_row,
-                    with_indices=True,
-                    fn_kwargs={
-                        "draw": self._draw(tokenizer),
-                        "seed": self.config.validation_seed,
-                    },
-                    features=token_features("input_ids", "labels"),
-                    num_proc=num_proc,
-                    desc=f"mask {name}",
+                encode = partial(
+                    _mask, draw=self._draw(tokenizer), seed=self.config.validation_seed
                 )
+                features = token_features("input_ids", "labels")
+                blocks[name] = mapper.map("mask", name, blocks[name], encode, features)
         return TokenizedData(splits=blocks, model_kwargs={})
 
-    def num_examples(self, rows: Dataset, tokenizer: Any, num_proc: int | None) -> int:
+    def num_examples(self, rows: Dataset, tokenizer: Any, mapper: RowMapper = IN_MEMORY) -> int:
         inner = self.config.max_length - sum(map(len, _special_tokens(tokenizer)))
-        return num_tokens(self._encode("train", rows, tokenizer, num_proc)) // inner
+        return num_tokens(self._encode("train", rows, tokenizer, mapper)) // inner
 
-    def _encode(self, name: str, split: Dataset, tokenizer: Any, num_proc: int | None) -> Dataset:
+    def _encode(self, name: str, split: Dataset, tokenizer: Any, mapper: RowMapper) -> Dataset:
         separated = self.config.separator and tokenizer.sep_token_id is not None
         end = [tokenizer.sep_token_id] if separated else []
-        return encode_documents(name, split, self.config.text, tokenizer, end, num_proc)
+        return encode_documents(name, split, self.config.text, tokenizer, end, mapper)
 
     def _draw(self, tokenizer: Any) -> _Masking:
         config = self.config
@@ -192,12 +190,15 @@ class _Masking:
                 return {"input_ids": inputs[0], "labels": labels[0]}
 
 
-def _mask_row(
-    row: dict[str, list[int]], index: int, draw: _Masking, seed: int
-) -> dict[str, list[int]]:
-    """Mask a row, by its place alone, so that whoever scores it sees the same."""
-    masked = draw(row["input_ids"], seed * 1_000_003 + index, least=1)
-    return {name: values.tolist() for name, values in masked.items()}
+def _mask(
+    rows: dict[str, list[Any]], places: range, draw: _Masking, seed: int
+) -> dict[str, list[Any]]:
+    """Mask rows, each by its place alone, so that whoever scores it sees the same."""
+    masked = [
+        draw(ids, seed * 1_000_003 + place, least=1)
+        for ids, place in zip(rows["input_ids"], places, strict=True)
+    ]
+    return {name: [row[name].tolist() for row in masked] for name in ("input_ids", "labels")}
 
 
 def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:

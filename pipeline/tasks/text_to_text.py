@@ -15,6 +15,7 @@ from pipeline import metric
 from pipeline.errors import ConfigError, Problem
 from pipeline.section import NotNegative, Positive
 from pipeline.tasks.base import Metrics, Predictions, Task, TaskConfig, TokenizedData
+from pipeline.tasks.row_mapper import IN_MEMORY, RowMapper
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -75,29 +76,29 @@ class TextToText(Task):
         for name, split in splits.items():
             self._refuse_missing(name, split)
 
-    def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
+    def tokenize(
+        self, splits: DatasetDict, tokenizer: Any, mapper: RowMapper = IN_MEMORY
+    ) -> TokenizedData:
         """Make `input_ids`, `attention_mask` and `labels`; validation rows keep their `references`.
 
         Raises:
             ConfigError: if a row has no target.
         """
 
-        def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
+        def encode(rows: dict[str, list[Any]], _: range) -> dict[str, Any]:
             return self._encode(rows, tokenizer)
 
-        from datasets import DatasetDict
+        from datasets import DatasetDict, Features, List, Value
 
+        kinds = {"input_ids": "int32", "attention_mask": "int8", "labels": "int64"}
+        features = Features({name: List(Value(kind)) for name, kind in kinds.items()})
+        columns = list(dict.fromkeys(self.columns().values()))
         mapped = DatasetDict()
         for name, split in splits.items():
             self._refuse_missing(name, split)
             rows, references = (split, None) if name == "train" else self._references(split)
-            mapped[name] = rows.map(
-                encode,
-                batched=True,
-                num_proc=num_proc,
-                remove_columns=rows.column_names,
-                desc=f"tokenize {name}",
-            )
+            rows = rows.select_columns(columns)
+            mapped[name] = mapper.map("tokenize", name, rows, encode, features)
             if references is not None:
                 mapped[name] = mapped[name].add_column("references", references)
         return TokenizedData(splits=mapped, model_kwargs={})

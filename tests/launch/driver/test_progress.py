@@ -42,6 +42,14 @@ def test_rounds_of_writing_are_no_steps():
     assert describe(record) == "writing the model: round 3/526"
 
 
+def test_rows_are_counted_with_the_time_left():
+    record = {"event": "rows", "what": "tokenize train", "done": 1200, "total": 45000}
+    assert describe(record) == "tokenize train  1,200/45,000 rows"
+    assert describe(record | {"seconds_left": 754.6}) == (
+        "tokenize train  1,200/45,000 rows  12:34 left"
+    )
+
+
 def test_a_failure_is_told(capsys):
     try:
         with StageDisplay(["prune"], narrator(), lambda: ({}, [])):
