@@ -89,8 +89,8 @@ def status(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = 
         from launch.driver.progress import describe
         from pipeline.campaigns.grid import read_campaign
         from pipeline.runs.hardware import NO_GPUS, Choices
+        from pipeline.storage.filesystems import absolute_url
         from pipeline.store.artifacts import ArtifactStore
-        from pipeline.store.storage import absolute_url
 
         campaign = read_campaign(config, list(overrides or []))
         store = ArtifactStore(absolute_url(campaign.storage))

@@ -63,8 +63,8 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
         from pipeline.runs.hardware import Choices, described
         from pipeline.runs.node_memory import node_memory_problems
         from pipeline.runs.validate import cluster_problems, core_problems, validate
+        from pipeline.storage.filesystems import absolute_url, storage_problems
         from pipeline.store.artifacts import ArtifactStore
-        from pipeline.store.storage import absolute_url, storage_problems
         from pipeline.tasks import make_task
 
         console = narrator()
@@ -111,7 +111,7 @@ def validate(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = 
         from pipeline.runs.node_memory import node_memory_problems
         from pipeline.runs.validate import cluster_problems
         from pipeline.runs.validate import validate as check
-        from pipeline.store.storage import absolute_url, storage_problems
+        from pipeline.storage.filesystems import absolute_url, storage_problems
 
         changes = list(overrides or [])
         joins = _joins_a_cluster(config, changes)
@@ -240,8 +240,8 @@ def show(
     """Show what an artifact holds and what it was made from."""
     with reported_errors(as_json) as emit:
         from pipeline.errors import ConfigError, Problem
+        from pipeline.storage.records import DamagedRecordError
         from pipeline.store.artifacts import open_artifact
-        from pipeline.store.records import DamagedRecordError
 
         try:
             found = open_artifact(artifact)

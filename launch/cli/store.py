@@ -28,7 +28,7 @@ Storage = Annotated[
 def _storage_errors(storage: str) -> Iterator[None]:
     """Turn what a storage library raises into one clear error."""
     from pipeline.errors import OF_THE_CODE, StageError
-    from pipeline.store.storage import storage_error_text
+    from pipeline.storage.filesystems import storage_error_text
 
     try:
         yield

@@ -21,8 +21,8 @@ from pipeline.runs.config import RunConfig
 from pipeline.runs.flow import STAGES, run_stage, stage_of
 from pipeline.runs.stage import PlannedStage, model_sizes
 from pipeline.runs.validate import check_schedule
+from pipeline.storage.node_copies import DamagedArtifactError
 from pipeline.store.artifacts import Artifact, ArtifactStore
-from pipeline.store.node_copies import DamagedArtifactError
 
 
 @dataclass(kw_only=True)

@@ -44,7 +44,7 @@ def clear_nodes() -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from pipeline.store.node_copies import release, remove_unused
+    from pipeline.storage.node_copies import release, remove_unused
 
     release()
     task = ray.remote(num_cpus=0, max_retries=0)(remove_unused)

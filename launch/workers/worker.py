@@ -37,8 +37,8 @@ def work(settings: dict[str, Any]) -> None:
     from pipeline.runs.config import RunConfig
     from pipeline.runs.flow import run_stage
     from pipeline.runs.stage import PlannedStage
+    from pipeline.storage.node_copies import DamagedArtifactError
     from pipeline.store.artifacts import Artifact, ArtifactStore
-    from pipeline.store.node_copies import DamagedArtifactError
     from pipeline.training.deepspeed import load_operators, use_precision
     from pipeline.worker_group import WorkerGroup, set_collective_timeout
 

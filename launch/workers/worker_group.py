@@ -17,9 +17,9 @@ from pipeline.runs.stage import PlannedStage
 from pipeline.runs.stages.dense import DENSE
 from pipeline.runs.stages.one_shot import ONE_SHOT
 from pipeline.runs.stages.prune import PRUNE
+from pipeline.storage.filesystems import is_local, open_storage
+from pipeline.storage.node_copies import DamagedArtifactError
 from pipeline.store.artifacts import Artifact, ArtifactStore
-from pipeline.store.node_copies import DamagedArtifactError
-from pipeline.store.storage import is_local, open_storage
 
 _RAY_FOLDER = "ray"
 

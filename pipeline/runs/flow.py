@@ -21,10 +21,10 @@ from pipeline.runs.stages.export import EXPORT
 from pipeline.runs.stages.one_shot import ONE_SHOT
 from pipeline.runs.stages.prune import PRUNE
 from pipeline.runs.stages.report import REPORT
+from pipeline.storage.node_copies import release
+from pipeline.storage.outputs import OutputFiles
 from pipeline.store.artifacts import Artifact, ArtifactStore
 from pipeline.store.checkpoints import CheckpointStore
-from pipeline.store.node_copies import release
-from pipeline.store.outputs import OutputFiles
 from pipeline.store.parts import discard_parts, parts_folder
 from pipeline.tasks.row_mapper import num_processes
 from pipeline.tracking.recorder import Progress

@@ -8,14 +8,14 @@ from typing import Final
 
 from pipeline.errors import ConfigError, Problem
 from pipeline.runs.config import ClusterConfig, RunConfig
-from pipeline.store.artifacts import make_key
-from pipeline.store.records import (
+from pipeline.storage.filesystems import open_storage
+from pipeline.storage.records import (
     DamagedRecordError,
     HardwareChoice,
     create_record,
     read_record,
 )
-from pipeline.store.storage import open_storage
+from pipeline.store.artifacts import make_key
 from pipeline.training.deepspeed import problems_of
 
 AUTO: Final = "auto"

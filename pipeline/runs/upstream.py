@@ -7,10 +7,10 @@ from pipeline.errors import ConfigError, Problem
 from pipeline.runs.config import parse_config, read_config
 from pipeline.runs.flow import plan_stages
 from pipeline.runs.hardware import NO_GPUS, Choices
+from pipeline.storage.filesystems import absolute_url
+from pipeline.storage.node_copies import DamagedArtifactError
 from pipeline.store.artifacts import ArtifactStore
 from pipeline.store.locations import ARTIFACT
-from pipeline.store.node_copies import DamagedArtifactError
-from pipeline.store.storage import absolute_url
 
 RUN = "run:"
 _RUN_AGAIN = "run that recipe again, which writes the file anew"

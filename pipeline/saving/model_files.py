@@ -27,7 +27,7 @@ from pipeline.saving.agreement import BEAT_SECONDS, Agreement
 from pipeline.saving.checkpoint_files import file_names, write_index
 from pipeline.saving.contents import Unit, contents_of, converted, export_bytes
 from pipeline.saving.rounds import ROUND_BYTES, Part, Round, plan_saving
-from pipeline.store.outputs import OutputFiles
+from pipeline.storage.outputs import OutputFiles
 from pipeline.worker_group import WorkerGroup
 
 

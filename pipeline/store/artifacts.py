@@ -18,24 +18,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.store.checksum_cache import description
-from pipeline.store.checksums import problem
-from pipeline.store.manifest import DamagedManifestError, read_manifest, sealed
-from pipeline.store.node_copies import (
+from pipeline.storage.checksum_cache import description
+from pipeline.storage.checksums import problem
+from pipeline.storage.filesystems import is_local, open_storage, put_json
+from pipeline.storage.node_copies import (
     DamagedArtifactError,
     described,
     local_folder,
     new_copy,
     sizes_problem,
 )
-from pipeline.store.records import (
+from pipeline.storage.records import (
     DamagedRecordError,
     DamageNote,
     FailureNote,
     put_record,
     read_record,
 )
-from pipeline.store.storage import is_local, open_storage, put_json
+from pipeline.store.manifest import DamagedManifestError, read_manifest, sealed
 
 DONE_FILE, FAILED_FILE, _DAMAGED_FILE = "_DONE.json", "_FAILED.json", "_DAMAGED.json"
 

@@ -19,11 +19,11 @@ from typing import Any, TypeVar
 import fsspec
 
 from pipeline.errors import StageError, error_text, is_storage_failure
-from pipeline.store.checksums import HashingStream
-from pipeline.store.records import DamagedRecordError, put_record, read_record
-from pipeline.store.storage import open_storage, put_json, read_json
-from pipeline.store.verified import DamagedFileError, VerifiedFiles
-from pipeline.store.writing import BackgroundThread, written
+from pipeline.storage.checksums import HashingStream
+from pipeline.storage.filesystems import open_storage, put_json, read_json
+from pipeline.storage.records import DamagedRecordError, put_record, read_record
+from pipeline.storage.verified import DamagedFileError, VerifiedFiles
+from pipeline.storage.writing import BackgroundThread, written
 from pipeline.worker_group import WorkerGroup
 
 _Loaded = TypeVar("_Loaded")

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from pipeline.errors import error_text
-from pipeline.store.records import DamagedRecordError, create_record, put_record, read_record
-from pipeline.store.storage import is_local, open_storage
+from pipeline.storage.filesystems import is_local, open_storage
+from pipeline.storage.records import DamagedRecordError, create_record, put_record, read_record
 
 RENEW_SECONDS = 10.0
 STALE_SECONDS = 60.0

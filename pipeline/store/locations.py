@@ -4,10 +4,10 @@ import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 
+from pipeline.storage.checksum_cache import content_checksum
+from pipeline.storage.node_copies import DamagedArtifactError
+from pipeline.storage.records import DamagedRecordError
 from pipeline.store.artifacts import open_artifact
-from pipeline.store.checksum_cache import content_checksum
-from pipeline.store.node_copies import DamagedArtifactError
-from pipeline.store.records import DamagedRecordError
 
 _PACKAGE = "package:"
 ARTIFACT = "artifact:"

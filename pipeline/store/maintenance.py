@@ -13,18 +13,18 @@ from typing import Any, TypeVar
 import fsspec
 
 from pipeline.errors import ConfigError, Problem
-from pipeline.store.artifacts import DONE_FILE, FAILED_FILE, Artifact, ArtifactStore
-from pipeline.store.checkpoints import read_checkpoint
-from pipeline.store.checksums import problem
-from pipeline.store.leases import HeldLease, Lease, LeaseFolder, LeaseWatch
-from pipeline.store.parts import PARTS, abandoned_parts, discard_parts
-from pipeline.store.records import DamagedRecordError, FailureNote, HardwareChoice, read_record
-from pipeline.store.storage import (
+from pipeline.storage.checksums import problem
+from pipeline.storage.filesystems import (
     absolute_url,
     open_storage,
     storage_error_text,
     storage_problems,
 )
+from pipeline.storage.records import DamagedRecordError, FailureNote, HardwareChoice, read_record
+from pipeline.store.artifacts import DONE_FILE, FAILED_FILE, Artifact, ArtifactStore
+from pipeline.store.checkpoints import read_checkpoint
+from pipeline.store.leases import HeldLease, Lease, LeaseFolder, LeaseWatch
+from pipeline.store.parts import PARTS, abandoned_parts, discard_parts
 
 _KEY_FOLDER = re.compile(r"(?P<stage>[a-z][a-z_]*)-(?P<key>[0-9a-f]{16})")
 _CHECKPOINTS = "checkpoints"

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.store import checksums
-from pipeline.store.records import DamagedRecordError, canonical_checksum
+from pipeline.storage import checksums
+from pipeline.storage.records import DamagedRecordError, canonical_checksum
 
 FORMAT = 2
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from mgpp.backends.deepspeed import TrainedShard
 from mgpp.tensor_file import HEADER_START, TensorPlace, header_end, places, write_tensors
 from pipeline.errors import StageError
+from pipeline.storage.writing import run_at_once
 from pipeline.store.checkpoints import CheckpointFiles, SavedCheckpoint
-from pipeline.store.writing import run_at_once
 
 _FILE_BYTES = (
     256 << 20

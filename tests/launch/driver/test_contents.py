@@ -11,9 +11,9 @@ from launch.driver.run import nodes_cleared, run_stages
 from pipeline.runs.config import parse_config, read_config
 from pipeline.runs.flow import plan_stages
 from pipeline.runs.hardware import NO_GPUS, settled
+from pipeline.storage.filesystems import open_storage
 from pipeline.store.artifacts import ArtifactStore
 from pipeline.store.maintenance import entries, problems_of
-from pipeline.store.storage import open_storage
 from tests.run_file import write_run
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]

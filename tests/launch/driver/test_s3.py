@@ -5,10 +5,10 @@ import time
 
 import pytest
 
+from pipeline.storage.filesystems import open_storage
 from pipeline.store.artifacts import ArtifactStore
 from pipeline.store.checkpoints import newest_step
 from pipeline.store.maintenance import entries
-from pipeline.store.storage import open_storage
 from tests.launch.conftest import mgpp
 from tests.launch.runs import Driver
 from tests.object_storage import ACCESS

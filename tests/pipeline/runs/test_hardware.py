@@ -9,7 +9,7 @@ from pipeline.errors import ConfigError
 from pipeline.runs.config import parse_config
 from pipeline.runs.flow import plan_stages
 from pipeline.runs.hardware import NO_GPUS, Capacity, Choices, Hardware, described, settled
-from pipeline.store.storage import open_storage
+from pipeline.storage.filesystems import open_storage
 
 CPUS = Hardware(capacity=Capacity(nodes=((8.0, 0.0),)), has_bf16=lambda: pytest.fail("no GPU"))
 OLD_GPUS = Hardware(capacity=Capacity(nodes=((8.0, 2.0),) * 2), has_bf16=lambda: False)

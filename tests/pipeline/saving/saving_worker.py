@@ -26,8 +26,8 @@ from pipeline.models.source import ModelConfig
 from pipeline.models.weights import positive_zeros
 from pipeline.saving import agreement
 from pipeline.saving.model_files import write_model
+from pipeline.storage.outputs import OutputFiles
 from pipeline.store.checkpoints import CheckpointStore
-from pipeline.store.outputs import OutputFiles
 from pipeline.tasks import make_task
 from pipeline.training.deepspeed import ZeroConfig, deepspeed_config, init_deepspeed
 from pipeline.worker_group import WorkerGroup, set_collective_timeout

@@ -14,8 +14,8 @@ from pipeline.models.loading import load_tokenizer
 from pipeline.models.source import ModelConfig
 from pipeline.models.weights import WEIGHTS_FILE, fingerprints, positive_zeros
 from pipeline.saving.model_files import write_model
+from pipeline.storage.checksums import describe
 from pipeline.store.checkpoints import CheckpointStore
-from pipeline.store.checksums import describe
 from pipeline.tasks import make_task
 from pipeline.worker_group import WorkerGroup
 from tests.cases import launch_cases

@@ -25,7 +25,7 @@ from s3fs import S3FileSystem
 
 from mgpp.backends.deepspeed import TrainedShard
 from pipeline.errors import StageError
-from pipeline.store import checksums, verified, writing
+from pipeline.storage import checksums, verified, writing
 from pipeline.store.checkpoints import CheckpointFiles, CheckpointStore, newest_step
 from pipeline.training import checkpoint_shards
 from pipeline.training.checkpoint_shards import ShardReader, ShardWriter

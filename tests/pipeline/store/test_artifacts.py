@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.storage.filesystems import put_json
 from pipeline.store.artifacts import ArtifactStore, make_key, open_artifact
-from pipeline.store.storage import put_json
 
 FILES = {
     "model/weights.bin": bytes(range(256)) * 10,

@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
+from pipeline.storage.filesystems import open_storage
 from pipeline.store import leases
 from pipeline.store.leases import HeldLease, Holder, Lease, LeaseFolder, LeaseLostError, LeaseWatch
-from pipeline.store.storage import open_storage
 from tests.object_storage import s3_server, s3_server_away
 
 

@@ -12,6 +12,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from pipeline.errors import ConfigError
+from pipeline.storage.filesystems import open_storage
+from pipeline.storage.records import FailureNote, HardwareChoice, put_record
 from pipeline.store import leases, maintenance
 from pipeline.store.artifacts import ArtifactStore
 from pipeline.store.checkpoints import CheckpointStore
@@ -26,8 +28,6 @@ from pipeline.store.maintenance import (
     garbage,
     verified,
 )
-from pipeline.store.records import FailureNote, HardwareChoice, put_record
-from pipeline.store.storage import open_storage
 from pipeline.worker_group import WorkerGroup
 
 KEY = "0123456789abcdef"

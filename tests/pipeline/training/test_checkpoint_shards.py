@@ -16,14 +16,14 @@ from safetensors.torch import save_file
 from mgpp.backends.deepspeed import TrainedShard
 from mgpp.sharding.bitmask import pack_bits, unpack_bits
 from pipeline.errors import StageError
+from pipeline.storage.checksums import describe
+from pipeline.storage.verified import VerifiedFiles
 from pipeline.store.checkpoints import (
     CheckpointFiles,
     CheckpointStore,
     Manifest,
     SavedCheckpoint,
 )
-from pipeline.store.checksums import describe
-from pipeline.store.verified import VerifiedFiles
 from pipeline.training import checkpoint_shards as pieces
 from pipeline.training.checkpoint_shards import ShardReader, ShardWriter
 from pipeline.worker_group import WorkerGroup

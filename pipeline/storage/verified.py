@@ -6,7 +6,7 @@ from typing import Any
 
 import fsspec
 
-from pipeline.store.checksums import BLOCK_BYTES, BlockHasher, problem
+from pipeline.storage.checksums import BLOCK_BYTES, BlockHasher, problem
 
 
 class DamagedFileError(Exception):

@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from pipeline.errors import StageError
-from pipeline.store import checksum_cache, checksums
-from pipeline.store.checksum_cache import content_checksum, description, mismatch
+from pipeline.storage import checksum_cache, checksums
+from pipeline.storage.checksum_cache import content_checksum, description, mismatch
 from pipeline.store.locations import content_sha256
 from tests.processes import ROOT
 
@@ -173,7 +173,7 @@ def test_where_nothing_can_be_remembered_files_are_read(tmp_path, monkeypatch, k
 WRITERS = """
 import sys
 from pathlib import Path
-from pipeline.store.checksum_cache import content_checksum
+from pipeline.storage.checksum_cache import content_checksum
 for path in sorted(Path(sys.argv[1]).iterdir()):
     print(path.name, content_checksum(path))
 """

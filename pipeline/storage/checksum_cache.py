@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import StageError
-from pipeline.store.checksums import describe
+from pipeline.storage.checksums import describe
 
 _GRANULARITY = 2_000_000_000  # nanoseconds: FAT's, the coarsest clock of a file system in use
 _KEPT_SECONDS = 90 * 86400

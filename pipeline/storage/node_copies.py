@@ -25,8 +25,8 @@ from typing import Any, BinaryIO
 import fsspec
 
 from pipeline.errors import StageError
-from pipeline.store.checksum_cache import cache_folder, mismatch
-from pipeline.store.storage import is_local, open_storage
+from pipeline.storage.checksum_cache import cache_folder, mismatch
+from pipeline.storage.filesystems import is_local, open_storage
 
 _IDLE_SECONDS = 3600.0
 _THREADS = 8

@@ -17,8 +17,8 @@ import fsspec
 from fsspec.spec import AbstractBufferedFile
 
 from mgpp.tensor_file import Stream
-from pipeline.store.checksums import HashingStream
-from pipeline.store.storage import is_local
+from pipeline.storage.checksums import HashingStream
+from pipeline.storage.filesystems import is_local
 
 PART_BYTES = 16 << 20  # a request to an object store: 10,000 a file, of 5 MiB at least
 STEP_BYTES = 4 << 20  # handed on at a time: a buffer never holds much more than a part

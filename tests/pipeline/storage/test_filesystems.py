@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.store.storage import (
+from pipeline.storage.filesystems import (
     absolute_url,
     create_json,
     open_storage,
@@ -130,7 +130,7 @@ def test_what_takes_no_files_is_refused(tmp_path):
     assert problem == "storage: /proc/runs cannot be written: /proc: No such file or directory"
 
 
-TRY = "from pipeline.store.storage import storage_problems as p; {}; print(*p('{}'))"
+TRY = "from pipeline.storage.filesystems import storage_problems as p; {}; print(*p('{}'))"
 
 
 def tried_inside(script, folder):

@@ -8,10 +8,10 @@ import uuid
 import pytest
 
 from pipeline.errors import StageError
-from pipeline.store import checksums, node_copies
+from pipeline.storage import checksums, node_copies
+from pipeline.storage.filesystems import open_storage
+from pipeline.storage.node_copies import DamagedArtifactError, release, remove_unused
 from pipeline.store.artifacts import Artifact, ArtifactStore
-from pipeline.store.node_copies import DamagedArtifactError, release, remove_unused
-from pipeline.store.storage import open_storage
 from tests.object_storage import sent_objects
 from tests.processes import ranks_command, run
 

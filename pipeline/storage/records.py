@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import fsspec
 from pydantic import Field, TypeAdapter, ValidationError
 
-from pipeline.store.storage import create_json, put_json
+from pipeline.storage.filesystems import create_json, put_json
 
 _CHECKSUM = "checksum"
 _Record = TypeVar("_Record")
