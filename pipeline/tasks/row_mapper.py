@@ -148,7 +148,7 @@ class RowMapper:
             except BrokenProcessPool as error:
                 raise StageError(
                     "a process that tokenizes was killed, for want of memory perhaps; with a smaller "
-                    "data.num_proc it takes less; run again to go on from what is finished"
+                    "data.num_proc it takes less; rerun to resume from what is done"
                 ) from error
             finally:
                 pool.shutdown(cancel_futures=True)
@@ -271,7 +271,7 @@ def _name(stem: str, path: Path) -> str:
 
 
 def _refuse_full(folder: Path, wanted: int) -> None:
-    """Refuse to go on where the disk will be full before all rows are written.
+    """Refuse to continue where the disk will be full before all rows are written.
 
     Raises:
         StageError: with the bytes that are wanted, and those that are free.
@@ -280,7 +280,7 @@ def _refuse_full(folder: Path, wanted: int) -> None:
     if free < wanted:
         raise StageError(
             f"{folder} is on a disk with {free / 1e9:.1f} GB left, and the rows yet to be written take "
-            f"about {wanted / 1e9:.1f} GB: make room and run again to go on from what is finished"
+            f"about {wanted / 1e9:.1f} GB: make room and rerun to resume from what is done"
         )
 
 
