@@ -13,8 +13,17 @@ from typing import Any, TypeVar
 import fsspec
 
 from pipeline.errors import ConfigError, Problem
+<<<<<<< HEAD
 from pipeline.storage.checksums import problem
 from pipeline.storage.filesystems import (
+=======
+from pipeline.store.artifacts import DONE_FILE, FAILED_FILE, Artifact, ArtifactStore
+from pipeline.store.checkpoints import read_checkpoint
+from pipeline.store.checksums import problem
+from pipeline.store.leases import HeldLease, Lease, LeaseFolder, LeaseLostError, LeaseWatch
+from pipeline.store.records import DamagedRecordError, FailureNote, HardwareChoice, read_record
+from pipeline.store.storage import (
+>>>>>>> 337473773650fc40e882809d47c10e37cfadcf43
     absolute_url,
     open_storage,
     storage_error_text,
@@ -210,8 +219,9 @@ def clear(
         if dry_run:
             yield from garbage(entry, limits)
             continue
-        with _held(store, entry, watch) as now:
+        with _held(store, entry, watch) as (now, lost):
             for item in garbage(now, limits) if now else []:
+<<<<<<< HEAD
                 store.discard(item.url)
                 yield item
             _remove_empty_folders(store, entry)
@@ -219,6 +229,13 @@ def clear(
         if not dry_run:
             discard_parts(folder)
         yield Garbage(url=str(folder), size=size, why=why)
+=======
+                if not lost:
+                    store.discard(item.url)
+                    yield item
+            if not lost:
+                _remove_empty_folders(store, entry)
+>>>>>>> 337473773650fc40e882809d47c10e37cfadcf43
 
 
 def discard_damaged(
@@ -235,7 +252,7 @@ def discard_damaged(
         The entries of which it was deleted: those that nobody works on.
     """
     for entry, watch in _free(damaged, tell):
-        with _held(store, entry, watch) as now:
+        with _held(store, entry, watch) as (now, _):
             if now is None:
                 continue
             units = {_unit(name) for name in entry.damage}
@@ -362,18 +379,25 @@ def _free(
 
 
 @contextmanager
-def _held(store: ArtifactStore, entry: Entry, watch: LeaseWatch) -> Iterator[Entry | None]:
-    """Hold an entry's lease; give the entry as it is then, without it. None if a run was faster."""
-    number = watch.take()
+def _held(
+    store: ArtifactStore, entry: Entry, watch: LeaseWatch
+) -> Iterator[tuple[Entry | None, list[LeaseLostError]]]:
+    """Hold an entry's lease.
+
+    Yields:
+        The entry as it is then, without the lease, or None if a run was faster; and a list that is not
+        empty once the lease is lost.
+    """
+    number, lost = watch.take(), list[LeaseLostError]()
     if isinstance(number, Lease):
-        yield None
+        yield None, [LeaseLostError(f"{entry.url}: a run was faster")]
         return
-    held = HeldLease(watch.folder, number, on_lost=lambda error: None)
+    held = HeldLease(watch.folder, number, on_lost=lost.append)
     try:
         now = _entry(store, entry.stage, entry.key)
         own = watch.folder.name_of(number)
         files = {name: info for name, info in now.files.items() if name != own} if now else {}
-        yield replace(now, files=files) if now and files else None
+        yield replace(now, files=files) if now and files else None, lost
     finally:
         held.give_back()
 

@@ -112,7 +112,7 @@ class RowMapper:
         Args:
             what: is done, in words.
             total: rows.
-            done: rows that were done before.
+            done: rows that are finished already.
         """
         return _Reporter(self._progress, what, total, done)
 

@@ -242,7 +242,7 @@ def test_the_store_has_a_file_of_each_kind(store):
 SETTINGS = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
-@settings(max_examples=100, **SETTINGS)
+@settings(max_examples=60, **SETTINGS)
 @given(data=st.data())
 def test_what_is_damaged_is_never_taken_for_good(store, short, data):
     damage_and_check(store, data)
