@@ -13,17 +13,8 @@ from typing import Any, TypeVar
 import fsspec
 
 from pipeline.errors import ConfigError, Problem
-<<<<<<< HEAD
 from pipeline.storage.checksums import problem
 from pipeline.storage.filesystems import (
-=======
-from pipeline.store.artifacts import DONE_FILE, FAILED_FILE, Artifact, ArtifactStore
-from pipeline.store.checkpoints import read_checkpoint
-from pipeline.store.checksums import problem
-from pipeline.store.leases import HeldLease, Lease, LeaseFolder, LeaseLostError, LeaseWatch
-from pipeline.store.records import DamagedRecordError, FailureNote, HardwareChoice, read_record
-from pipeline.store.storage import (
->>>>>>> 337473773650fc40e882809d47c10e37cfadcf43
     absolute_url,
     open_storage,
     storage_error_text,
@@ -32,7 +23,7 @@ from pipeline.store.storage import (
 from pipeline.storage.records import DamagedRecordError, FailureNote, HardwareChoice, read_record
 from pipeline.store.artifacts import DONE_FILE, FAILED_FILE, Artifact, ArtifactStore
 from pipeline.store.checkpoints import read_checkpoint
-from pipeline.store.leases import HeldLease, Lease, LeaseFolder, LeaseWatch
+from pipeline.store.leases import HeldLease, Lease, LeaseFolder, LeaseLostError, LeaseWatch
 from pipeline.store.parts import PARTS, abandoned_parts, discard_parts
 
 _KEY_FOLDER = re.compile(r"(?P<stage>[a-z][a-z_]*)-(?P<key>[0-9a-f]{16})")
@@ -221,21 +212,15 @@ def clear(
             continue
         with _held(store, entry, watch) as (now, lost):
             for item in garbage(now, limits) if now else []:
-<<<<<<< HEAD
-                store.discard(item.url)
-                yield item
-            _remove_empty_folders(store, entry)
-    for folder, size, why in abandoned_parts(store, older_than_days=limits.older_than_days):
-        if not dry_run:
-            discard_parts(folder)
-        yield Garbage(url=str(folder), size=size, why=why)
-=======
                 if not lost:
                     store.discard(item.url)
                     yield item
             if not lost:
                 _remove_empty_folders(store, entry)
->>>>>>> 337473773650fc40e882809d47c10e37cfadcf43
+    for folder, size, why in abandoned_parts(store, older_than_days=limits.older_than_days):
+        if not dry_run:
+            discard_parts(folder)
+        yield Garbage(url=str(folder), size=size, why=why)
 
 
 def discard_damaged(
