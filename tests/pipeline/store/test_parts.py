@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.store.artifacts import ArtifactStore
 from pipeline.store.leases import LeaseFolder
-from pipeline.store.maintenance import entries, garbage
+from pipeline.store.maintenance import Limits, clear
 from pipeline.store.parts import abandoned_parts, discard_parts, parts_folder
 
 KEYS = [f"{i:016x}" for i in range(4)]
@@ -42,12 +42,8 @@ def finish(store, key):
 
 def found(store, days):
     """What gc would delete of parts: those in the store, and those beside a remote one."""
-    inside = [item.url for e in entries(store) for item in garbage(e, older_than_days=days)]
-    beside = [str(path) for path, _, _ in abandoned_parts(store, older_than_days=days)]
-    return {
-        Path(path).parent.name if Path(path).name == "parts" else Path(path).name
-        for path in [*inside, *beside]
-    }
+    urls = [item.url for item in clear(store, Limits(older_than_days=days), dry_run=True)]
+    return {Path(url).parent.name if Path(url).name == "parts" else Path(url).name for url in urls}
 
 
 def test_parts_of_done_and_of_old_work_are_found_and_those_of_live_work_are_not(store):
