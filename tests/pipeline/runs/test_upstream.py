@@ -14,6 +14,7 @@ from pipeline.runs.flow import plan_stages
 from pipeline.runs.hardware import NO_GPUS, settled
 from pipeline.runs.upstream import resolve_upstream
 from pipeline.store.artifacts import ArtifactStore, open_artifact
+from pipeline.store.node_copies import release, remove_unused
 
 
 @pytest.fixture
@@ -115,6 +116,8 @@ def test_one_that_is_not_what_was_committed_is_refused(write, tiny_bert, storage
     artifact = export(upstream, tiny_bert)
     filesystem, root = fsspec.core.url_to_fs(f"{artifact.url}/model/config.json")
     filesystem.pipe_file(root, filesystem.cat_file(root).replace(b"32", b"64", 1))
+    release()
+    remove_unused()  # another machine has no copy
     values, problems = resolve_upstream(read_config(str(second))[0])
     if storage:  # it is read where it is loaded
         with pytest.raises(ConfigError) as raised:
