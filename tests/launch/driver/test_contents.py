@@ -16,7 +16,7 @@ from pipeline.store.artifacts import ArtifactStore
 from pipeline.store.maintenance import entries, problems_of
 from tests.run_file import write_run
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(2600)]
 MODEL = "model/model.safetensors"
 
 
