@@ -235,8 +235,8 @@ def test_no_worker_holds_much_more_than_its_own_state(tmp_path):
     assert done.returncode == 0, done.stderr[-4000:]
     for rank in range(2):
         found = json.loads((tmp_path / f"found-{rank}.json").read_text())
-        assert found["size"] > 400e6
-        # Of a round of 8 MiB: what is sent, received, and the values in hand.
+        assert found["size"] > 180e6
+        # Of a round of 4 MiB: what is sent, received, and the values in hand.
         assert found["rise"] < 0.1 * found["size"]
     sizes = [path.stat().st_size for path in (tmp_path / "large/model").glob("*.safetensors")]
     assert sum(sizes) > found["size"]
