@@ -97,7 +97,7 @@ ALLOWED = {
     "pipeline.tracking": "pipeline.metric",
     "pipeline.reports": "mgpp pipeline.metric",
     "pipeline.section": "mgpp pipeline.errors",
-    "mgpp.integrations": "mgpp mgpp.config",
+    "mgpp.integrations": "mgpp mgpp.config mgpp.sparse",
     "mgpp.sparse": "mgpp.sharding mgpp.tensor_file",
     "mgpp": (
         "mgpp.attaching mgpp.config mgpp.coverage mgpp.duration mgpp.masking mgpp.methods mgpp.prior "
