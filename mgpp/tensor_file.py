@@ -40,12 +40,12 @@ class TensorFile:
 
     Args:
         stream: where to. The caller opens and closes it.
-        tensors: dtype and shape by name.
+        tensors: dtype and shape by name, in the order in which their values come.
         metadata: kept in the header under `__metadata__`.
 
     Attributes:
         order: the names as their values must come: the widest dtype first, so that all values are
-            aligned in the file, then by name.
+            aligned in the file, then as they were given.
 
     Raises:
         ValueError: if a dtype has no name in the format.
@@ -60,7 +60,7 @@ class TensorFile:
         for name, (dtype, _) in tensors.items():
             if dtype not in _DTYPES:
                 raise ValueError(f"{name}: safetensors has no {dtype}")
-        self.order = sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, name))
+        self.order = sorted(tensors, key=lambda name: -tensors[name][0].itemsize)
         self._stream, self._tensors = stream, dict(tensors)
         self._left = {name: prod(shape) for name, (_, shape) in tensors.items()}
         self._at = 0

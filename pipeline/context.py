@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.store.checkpoints import CheckpointStore
+from pipeline.store.outputs import OutputFiles
 from pipeline.tracking.recorder import Progress
 from pipeline.worker_group import WorkerGroup
 
@@ -21,6 +22,7 @@ class Context:
         workers: all of them; for a stage that has none, this process alone.
         checkpoints: where its unfinished work is kept.
         progress: called with records for people to watch.
+        files: what this worker itself writes to the output; None where all workers reach `output`.
     """
 
     inputs: Mapping[str, Path]
@@ -29,6 +31,7 @@ class Context:
     workers: WorkerGroup
     checkpoints: CheckpointStore
     progress: Progress
+    files: OutputFiles | None = None
 
     def rows(self) -> Mapping[str, Any]:
         """Return the tokenized rows by split: each a `datasets.Dataset`."""

@@ -1,6 +1,6 @@
 """The workers of one training or evaluation: who this process is among them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -84,6 +84,25 @@ class WorkerGroup:
         dist.broadcast_object_list(shared)
         return shared[0]
 
+    def exchange(
+        self, outgoing: Tensor, num_outgoing: Sequence[int], num_incoming: Sequence[int]
+    ) -> list[Tensor]:
+        """Send every worker its bytes; all call together.
+
+        Args:
+            outgoing: 1-D uint8 on `device`, those for rank 0 first.
+            num_outgoing: how many of them each rank gets.
+            num_incoming: how many each rank has for this worker.
+
+        Returns:
+            What each rank sent, 1-D uint8.
+        """
+        if self.world_size == 1:
+            return [outgoing]
+        received = torch.empty(sum(num_incoming), dtype=torch.uint8, device=self.device)
+        dist.all_to_all_single(received, outgoing, list(num_incoming), list(num_outgoing))
+        return list(received.split(list(num_incoming)))
+
     def barrier(self) -> None:
         """Wait until every worker is here."""
         if self.world_size > 1:
@@ -101,3 +120,8 @@ def set_collective_timeout(seconds: float) -> None:
     """
     for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
         setattr(dist.distributed_c10d, name, timedelta(seconds=seconds))
+
+
+def collective_timeout() -> float:
+    """Return the seconds that `set_collective_timeout` set, else torch's own default."""
+    return float(dist.distributed_c10d.default_pg_timeout.total_seconds())

@@ -22,6 +22,7 @@ FLOORS = [
     "pipeline.evaluation pipeline.export",
     "pipeline.training",
     "pipeline.pruning",
+    "pipeline.saving",
     "pipeline.data pipeline.models",
     "pipeline.context",
     "pipeline.reports pipeline.store pipeline.tasks pipeline.tracking",
@@ -66,28 +67,34 @@ ALLOWED = {
     ),
     "pipeline.planner": (
         "mgpp mgpp.masking mgpp.sharding pipeline.errors pipeline.models pipeline.pruning "
-        "pipeline.runs pipeline.tasks pipeline.training"
+        "pipeline.runs pipeline.saving pipeline.tasks pipeline.training"
     ),
     "pipeline.runs": (
         "mgpp pipeline.context pipeline.data pipeline.errors "
         "pipeline.evaluation pipeline.export pipeline.models pipeline.pruning "
-        "pipeline.reports pipeline.section pipeline.store pipeline.tasks pipeline.tracking "
-        "pipeline.training pipeline.worker_group"
+        "pipeline.reports pipeline.saving pipeline.section pipeline.store pipeline.tasks "
+        "pipeline.tracking pipeline.training pipeline.worker_group"
     ),
     "pipeline.evaluation": (
         "pipeline.context pipeline.metric pipeline.models pipeline.section pipeline.tasks "
         "pipeline.training pipeline.worker_group"
     ),
-    "pipeline.export": "mgpp pipeline.errors pipeline.models pipeline.section",
+    "pipeline.export": (
+        "mgpp mgpp.tensor_file pipeline.errors pipeline.models pipeline.saving pipeline.section"
+    ),
     "pipeline.training": (
         "mgpp mgpp.backends pipeline.context pipeline.errors pipeline.models "
-        "pipeline.pruning pipeline.section pipeline.store pipeline.tasks pipeline.tracking "
-        "pipeline.worker_group"
+        "pipeline.pruning pipeline.saving pipeline.section pipeline.store pipeline.tasks "
+        "pipeline.tracking pipeline.worker_group"
     ),
     "pipeline.pruning": (
         "mgpp mgpp.methods mgpp.pattern mgpp.settings mgpp.sharding pipeline.context "
-        "pipeline.errors pipeline.models pipeline.section pipeline.store pipeline.tasks "
-        "pipeline.tracking pipeline.worker_group"
+        "pipeline.errors pipeline.models pipeline.saving pipeline.section pipeline.store "
+        "pipeline.tasks pipeline.tracking pipeline.worker_group"
+    ),
+    "pipeline.saving": (
+        "mgpp.backends mgpp.tensor_file pipeline.context pipeline.errors pipeline.models "
+        "pipeline.store pipeline.worker_group"
     ),
     "pipeline.models": "pipeline.errors pipeline.section pipeline.store pipeline.worker_group",
     "pipeline.data": "pipeline.errors pipeline.section pipeline.store pipeline.tasks",

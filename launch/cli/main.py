@@ -317,6 +317,7 @@ def _plan_table(settings: Any, found: Any, room: float | None) -> Table:
     table.add_row("bytes sent per step", size_text(found.sent_per_step))
     table.add_row("bytes sent per pruning (max)", size_text(found.sent_per_pruning))
     table.add_row("checkpoint (all workers)", size_text(found.checkpoint))
+    table.add_row("export (one node)", size_text(found.export))
     table.add_section()
     table.add_row("share of the layers' matrices that is prunable", f"{found.coverage.share:.1%}")
     for name, numel in found.coverage.left_out.items():

@@ -51,7 +51,7 @@ def planned_memory_gib(runs: Sequence[RunConfig], nodes: int, *, has_gpus: bool)
     """Return the memory of each of so many nodes, in GiB, that its workers need.
 
     What offload takes of each worker (without GPUs all that `mgpp plan` counts), `WORKER_GIB` a worker,
-    the whole model once, as a node holds it for the export, and `SYSTEM_GIB`.
+    the export's process, and `SYSTEM_GIB`.
 
     Args:
         runs: that are run there, one at a time.
@@ -80,7 +80,7 @@ def _memory_gib(run: RunConfig, nodes: int, has_gpus: bool) -> int:
         ) from error
     each = plan.host_total + (0 if has_gpus else plan.device_total)
     workers = _workers_of_a_node(run, nodes)
-    return math.ceil((workers * each + plan.weights) / GIB) + workers * WORKER_GIB + SYSTEM_GIB
+    return math.ceil((workers * each + plan.export) / GIB) + workers * WORKER_GIB + SYSTEM_GIB
 
 
 def _workers_of_a_node(run: RunConfig, nodes: int) -> int:

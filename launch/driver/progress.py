@@ -155,7 +155,10 @@ class _Lines:
 
 def describe(record: dict[str, Any]) -> str:
     """Return one line for a record: step, loss, the last mask, threshold, tokens/s, time left."""
-    parts = [f"step {record['step'] + 1}/{record['num_steps']}"]
+    position = f"{record['step'] + 1}/{record['num_steps']}"
+    if record.get("event") == "write":
+        return f"writing the model: round {position}"
+    parts = [f"step {position}"]
     if "model" in record:
         parts.append(f"{record['model']} model")
     if "loss" in record:

@@ -198,7 +198,7 @@ def _run_group(
         with _without_bars():
             _run_alone(stage, config, store.url, inputs)
         return
-    task = ray.remote(num_cpus=1, max_retries=1)(_run_alone)
+    task = ray.remote(num_cpus=1, max_retries=1, memory=_memory(stage, inputs))(_run_alone)
     ray.get(task.remote(stage, config, store.url, inputs))
 
 
@@ -212,6 +212,16 @@ def _without_bars() -> Iterator[None]:
         yield
     finally:
         logging.enable_progress_bar()
+
+
+def _memory(planned: PlannedStage, inputs: dict[str, Artifact]) -> int:
+    """Return the memory that a stage's task asks Ray for, bytes.
+
+    Never more than the largest node has: then it runs alone there, and does not wait for ever.
+    """
+    stage = next(stage for stage in STAGES if stage.name == planned.name)
+    nodes = [node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]]
+    return min(stage.memory(inputs), int(max(nodes, default=0)))
 
 
 def _run_alone(

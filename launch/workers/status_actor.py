@@ -55,7 +55,8 @@ class _StatusActor:
             self._notes.append(record["text"])
         else:
             self._records[self._stage] = record
-            self._measure(record)
+            if record["event"] != "write":  # its rounds are no steps
+                self._measure(record)
 
     def restart(self, cause: str, text: str) -> None:
         if self._failure is not None:

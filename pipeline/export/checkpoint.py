@@ -1,21 +1,27 @@
-"""The export stage: a plain Hugging Face checkpoint that loads everywhere, checked by loading it back."""
+"""The export stage: a plain Hugging Face checkpoint that loads everywhere, read back and compared."""
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import transformers
 from pydantic import field_validator
+from torch import Tensor
 
 from mgpp import coverage_of
+from mgpp.tensor_file import TensorFile
 from pipeline.errors import StageError
 from pipeline.export.model_card import write_card
-from pipeline.models.loading import load_model, load_tokenizer
+from pipeline.models.loading import load_tokenizer
 from pipeline.models.source import ModelConfig
-from pipeline.models.weights import fingerprints, positive_zeros
+from pipeline.models.trial import on_a_copy
+from pipeline.models.weights import Fingerprint, positive_zeros
+from pipeline.saving.checkpoint_files import TensorReader, file_names, write_index
+from pipeline.saving.contents import Spec, Unit, contents_of
 from pipeline.section import Section
 
 _SIZE = re.compile(r"^\d+(\.\d+)?[KMGT]B$", re.ASCII)
@@ -49,9 +55,9 @@ def export_model(
 ) -> dict[str, Any]:
     """Write `output/model`: safetensors, config with `pruning_config`, tokenizer and model card.
 
-    The zeros are stored as zeros, so every tool that reads Hugging Face checkpoints loads it. What is
-    written is loaded back and compared, tensor by tensor, with the fingerprints taken of the weights
-    in training.
+    The zeros are stored as zeros, so every tool that reads Hugging Face checkpoints loads it. Weights go
+    from file to file a part at a time. What is written is read back and compared, parameter by parameter,
+    with the fingerprints taken of the weights in training.
 
     Args:
         trained: the trained model's folder.
@@ -69,27 +75,17 @@ def export_model(
         Exact sparsity of the exported files and their sizes in bytes, and what of the model is prunable.
 
     Raises:
-        StageError: if what loads back is not what was trained.
+        StageError: if what was written is not what was trained, or does not load.
     """
-    model = load_model(
-        ModelConfig(path=str(trained), trust_remote_code=trust_remote_code),
-        auto_model,
-        model_kwargs={},
-        dtype="auto",
-        seed=0,
-        new_head=False,
-    )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(positive_zeros(parameter))
+    auto = getattr(transformers, auto_model)
+    model = _without_values(trained, auto, trust_remote_code=trust_remote_code)
     # What it says of the model that this one began from, where that was pruned already.
     upstream = getattr(model.config, "pruning_config", None)
     model.config.pruning_config = {**pruning, "upstream": upstream} if upstream else pruning
     folder = output / "model"
-    model.save_pretrained(folder, max_shard_size=config.max_shard_size)
-    del model
+    model.save_pretrained(folder, state_dict={})  # all but the weights
+    _write_weights(trained, folder, contents_of(model), _size(config.max_shard_size))
     load_tokenizer(ModelConfig(path=str(trained))).save_pretrained(folder)
-    auto = getattr(transformers, auto_model)
     found = check_export(
         folder, weights, auto, trust_remote_code=trust_remote_code, exclude=exclude
     )
@@ -109,50 +105,162 @@ def check_export(
     trust_remote_code: bool,
     exclude: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Load a checkpoint back and compare every parameter with its fingerprint.
+    """Compare a checkpoint's names with its model's, and every parameter with its fingerprint.
+
+    The files are read a part at a time. Only a model whose parameters transformers makes of several
+    tensors each, which is none of the large ones, is loaded whole.
 
     Returns:
-        Zeros and elements over all prunable weights and over the whole model, as found in what was
-        loaded.
+        Zeros and elements over all prunable weights and over the whole model, as found in the files.
 
     Raises:
-        StageError: naming the first parameter that differs, or weights that were newly initialized.
+        StageError: naming the first parameter that differs, or weights that would be newly initialized.
     """
-    model, report = auto.from_pretrained(
-        folder, dtype="auto", output_loading_info=True, trust_remote_code=trust_remote_code
-    )
-    wrong = {kind: sorted(names) for kind, names in report.items() if names}
-    if wrong:
-        raise StageError(f"{folder} does not load cleanly: {wrong}")
+    model = _without_values(folder, auto, trust_remote_code=trust_remote_code)
     prunable = [name for name, entry in weights.items() if "zeros" in entry]
-    loaded = fingerprints(model.named_parameters(), prunable)
+    found = _Found(prunable)
+    units = [unit for unit in contents_of(model) if not unit.buffer]
+    if all(unit.direct for unit in units):
+        _check_conversion(model, auto, units, trust_remote_code=trust_remote_code)
+        reader = TensorReader(folder)
+        for unit in units:
+            ((name, spec),) = unit.sources.items()
+            found.add(name, spec, (part for file in unit.outputs for part in reader.parts(file)))
+    else:
+        loaded = auto.from_pretrained(folder, dtype="auto", trust_remote_code=trust_remote_code)
+        for name, tensor in loaded.named_parameters():
+            found.add(name, Spec(tensor.dtype, tuple(tensor.shape)), [tensor.detach()])
     different = sorted(
-        name for name in {*weights, *loaded} if weights.get(name) != loaded.get(name)
+        name for name in {*weights, *found.entries} if weights.get(name) != found.entries.get(name)
     )
     if different:
         name = different[0]
         raise StageError(
             f"{len(different)} of {len(weights)} parameters of {folder} differ from what was trained; "
-            f"first {name}: trained {weights.get(name)}, loaded {loaded.get(name)}"
+            f"first {name}: trained {weights.get(name)}, loaded {found.entries.get(name)}"
         )
+    if found.unusable:
+        raise StageError(f"{folder} holds {found.unusable}")
     parameters = dict(model.named_parameters())
-    if any(torch.signbit(p[p == 0]).any() for p in parameters.values()):
-        raise StageError(f"{folder} holds negative zeros")
-    zeros = {name: int((parameter == 0).sum()) for name, parameter in parameters.items()}
-    num_zeros = sum(zeros[name] for name in prunable)
+    num_zeros = sum(found.zeros[name] for name in prunable)
     num_parameters = sum(p.numel() for p in parameters.values())
     covered = coverage_of(model, prunable, exclude)
     num_prunable = sum(parameters[name].numel() for name in prunable)
+    model_zeros = sum(found.zeros.values())
     return {
         "num_zeros": num_zeros,
         "num_prunable": num_prunable,
         "sparsity": num_zeros / num_prunable if num_prunable else 0.0,
         "num_parameters": num_parameters,
-        "model_zeros": sum(zeros.values()),
-        "model_sparsity": sum(zeros.values()) / num_parameters,
+        "model_zeros": model_zeros,
+        "model_sparsity": model_zeros / num_parameters,
         "left_out": covered.left_out,
         "warnings": [covered.warning] if covered.warning else [],
     }
+
+
+class _Found:
+    """What parameters turn out to be as they are read, part by part.
+
+    Attributes:
+        entries: fingerprints by name.
+        zeros: how many each holds, by name.
+        unusable: what no export may hold, in words; empty if there is nothing of it.
+    """
+
+    def __init__(self, prunable: Collection[str]) -> None:
+        self._prunable = set(prunable)
+        self.entries: dict[str, dict[str, Any]] = {}
+        self.zeros: dict[str, int] = {}
+        self.unusable = ""
+
+    def add(self, name: str, spec: Spec, parts: Iterable[Tensor]) -> None:
+        """Read a parameter."""
+        fingerprint = Fingerprint(count_zeros=name in self._prunable)
+        self.zeros[name] = 0
+        for part in parts:
+            fingerprint.update(positive_zeros(part))
+            zero = part == 0
+            self.zeros[name] += int(zero.sum())
+            if torch.signbit(part[zero]).any():
+                self.unusable = "negative zeros"
+            if part.is_floating_point() and not torch.isfinite(part).all():
+                self.unusable = f"values of {name} that are not finite"
+        self.entries[name] = fingerprint.entry(spec.shape, spec.dtype)
+
+
+def _without_values(folder: Path, auto: Any, *, trust_remote_code: bool) -> Any:
+    """Return a checkpoint's model on the meta device.
+
+    Raises:
+        StageError: if its names and shapes are not the model's.
+    """
+    model, report = auto.from_pretrained(
+        folder,
+        dtype="auto",
+        device_map="meta",
+        output_loading_info=True,
+        trust_remote_code=trust_remote_code,
+    )
+    wrong = {kind: sorted(names) for kind, names in report.items() if names}
+    if wrong:
+        raise StageError(f"{folder} does not load cleanly: {wrong}")
+    return model
+
+
+def _write_weights(trained: Path, folder: Path, units: list[Unit], max_bytes: int) -> None:
+    """Copy the weights with plain zeros, a part at a time, to files of at most so many bytes."""
+    reader = TensorReader(trained)
+    files: list[dict[str, Spec]] = []
+    room = 0
+    for name, spec in ((name, spec) for unit in units for name, spec in unit.outputs.items()):
+        if spec.nbytes > room:
+            files.append({})
+            room = max_bytes
+        files[-1][name] = spec
+        room -= spec.nbytes
+    named = dict(zip(file_names(len(files)), files, strict=True))
+    for file_name, specs in named.items():
+        with (folder / file_name).open("wb") as stream:
+            tensors = {name: (spec.dtype, spec.shape) for name, spec in specs.items()}
+            file = TensorFile(stream, tensors, {"format": "pt"})
+            for name in file.order:
+                for part in reader.parts(name):
+                    file.write(name, positive_zeros(part))
+            file.finish()
+    write_index(folder, named)
+
+
+def _check_conversion(
+    model: Any, auto: Any, units: Iterable[Unit], *, trust_remote_code: bool
+) -> None:
+    """Make sure that transformers loads what it cuts up, such as experts, as what it was.
+
+    It does so to a small copy of the model with values.
+
+    Raises:
+        StageError: if a parameter of the copy is another after it was saved and loaded.
+    """
+    if not any(unit.reshapes for unit in units):
+        return
+
+    def different(copy: Any) -> list[str]:
+        with TemporaryDirectory() as folder:
+            copy.save_pretrained(folder)
+            loaded = auto.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        pairs = zip(copy.named_parameters(), loaded.named_parameters(), strict=True)
+        return [name for (name, saved), (_, back) in pairs if not torch.equal(saved, back)]
+
+    wrong = on_a_copy(model.config, auto.__name__, trust_remote_code, different)
+    if wrong is None:
+        raise StageError(f"no small copy of {type(model).__name__} could be saved and loaded")
+    if wrong:
+        raise StageError(f"transformers does not load {wrong[0]} of a small copy as it saved it")
+
+
+def _size(text: str) -> int:
+    """Return the bytes of a size such as 5GB."""
+    return int(float(text[:-2]) * 1000 ** ("KMGT".index(text[-2]) + 1))
 
 
 def read_weights(folder: Path, name: str) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def _try(asked: _Asked, auto_model: str, length: int, trust_remote_code: bool) -
     def look(model: Any) -> Behaviour:
         return _seen(model, length)
 
-    return _on_a_copy(asked.settings, auto_model, trust_remote_code, look)
+    return on_a_copy(asked.settings, auto_model, trust_remote_code, look)
 
 
 @lru_cache(maxsize=64)
@@ -122,13 +122,22 @@ def _predicts_next_token(asked: _Asked, auto_model: str, trust_remote_code: bool
         losses = [model(input_ids=ids, labels=labels).loss for labels in (ids, other)]
         return losses[0] is not None and bool(losses[0] == losses[1])
 
-    return _on_a_copy(asked.settings, auto_model, trust_remote_code, look)
+    return on_a_copy(asked.settings, auto_model, trust_remote_code, look)
 
 
-def _on_a_copy(
+def on_a_copy(
     settings: Any, auto_model: str, trust_remote_code: bool, look: Callable[[Any], _Found]
 ) -> _Found | None:
-    """Return what is seen of the first copy that can be built and run; the generator is left alone."""
+    """Return what is seen of the first small copy that can be built and run, None if there is none.
+
+    The generator of random numbers is left alone.
+
+    Args:
+        settings: the model's own configuration.
+        auto_model: the transformers auto class that builds it.
+        trust_remote_code: run code that comes with the model.
+        look: is given the copy, in float32 with random weights; if it raises, the copy counts as none.
+    """
     auto = getattr(transformers, auto_model)
     for num_layers, num_experts in _SIZES:
         kwargs = {"trust_remote_code": trust_remote_code, "dtype": torch.float32}

@@ -27,6 +27,7 @@ from pipeline.planner.memory import (
 from pipeline.planner.speed import step_flops
 from pipeline.pruning.one_shot import prunable_layers
 from pipeline.runs.config import RunConfig
+from pipeline.saving.contents import contents_of, export_bytes
 from pipeline.tasks import make_task
 from pipeline.training.engine import freeze
 from pipeline.training.teacher import in_terms_of_teacher
@@ -49,6 +50,7 @@ class Plan:
         sent_per_pruning: sent by a worker for one pruning, at most; what lies on several workers of a
             pattern's groups and blocks comes on top, and with min_kept as often as weights reach it.
         checkpoint: one checkpoint, all workers together.
+        export: memory of the export's process, on one node.
         coverage: how much of the model is prunable.
     """
 
@@ -61,6 +63,7 @@ class Plan:
     flops_per_step: int
     sent_per_pruning: int
     checkpoint: int
+    export: int
     coverage: Coverage
 
     @property
@@ -146,8 +149,13 @@ def plan_run(config: RunConfig) -> Plan:
         ),
         sent_per_pruning=sent if config.zero.stage else 8 * world_size,
         checkpoint=checkpoint_bytes(trained, prunable, num_kept),
+        export=_export_bytes(empty, config),
         coverage=coverage_of(empty, names, config.prune.settings.exclude),
     )
+
+
+def _export_bytes(empty: nn.Module, config: RunConfig) -> int:
+    return export_bytes(contents_of(empty.to(config.zero.dtype)))
 
 
 def _sent_per_pruning(allocation: Allocation, world_size: int) -> int:
@@ -217,6 +225,7 @@ def plan_one_shot(config: RunConfig, empty: nn.Module, method: OneShotMethod) ->
             * (2 * _STATISTIC * sum(sum(layer) for layer in statistics) + width * prunable)
         ),
         checkpoint=prunable * width,
+        export=_export_bytes(empty, config),
         coverage=coverage_of(empty, names, config.prune.settings.exclude),
     )
 

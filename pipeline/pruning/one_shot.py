@@ -32,9 +32,9 @@ from pipeline.models.decoder import (
 )
 from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.models.source import ModelConfig
-from pipeline.models.weights import positive_zeros, write_model
 from pipeline.pruning.config import PruneSection
 from pipeline.pruning.layer import LayerPruner, MatrixFigures
+from pipeline.saving.model_files import write_model
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import Task
 from pipeline.tracking.recorder import Progress, Recorder
@@ -111,7 +111,8 @@ def prune_one_shot(
     if recorder:
         recorder.write("layers", len(run.layers) - 1, {"sparsity": _shares(run, figures)})
         recorder.close()
-        _write(run, context)
+    tokenizer = load_tokenizer(ModelConfig(path=str(context.data / "tokenizer")))
+    result["export_bytes"] = write_model(context, model, tokenizer=tokenizer, prunable=run.names)
     return result
 
 
@@ -281,15 +282,6 @@ def _figures(run: _Run, figures: dict[str, MatrixFigures]) -> dict[str, Any]:
         "prune_end": 0,
         "warnings": _warnings(figures),
     }
-
-
-def _write(run: _Run, context: Context) -> None:
-    with torch.no_grad():
-        for parameter in run.model.parameters():  # in place: a large model is held once
-            parameter.copy_(positive_zeros(parameter))
-    tokenizer = load_tokenizer(ModelConfig(path=str(context.data / "tokenizer")))
-    state = run.model.state_dict()
-    write_model(context.output, run.model, state, tokenizer=tokenizer, prunable=run.names)
 
 
 def _save_layer(

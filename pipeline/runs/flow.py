@@ -23,6 +23,7 @@ from pipeline.runs.stages.prune import PRUNE
 from pipeline.runs.stages.report import REPORT
 from pipeline.store.artifacts import Artifact, ArtifactStore
 from pipeline.store.checkpoints import CheckpointStore
+from pipeline.store.outputs import OutputFiles
 from pipeline.tracking.recorder import Progress
 from pipeline.worker_group import WorkerGroup
 
@@ -107,6 +108,7 @@ def run_stage(
         attempt = None
         if group.is_main:
             attempt = store.begin(planned.name, planned.key, planned.params, inputs)
+        files = OutputFiles(group.broadcast(attempt.url if attempt else None))
         context = StageContext(
             inputs=InputFolders(inputs),
             model_kwargs=_model_kwargs(inputs),
@@ -114,6 +116,7 @@ def run_stage(
             workers=group,
             checkpoints=checkpoints,
             progress=progress,
+            files=files,
             config=config,
             params=planned.params,
             artifacts=inputs,
@@ -121,8 +124,11 @@ def run_stage(
         metrics = stage.run(context)
         if workers is not None and log is not None:
             _keep_logs(workers, log(), context.output)
-        if attempt is None:
+        written = group.gather(files.written)
+        if attempt is None or written is None:
             return None
+        for entries in written:
+            attempt.add(entries)
         artifact = attempt.commit(metrics, time.monotonic() - started)
     except Exception as error:
         if not is_storage_failure(error):

@@ -71,6 +71,14 @@ class Stage(ABC):
     def run(self, context: StageContext) -> dict[str, Any]:
         """Write the output to the context's folder and return figures about it."""
 
+    def memory(self, artifacts: Mapping[str, Artifact]) -> int:
+        """Return the bytes of memory that a stage without workers takes; 0 if it is not counted.
+
+        Args:
+            artifacts: of the stages before it, by name.
+        """
+        return 0
+
     def effective(self, config: RunConfig) -> RunConfig:
         """Return the configuration as this stage applies it."""
         return config

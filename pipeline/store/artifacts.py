@@ -88,13 +88,18 @@ class Attempt:
     folder: Path
     params: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
+    streamed: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def add(self, files: Mapping[str, dict[str, Any]]) -> None:
+        """Add files that workers wrote straight to storage: their entries by relative path."""
+        self.streamed.update(files)
 
     def commit(self, metrics: dict[str, Any], seconds: float) -> Artifact:
         """Upload if storage is remote, then write the manifest last: only now is it an artifact."""
         files = {
             path.relative_to(self.folder).as_posix(): _describe(path)
             for path in sorted(self.folder.rglob("*"))
-            if path.is_file()
+            if path.is_file() and path.relative_to(self.folder).as_posix() not in self.streamed
         }
         self.store.upload(self.folder, self.url)
         manifest = {
@@ -102,7 +107,7 @@ class Attempt:
             "key": self.key,
             "url": self.url.rsplit("/", 1)[-1],
             "seconds": round(seconds, 3),
-            "files": files,
+            "files": dict(sorted((files | self.streamed).items())),
             "metrics": metrics,
             "params": self.params,
             "inputs": self.inputs,

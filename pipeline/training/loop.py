@@ -23,8 +23,9 @@ from pipeline.models.loading import load_tokenizer
 from pipeline.models.settings import load_model_config
 from pipeline.models.source import ModelConfig
 from pipeline.models.trial import predicts_next_token
-from pipeline.models.weights import full_state_dict, write_model
 from pipeline.pruning.config import PruneSection
+from pipeline.saving.contents import contents_of
+from pipeline.saving.model_files import write_model
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import Task
 from pipeline.tasks.base import token_lengths
@@ -113,6 +114,7 @@ def train(
     num_steps = config.num_steps(plan.steps_per_epoch)
     own_loss = uses_own_loss(model_config, task)
     engine = make_engine(context, model_config, task, config, zero, prune, plan)
+    contents_of(engine.module)  # what could not be saved is refused before the first step
     done, history, pruner = _take_up(context, engine, prune, plan, num_steps)
     distillation = None
     if teacher is not None:
@@ -425,12 +427,9 @@ def _finish(run: _Run, context: Context) -> dict[str, Any]:
                 "zero: the mask was not kept"
             )
     model = run.engine.module
-    state = full_state_dict(model, run.workers, partitioned=run.zero.stage == 3)
-    if run.workers.is_main:
-        figures["num_parameters"] = sum(
-            getattr(p, "ds_numel", p.numel()) for p in model.parameters()
-        )
-        tokenizer = load_tokenizer(ModelConfig(path=str(context.data / "tokenizer")))
-        prunable = pruner.names if pruner else ()
-        write_model(context.output, model, state, tokenizer=tokenizer, prunable=prunable)
+    figures["num_parameters"] = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+    tokenizer = load_tokenizer(ModelConfig(path=str(context.data / "tokenizer")))
+    figures["export_bytes"] = write_model(
+        context, model, tokenizer=tokenizer, prunable=pruner.names if pruner else ()
+    )
     return figures

@@ -11,6 +11,7 @@ from typing import Any
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import deepspeed
 import torch
 import torch.distributed as dist
 import transformers
@@ -21,7 +22,7 @@ from pipeline.errors import ConfigError
 from pipeline.export.checkpoint import ExportConfig, export_model, read_weights
 from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.models.source import ModelConfig
-from pipeline.models.weights import WEIGHTS_FILE, full_state_dict
+from pipeline.models.weights import WEIGHTS_FILE
 from pipeline.pruning.config import PruneSection
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import make_task
@@ -296,9 +297,9 @@ def prune(case: str, folder: Path) -> None:
         )
     dist.barrier()
     if stage == "3":
-        state = full_state_dict(
-            load_sharded(name, output / "export" / "model"), workers, partitioned=True
-        )
+        model = load_sharded(name, output / "export" / "model")
+        with deepspeed.zero.GatheredParameters(list(model.parameters())):
+            state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         if workers.is_main:
             torch.save(state, output / SHARDED)
 

@@ -14,6 +14,7 @@ second one writes is copied to the low-precision weights by ZeRO itself.
     layout.py     where this rank's shards of parameters lie
     hooks.py      pruning at the inner optimizer's steps
     state.py      training state by parameter and range, for checkpoints of any layout
+    weights.py    the weights that the model computes with, as ZeRO 3 cuts them
     gradients.py  what is left of a step's gradients
     refusals.py   modes in which DeepSpeed is wrong or cannot be hooked
 
@@ -30,6 +31,7 @@ from mgpp.backends.deepspeed.state import (
     load_training_state,
     training_state,
 )
+from mgpp.backends.deepspeed.weights import local_shards, shard_numel
 
 __all__ = [
     "TrainedShard",
@@ -38,6 +40,8 @@ __all__ = [
     "engine_counters",
     "load_engine_counters",
     "load_training_state",
+    "local_shards",
+    "shard_numel",
     "training_state",
     "unsupported_settings",
 ]

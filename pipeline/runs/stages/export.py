@@ -1,6 +1,7 @@
 """The export stage: the pruned model as a plain Hugging Face checkpoint with a model card."""
 
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -8,6 +9,8 @@ from pipeline.export.checkpoint import export_model, read_weights
 from pipeline.models.weights import WEIGHTS_FILE
 from pipeline.runs.config import RunConfig
 from pipeline.runs.stage import Stage, StageContext, every
+from pipeline.saving.contents import EXPORT_BYTES
+from pipeline.store.artifacts import Artifact
 from pipeline.tasks import make_task
 
 _PACKAGES = ("mgpp", "torch", "deepspeed", "ray", "transformers", "datasets")
@@ -25,6 +28,10 @@ class ExportStage(Stage):
     def inputs(self, config: RunConfig) -> tuple[str, ...]:
         """Return the pruned model and what the model card says of it."""
         return ("data", "prune", "evaluate")
+
+    def memory(self, artifacts: Mapping[str, Artifact]) -> int:
+        """Return what the pruning stage found that this takes."""
+        return int(artifacts["prune"].metrics.get("export_bytes", EXPORT_BYTES))
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Write `model/`, and return what was found in it when it was loaded back."""

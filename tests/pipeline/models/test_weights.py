@@ -5,14 +5,13 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
-from pipeline.models.weights import fingerprints, full_state_dict, positive_zeros
-from pipeline.worker_group import WorkerGroup
+from pipeline.models.weights import Fingerprint, fingerprints, positive_zeros
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-MAIN = WorkerGroup(rank=0, world_size=2, device=torch.device("cpu"))
-OTHER = WorkerGroup(rank=1, world_size=2, device=torch.device("cpu"))
 
 
 def fingerprint(tensor, prunable=()):
@@ -115,15 +114,11 @@ def test_positive_zeros_leave_integers_alone():
     assert positive_zeros(torch.tensor([True, False])).dtype == torch.bool
 
 
-def test_the_whole_weights_are_copies_on_the_main_worker_alone():
-    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    with torch.no_grad():
-        model[0].weight[0, 0] = -0.0
-    state = full_state_dict(model, MAIN, partitioned=False)
-    assert full_state_dict(model, OTHER, partitioned=False) == {}
-    assert list(state) == list(model.state_dict())
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(state[name], tensor)
-        assert state[name].data_ptr() != tensor.data_ptr()
-    assert not torch.signbit(state["0.weight"][0, 0])
-    assert not any(tensor.requires_grad for tensor in state.values())
+@given(st.lists(st.integers(0, 9), max_size=8))
+def test_a_fingerprint_taken_in_parts_is_that_of_the_whole(sizes):
+    generator = torch.Generator().manual_seed(len(sizes))
+    whole = torch.randint(-1, 2, (sum(sizes),), generator=generator).float()
+    in_parts = Fingerprint(count_zeros=True)
+    for part in whole.split(sizes):
+        in_parts.update(part)
+    assert in_parts.entry(whole.shape, whole.dtype) == fingerprint(whole, ["w"])
