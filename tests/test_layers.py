@@ -47,7 +47,7 @@ FLOORS = [
 ]
 ALLOWED = {
     "launch.cli": (
-        "launch.cluster launch.driver mgpp.version pipeline.campaigns pipeline.errors "
+        "launch.cluster launch.driver mgpp.sparse mgpp.version pipeline.campaigns pipeline.errors "
         "pipeline.planner pipeline.runs pipeline.store pipeline.tasks"
     ),
     "launch.driver": (

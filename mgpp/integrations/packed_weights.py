@@ -1,4 +1,4 @@
-"""Packed checkpoints (`mgpp.sparse`) in transformers' `from_pretrained`: a quantizer that loads them dense.
+"""Packed checkpoints (`mgpp.sparse`) in `from_pretrained`: a quantizer that loads them dense.
 
 transformers maps names of a checkpoint to the model's by a list of transforms: renamings, which all
 apply, then one converter at most, which makes parameters of the tensors it collects. Here positions get
@@ -61,7 +61,21 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc]
             PackedError: if the checkpoint is not packed.
         """
         if not self.pre_quantized:
-            raise PackedError("the checkpoint is not packed, and loading does not pack: `mgpp pack`")
+            raise PackedError(
+                "the checkpoint is not packed, and loading does not pack: `mgpp pack`"
+            )
+
+    def update_device_map(self, device_map: Any) -> Any:
+        """Refuse weights that are left on disk: they would be read from the packed files.
+
+        Raises:
+            PackedError: if the map has any.
+        """
+        if isinstance(device_map, Mapping) and "disk" in map(str, device_map.values()):
+            raise PackedError(
+                "device_map leaves weights on disk: `mgpp unpack` the checkpoint first"
+            )
+        return device_map
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
         """Return the transforms, of which the converters unpack."""

@@ -139,21 +139,21 @@ def test_sharded_files(tmp_path, kind, head):
     assert_same(auto(head).from_pretrained(packed_from(plain, sharded=True)), want)
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2", "mixtral"])
-def test_weights_left_out_of_memory_are_unpacked_too(tmp_path, kind):
-    head = "SequenceClassification" if kind == "bert" else "CausalLM"
-    plain = write(tmp_path / "plain", kind, head)
-    packed = packed_from(plain)
-    ids = torch.arange(4, 12).unsqueeze(0)
-    found = [
-        auto(head).from_pretrained(
-            folder,
-            device_map={"": "disk"},
-            offload_folder=tmp_path / f"{folder.name}-offload",
-        )(input_ids=ids)
-        for folder in (plain, packed)
+def test_weights_that_stay_on_disk_are_refused(tmp_path):
+    packed = packed_from(write(tmp_path / "plain"))
+    with pytest.raises(PackedError, match="mgpp unpack"):
+        auto("SequenceClassification").from_pretrained(packed, device_map={"": "disk"})
+
+
+def test_packed_weights_have_their_shapes_on_the_meta_device(tmp_path):
+    """As who looks at shapes alone loads them."""
+    plain = write(tmp_path / "plain")
+    models = [
+        auto("SequenceClassification").from_pretrained(folder, device_map="meta", dtype="auto")
+        for folder in (plain, packed_from(plain))
     ]
-    assert torch.equal(found[0].logits, found[1].logits)
+    shapes = [{n: (t.shape, t.dtype, t.device) for n, t in m.state_dict().items()} for m in models]
+    assert shapes[0] == shapes[1]
 
 
 @pytest.mark.parametrize(
