@@ -80,7 +80,8 @@ ALLOWED = {
         "pipeline.training pipeline.worker_group"
     ),
     "pipeline.export": (
-        "mgpp mgpp.tensor_file pipeline.errors pipeline.models pipeline.saving pipeline.section"
+        "mgpp mgpp.sparse mgpp.tensor_file pipeline.errors pipeline.models pipeline.saving "
+        "pipeline.section"
     ),
     "pipeline.training": (
         "mgpp mgpp.backends pipeline.context pipeline.errors pipeline.models "
@@ -96,7 +97,9 @@ ALLOWED = {
         "mgpp.backends mgpp.tensor_file pipeline.context pipeline.errors pipeline.models "
         "pipeline.store pipeline.worker_group"
     ),
-    "pipeline.models": "pipeline.errors pipeline.section pipeline.store pipeline.worker_group",
+    "pipeline.models": (
+        "mgpp.sparse pipeline.errors pipeline.section pipeline.store pipeline.worker_group"
+    ),
     "pipeline.data": "pipeline.errors pipeline.section pipeline.store pipeline.tasks",
     "pipeline.context": "pipeline.store pipeline.tracking pipeline.worker_group",
     "pipeline.tasks": "pipeline.errors pipeline.metric pipeline.section",

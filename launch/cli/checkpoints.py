@@ -128,7 +128,9 @@ def _progress(status: str) -> Iterator[Callable[[int, int], None]]:
         DownloadColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=narrator(), transient=True) as progress:
+    console = narrator()
+    quiet = not console.is_terminal  # then nothing would move, but an empty line be left
+    with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
         task = progress.add_task(status, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 

@@ -257,9 +257,9 @@ def _table(summary: dict[str, Any], artifacts: dict[str, Any], task: Any) -> Tab
     table.add_row("sparsity of all weights", "", f"{summary['model_sparsity']:.2%} ({counts})")
     for name, numel in summary["left_out"].items():
         table.add_row(f"not prunable: {name}", "", f"{numel:,}")
-    table.add_row(
-        "size on disk", *(_megabytes(sizes.get(k)) for k in ("dense model", "pruned model"))
-    )
+    table.add_row("size on disk", _megabytes(sizes.get("dense model")), _size(summary, "pruned"))
+    if "packed model" in sizes:
+        table.add_row("packed", "", _size(summary, "packed"))
     table.add_section()
     for name, seconds in summary["seconds"].items():
         table.add_row(
@@ -276,6 +276,8 @@ def _next_steps(summary: dict[str, Any], task: Any, config: str, settings: Any) 
         f"report  {summary['report']}",
         "",
     ]
+    if "packed" in summary:
+        lines.insert(1, f"packed  {summary['packed']}")
     if "://" not in summary["model"]:
         lines += [
             "Open the report in a browser, or load the model:",
@@ -357,6 +359,13 @@ def _joins_a_cluster(config: str, overrides: list[str]) -> bool:
     return (
         joined_address("cluster.address", address if isinstance(address, str) else None) is not None
     )
+
+
+def _size(summary: dict[str, Any], kind: str) -> str:
+    """Return the size of a model that was exported, and how much of it is embeddings."""
+    size = summary["bytes"][f"{kind} model"]
+    share = summary["embedding_bytes"][f"{kind} model"] / size
+    return f"{_megabytes(size)} ({share:.0%} embeddings)"
 
 
 def _megabytes(size: int | None) -> str:

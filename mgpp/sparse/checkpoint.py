@@ -62,6 +62,10 @@ class PackedError(ValueError):
     """A checkpoint that cannot be packed or unpacked; says which file or tensor, and why."""
 
 
+class NothingToPackError(PackedError):
+    """A checkpoint that packing would not make smaller."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Packing:
     """What became of a checkpoint.
@@ -112,8 +116,8 @@ def pack_checkpoint(source: Path, output: Path, *, progress: Progress = _unseen)
         Its sizes before and after.
 
     Raises:
-        PackedError: if there is no such checkpoint, it is quantized or packed already, or packing makes
-            nothing in it smaller.
+        NothingToPackError: if packing makes nothing in it smaller.
+        PackedError: if there is no such checkpoint, or it is quantized or packed already.
         FileExistsError: if there is something at `output`.
     """
     config = _config_of(source)
@@ -130,7 +134,7 @@ def pack_checkpoint(source: Path, output: Path, *, progress: Progress = _unseen)
         for file in files:
             entries |= _pack_file(file, folder / file.name, weight_map, done)
         if not entries:
-            raise PackedError(
+            raise NothingToPackError(
                 f"{source} has no matrix with so many zeros that packing it would make it smaller"
             )
         made = {"quant_method": QUANT_METHOD, "version": VERSION, "tensors": entries}
