@@ -105,7 +105,8 @@ class ClusterConfig(Section):
     wait_seconds: Positive = 300
     """How long workers are waited for: at the start, and after some were lost."""
     timeout_seconds: Positive = 1800
-    """How long a collective may hang before the worker group is taken for dead."""
+    """How long a collective, or the storage of one worker while the others wait for it, may hang before
+    the worker group is taken for dead."""
 
     @property
     def gpus(self) -> int:
