@@ -1,17 +1,19 @@
-"""The commands of checkpoints: `mgpp pack`, `mgpp unpack`."""
+"""The commands of checkpoints: `mgpp pack`, `unpack`, `check`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
-from launch.cli.output import AsJson, narrator, reported_errors
+from launch.cli.output import AsJson, narrator, reported_errors, screen
 
 if TYPE_CHECKING:
     from mgpp.sparse.checkpoint import Packing
+    from mgpp.sparse.zeros import Zeros
 
 Checkpoint = Annotated[
     str,
@@ -37,10 +39,40 @@ def unpack(folder: Checkpoint, output: Output, as_json: AsJson = False) -> None:
     _convert(unpack_checkpoint, folder, output, inner="packed", as_json=as_json, status="unpacked")
 
 
+def check(folder: Checkpoint, as_json: AsJson = False) -> None:
+    """Count the zeros of a checkpoint's matrices; exit with 1 if some that its export had are lost."""
+    with reported_errors(as_json) as emit:
+        from mgpp.sparse.checkpoint import PackedError
+        from mgpp.sparse.zeros import by_pattern, count_zeros, kept_zeros, noted_zeros
+        from pipeline.errors import ConfigError, Problem, StageError
+
+        source = _local(folder, "model")
+        try:
+            counted, noted = count_zeros(source), noted_zeros(source)
+        except PackedError as error:
+            raise ConfigError([Problem("FOLDER", str(error))]) from error
+        found = by_pattern(counted)
+        kept = kept_zeros(noted, found)
+        lost = {name: count - kept[name] for name, count in noted.items() if kept[name] < count}
+        if not as_json:
+            screen().print(_zeros_table(found))
+            typer.echo(_verdict(noted, lost))
+        if lost:
+            raise StageError(f"{sum(lost.values()):,} zeros are lost, in {', '.join(lost)}")
+        emit(
+            {
+                "status": "kept" if noted else "counted",
+                "zeros": {name: vars(zeros) for name, zeros in counted.items()},
+                "noted": noted,
+            }
+        )
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     app.command()(pack)
     app.command()(unpack)
+    app.command()(check)
 
 
 def _convert(
@@ -99,6 +131,24 @@ def _local(given: str, inner: str) -> Path:
         raise ConfigError([Problem("FOLDER", str(error), got=given)]) from error
     why = "here is neither a checkpoint (config.json) nor a finished artifact"
     raise ConfigError([Problem("FOLDER", why, got=given)])
+
+
+def _zeros_table(found: Mapping[str, "Zeros"]) -> Table:
+    table = Table()
+    table.add_column("matrices")
+    for name in ("number", "sparsity", "zeros", "weights"):
+        table.add_column(name, justify="right")
+    for name, zeros in found.items():
+        share = f"{zeros.zeros / zeros.numel:.2%}" if zeros.numel else "-"
+        table.add_row(name, f"{zeros.matrices}", share, f"{zeros.zeros:,}", f"{zeros.numel:,}")
+    return table
+
+
+def _verdict(noted: Mapping[str, int], lost: Mapping[str, int]) -> str:
+    if not noted:
+        return "config.json does not say what was pruned (pruning_config.zeros): nothing to compare"
+    total = sum(noted.values())
+    return f"{total - sum(lost.values()):,} of the {total:,} zeros of the export are there"
 
 
 @contextmanager

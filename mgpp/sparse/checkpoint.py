@@ -120,14 +120,14 @@ def pack_checkpoint(source: Path, output: Path, *, progress: Progress = _unseen)
         PackedError: if there is no such checkpoint, or it is quantized or packed already.
         FileExistsError: if there is something at `output`.
     """
-    config = _config_of(source)
+    config = config_of(source)
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method")
         raise PackedError(
             f"{source} is quantized already ({method}): only plain weights are packed"
         )
     entries: dict[str, dict[str, Any]] = {}
-    files = _weight_files(source)
+    files = weight_files(source)
     done = _Done(sum(tensor_bytes(source).values()), progress)
     with _written_whole(output, source) as folder:
         weight_map: dict[str, str] = {}
@@ -143,7 +143,7 @@ def pack_checkpoint(source: Path, output: Path, *, progress: Progress = _unseen)
         card = folder / _CARD
         text = card.read_text(encoding="utf-8") if card.is_file() else ""
         card.write_text(text + _CARD_SECTION, encoding="utf-8")
-        sizes = [sum(f.stat().st_size for f in _weight_files(each)) for each in (source, folder)]
+        sizes = [sum(f.stat().st_size for f in weight_files(each)) for each in (source, folder)]
     return Packing(plain_bytes=sizes[0], packed_bytes=sizes[1], packed=tuple(sorted(entries)))
 
 
@@ -162,11 +162,11 @@ def unpack_checkpoint(source: Path, output: Path, *, progress: Progress = _unsee
         PackedError: if the folder is not packed, or something in it does not fit together.
         FileExistsError: if there is something at `output`.
     """
-    config = _config_of(source)
+    config = config_of(source)
     entries = packed_weights(config)
     if entries is None:
         raise PackedError(f"{source} is not packed: its {_CONFIG} names no {QUANT_METHOD}")
-    files = _weight_files(source)
+    files = weight_files(source)
     _check_names(source, files, entries)
     done = _Done(sum(tensor_bytes(source, plain=True).values()), progress)
     with _written_whole(output, source) as folder:
@@ -178,7 +178,7 @@ def unpack_checkpoint(source: Path, output: Path, *, progress: Progress = _unsee
         )
         _copy_rest(source, folder, weight_map)
         _take_back_section(folder / _CARD)
-        sizes = [sum(f.stat().st_size for f in _weight_files(each)) for each in (folder, source)]
+        sizes = [sum(f.stat().st_size for f in weight_files(each)) for each in (folder, source)]
     return Packing(plain_bytes=sizes[0], packed_bytes=sizes[1], packed=tuple(sorted(entries)))
 
 
@@ -192,11 +192,11 @@ def tensor_bytes(folder: Path, *, plain: bool = False) -> dict[str, int]:
     Raises:
         PackedError: if there is no such checkpoint, or a file is damaged.
     """
-    entries = packed_weights(_config_of(folder)) or {}
+    entries = packed_weights(config_of(folder)) or {}
     weights = {f"{name}_{entry['encoding']}": name for name, entry in entries.items()}
     found: dict[str, int] = {}
-    for file in _weight_files(folder):
-        for name in _contents(file)[0]:
+    for file in weight_files(folder):
+        for name in contents(file)[0]:
             tensor, weight = read_tensor(file, name), weights.get(name, name)
             if not plain:
                 found[weight] = found.get(weight, 0) + tensor.nbytes
@@ -250,7 +250,7 @@ def _pack_file(
     file: Path, output: Path, weight_map: dict[str, str], done: _Done
 ) -> dict[str, dict[str, Any]]:
     """Write a file packed; return the entries of what is packed in it, and note what it holds."""
-    names, metadata = _contents(file)
+    names, metadata = contents(file)
     shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     sources: dict[str, tuple[str, Encoding]] = {}
     entries: dict[str, dict[str, Any]] = {}
@@ -298,7 +298,7 @@ def _unpack_file(
     weight_map: dict[str, str],
     done: _Done,
 ) -> None:
-    names, metadata = _contents(file)
+    names, metadata = contents(file)
     positions = {f"{name}_{entry['encoding']}" for name, entry in entries.items()}
     shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     for name in names:
@@ -335,7 +335,7 @@ def _check_same(name: str, tensor: Tensor, found: Tensor) -> None:
 
 def _check_names(source: Path, files: list[Path], entries: Mapping[str, dict[str, Any]]) -> None:
     """Make sure that files and configuration belong together."""
-    held = {name: file for file in files for name in _contents(file)[0]}
+    held = {name: file for file in files for name in contents(file)[0]}
     for name, entry in entries.items():
         for needed in (name, f"{name}_{entry['encoding']}"):
             if needed not in held:
@@ -344,7 +344,12 @@ def _check_names(source: Path, files: list[Path], entries: Mapping[str, dict[str
             raise PackedError(f"{source}: values and positions of {name} are in different files")
 
 
-def _contents(file: Path) -> tuple[list[str], dict[str, str] | None]:
+def contents(file: Path) -> tuple[list[str], dict[str, str] | None]:
+    """Return the names of a file's tensors, and its metadata.
+
+    Raises:
+        PackedError: if it is damaged.
+    """
     try:
         with safe_open(file, "pt") as opened:
             return list(opened.keys()), opened.metadata()
@@ -352,8 +357,12 @@ def _contents(file: Path) -> tuple[list[str], dict[str, str] | None]:
         raise PackedError(f"{file}: {error}") from error
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """Return the weight files that transformers reads: the one file, or those the index names."""
+def weight_files(folder: Path) -> list[Path]:
+    """Return the weight files that transformers reads: the one file, or those the index names.
+
+    Raises:
+        PackedError: if there are none, or the index is damaged.
+    """
     if (folder / _SINGLE).is_file():
         return [folder / _SINGLE]
     index = folder / _INDEX
@@ -365,7 +374,12 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(set(names.values()))]
 
 
-def _config_of(folder: Path) -> dict[str, Any]:
+def config_of(folder: Path) -> dict[str, Any]:
+    """Return a checkpoint's `config.json`.
+
+    Raises:
+        PackedError: if there is none, or it is damaged.
+    """
     if not (folder / _CONFIG).is_file():
         raise PackedError(f"{folder} is no checkpoint: it has no {_CONFIG}")
     return _read_json(folder / _CONFIG)
@@ -387,13 +401,13 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def _copy_rest(source: Path, folder: Path, weight_map: Mapping[str, str]) -> None:
     """Copy what is no weight, and write the index where there is one."""
-    weights = {file.name for file in _weight_files(source)} | {_CONFIG, _INDEX}
+    weights = {file.name for file in weight_files(source)} | {_CONFIG, _INDEX}
     for path in source.rglob("*"):
         relative = path.relative_to(source)
         if path.is_file() and str(relative) not in weights:
             (folder / relative.parent).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / relative)
-    if _weight_files(source)[0].name != _SINGLE:
+    if weight_files(source)[0].name != _SINGLE:
         index = _read_json(source / _INDEX)
         _write_json(folder / _INDEX, {**index, "weight_map": weight_map})
         size = sum(tensor_bytes(folder).values())

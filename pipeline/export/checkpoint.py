@@ -13,6 +13,7 @@ from pydantic import field_validator
 from torch import Tensor
 
 from mgpp import coverage_of
+from mgpp.sparse.zeros import pattern_of
 from mgpp.tensor_file import TensorFile
 from pipeline.errors import StageError
 from pipeline.export.model_card import write_card
@@ -78,8 +79,8 @@ def export_model(
         trained: the trained model's folder.
         weights: fingerprints by parameter name, from the training stage.
         auto_model: the transformers auto class.
-        pruning: what goes to config.json under `pruning_config`; what is there already of a model that
-            was pruned before goes under its `upstream`.
+        pruning: what goes to config.json under `pruning_config`, beside the zeros by kind of matrix; what
+            is there already of a model that was pruned before goes under its `upstream`.
         card: figures for the model card.
         config: how it is written.
         trust_remote_code: run code that comes with the model.
@@ -101,10 +102,11 @@ def export_model(
         expected = _cast(trained, weights, model, auto, trust_remote_code=trust_remote_code)
     # What it says of the model that this one began from, where that was pruned already.
     upstream = getattr(model.config, "pruning_config", None)
-    model.config.pruning_config = {**pruning, "upstream": upstream} if upstream else pruning
+    units = contents_of(model)
+    noted = {**pruning, "zeros": _zeros_by_pattern(units, expected)}
+    model.config.pruning_config = {**noted, "upstream": upstream} if upstream else noted
     folder = output / "model"
     model.save_pretrained(folder, state_dict={})  # all but the weights
-    units = contents_of(model)
     _write_weights(trained, folder, units, _size(config.max_shard_size))
     load_tokenizer(ModelConfig(path=str(trained))).save_pretrained(folder)
     found = check_export(
@@ -220,6 +222,19 @@ def _check_same(folder: Path, weights: Mapping[str, Any], found: "_Found") -> No
             f"{len(different)} of {len(weights)} parameters of {folder} differ from what was trained; "
             f"first {name}: trained {weights.get(name)}, found {found.entries.get(name)}"
         )
+
+
+def _zeros_by_pattern(units: Iterable[Unit], weights: Mapping[str, Any]) -> dict[str, int]:
+    """Return the zeros of prunable weights, as `mgpp.sparse.zeros` compares them with files."""
+    found: dict[str, int] = {}
+    for unit in units:
+        zeros = [
+            weights[name]["zeros"] for name in unit.sources if "zeros" in weights.get(name, {})
+        ]
+        if zeros:
+            pattern = pattern_of(*unit.outputs)
+            found[pattern] = found.get(pattern, 0) + sum(zeros)
+    return found
 
 
 def _cast_from(weights: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:

@@ -9,6 +9,7 @@ from transformers import BertForSequenceClassification
 from typer.testing import CliRunner
 
 from launch.cli.main import app
+from mgpp.sparse.zeros import by_pattern, count_zeros
 from pipeline.store.artifacts import ArtifactStore
 from tests import tiny
 
@@ -74,6 +75,60 @@ def test_what_an_export_made_is_found_in_its_artifact(tmp_path, url):
     assert size_of(tmp_path / "again-1") > size_of(tmp_path / "packed-1")
 
 
+def exported(folder):
+    """Write a model with the note that an export leaves."""
+    write(folder)
+    zeros = by_pattern(count_zeros(folder))
+    noted = {name: zeros[name].zeros for name in zeros if ".layer." in name}
+    config = json.loads((folder / "config.json").read_text())
+    config["pruning_config"] = {"zeros": noted}
+    (folder / "config.json").write_text(json.dumps(config))
+    return sum(noted.values())
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_check_counts_zeros_by_matrix(tmp_path, packed, capfd):
+    total = exported(tmp_path / "plain")
+    folder = tmp_path / "plain"
+    if packed:
+        folder = tmp_path / "packed"
+        invoke("pack", tmp_path / "plain", folder)
+    done = invoke("check", folder)
+    assert done.exit_code == 0
+    assert f"{total:,} of the {total:,} zeros of the export are there" in done.stdout
+    capfd.readouterr()
+    invoke("check", folder, "--json")
+    found = json.loads(capfd.readouterr().out)
+    tensors = load_file(tmp_path / "plain" / "model.safetensors")
+    assert found["status"] == "kept"
+    assert found["zeros"] == {
+        name: {"matrices": 1, "zeros": int((t == 0).sum()), "numel": t.numel()}
+        for name, t in tensors.items()
+        if t.dim() > 1
+    }
+
+
+@pytest.mark.parametrize("saved", ["whole", "base model"])
+def test_zeros_that_a_later_tool_lost_are_found(tmp_path, saved):
+    exported(tmp_path / "plain")
+    model = BertForSequenceClassification.from_pretrained(tmp_path / "plain")
+    weight = model.bert.encoder.layer[1].output.dense.weight
+    lost = int((weight == 0).sum())
+    with torch.no_grad():
+        weight += 1e-3  # what training without the mask does
+    (model if saved == "whole" else model.bert).save_pretrained(tmp_path / "tuned")
+    done = invoke("check", tmp_path / "tuned")
+    assert done.exit_code == 1
+    name = "bert.encoder.layer.*.output.dense.weight"
+    assert done.stderr == f"error: {lost:,} zeros are lost, in {name}\n"
+
+
+def test_check_says_where_there_is_nothing_to_compare(tmp_path):
+    done = invoke("check", write(tmp_path / "plain"))
+    assert done.exit_code == 0
+    assert "nothing to compare" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("command", "line"),
     [
@@ -83,6 +138,7 @@ def test_what_an_export_made_is_found_in_its_artifact(tmp_path, url):
         ("pack plain plain", "OUTPUT: exists already, got 'plain'"),
         ("pack plain plain/packed", "FOLDER: plain/packed lies in plain"),
         ("unpack plain out", "FOLDER: plain is not packed"),
+        ("check nowhere", "FOLDER: here is neither a checkpoint (config.json) nor a finished"),
         ("pack dense out", "FOLDER: dense has no matrix with so many zeros"),
     ],
 )

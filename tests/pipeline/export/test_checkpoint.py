@@ -18,6 +18,7 @@ from transformers import (
 
 import mgpp.integrations.transformers  # noqa: F401  # loads packed weights
 from mgpp import select_prunable
+from mgpp.sparse.zeros import by_pattern, count_zeros
 from pipeline.errors import StageError
 from pipeline.export.checkpoint import ExportConfig, check_export, export_model, read_weights
 from pipeline.models.weights import fingerprints
@@ -142,7 +143,10 @@ def test_the_exported_folder_is_a_checkpoint_like_any_other(trained, tmp_path, t
     export(folder, weights, tmp_path / "out")
     exported = tmp_path / "out" / "model"
     config = json.loads((exported / "config.json").read_text())
+    zeros = config["pruning_config"].pop("zeros")
     assert config["pruning_config"] == PRUNING
+    found = by_pattern(count_zeros(exported))
+    assert zeros == {name: found[name].zeros for name in found if ".layer." in name}
     assert config["architectures"] == ["BertForSequenceClassification"]
     tokenizer = AutoTokenizer.from_pretrained(exported)
     inputs = tokenizer(["a good day", "bad"], padding=True, return_tensors="pt")
