@@ -49,8 +49,9 @@ FLOORS = [
 ]
 ALLOWED = {
     "launch.cli": (
-        "launch.cluster launch.driver mgpp.version pipeline.campaigns pipeline.errors "
-        "pipeline.planner pipeline.runs pipeline.storage pipeline.store pipeline.tasks"
+        "launch.cluster launch.driver mgpp.sparse mgpp.version pipeline.campaigns "
+        "pipeline.errors pipeline.planner pipeline.runs pipeline.storage pipeline.store "
+        "pipeline.tasks"
     ),
     "launch.driver": (
         "launch.cluster launch.workers pipeline.campaigns pipeline.errors pipeline.metric "
@@ -82,7 +83,8 @@ ALLOWED = {
         "pipeline.training pipeline.worker_group"
     ),
     "pipeline.export": (
-        "mgpp mgpp.tensor_file pipeline.errors pipeline.models pipeline.saving pipeline.section"
+        "mgpp mgpp.sparse mgpp.tensor_file pipeline.errors pipeline.models pipeline.saving "
+        "pipeline.section"
     ),
     "pipeline.training": (
         "mgpp mgpp.backends mgpp.tensor_file pipeline.context pipeline.errors "
@@ -99,7 +101,8 @@ ALLOWED = {
         "pipeline.storage pipeline.worker_group"
     ),
     "pipeline.models": (
-        "pipeline.errors pipeline.section pipeline.storage pipeline.store pipeline.worker_group"
+        "mgpp.sparse pipeline.errors pipeline.section pipeline.storage pipeline.store "
+        "pipeline.worker_group"
     ),
     "pipeline.data": (
         "pipeline.errors pipeline.section pipeline.storage pipeline.store pipeline.tasks"
@@ -111,7 +114,7 @@ ALLOWED = {
     "pipeline.tracking": "pipeline.metric",
     "pipeline.reports": "mgpp pipeline.metric",
     "pipeline.section": "mgpp pipeline.errors",
-    "mgpp.integrations": "mgpp mgpp.config",
+    "mgpp.integrations": "mgpp mgpp.config mgpp.sparse",
     "mgpp.sparse": "mgpp.sharding mgpp.tensor_file",
     "mgpp": (
         "mgpp.attaching mgpp.config mgpp.coverage mgpp.duration mgpp.masking mgpp.methods "

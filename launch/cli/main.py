@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from launch.cli import campaign, cluster, jobs, store
+from launch.cli import campaign, checkpoints, cluster, jobs, store
 from launch.cli.output import (
     AsJson,
     Overrides,
@@ -27,6 +27,7 @@ app = typer.Typer(
     help="Prune large pretrained transformers under a mixture-Gaussian prior.",
 )
 jobs.add_to(app)
+checkpoints.add_to(app)
 app.add_typer(campaign.app, name="campaign")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(store.app, name="store")
@@ -286,9 +287,9 @@ def _table(summary: dict[str, Any], artifacts: dict[str, Any], task: Any) -> Tab
     table.add_row("sparsity of all weights", "", f"{summary['model_sparsity']:.2%} ({counts})")
     for name, numel in summary["left_out"].items():
         table.add_row(f"not prunable: {name}", "", f"{numel:,}")
-    table.add_row(
-        "size on disk", *(_megabytes(sizes.get(k)) for k in ("dense model", "pruned model"))
-    )
+    table.add_row("size on disk", _megabytes(sizes.get("dense model")), _size(summary, "pruned"))
+    if "packed model" in sizes:
+        table.add_row("packed", "", _size(summary, "packed"))
     table.add_section()
     for name, seconds in summary["seconds"].items():
         table.add_row(
@@ -305,6 +306,8 @@ def _next_steps(summary: dict[str, Any], task: Any, config: str, settings: Any) 
         f"report  {summary['report']}",
         "",
     ]
+    if "packed" in summary:
+        lines.insert(1, f"packed  {summary['packed']}")
     if "://" not in summary["model"]:
         lines += [
             "Open the report in a browser, or load the model:",
@@ -331,6 +334,13 @@ def _joins_a_cluster(config: str, overrides: list[str]) -> bool:
     return (
         joined_address("cluster.address", address if isinstance(address, str) else None) is not None
     )
+
+
+def _size(summary: dict[str, Any], kind: str) -> str:
+    """Return the size of a model that was exported, and how much of it is embeddings."""
+    size = summary["bytes"][f"{kind} model"]
+    share = summary["embedding_bytes"][f"{kind} model"] / size
+    return f"{_megabytes(size)} ({share:.0%} embeddings)"
 
 
 def _megabytes(size: int | None) -> str:

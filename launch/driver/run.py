@@ -20,6 +20,7 @@ from pipeline.errors import StageError
 from pipeline.runs.config import RunConfig
 from pipeline.runs.flow import STAGES, run_stage, stage_of
 from pipeline.runs.stage import PlannedStage, model_sizes
+from pipeline.runs.stages.export import EXPORT, embedding_sizes
 from pipeline.runs.validate import check_schedule
 from pipeline.storage.node_copies import DamagedArtifactError
 from pipeline.store.artifacts import Artifact, ArtifactStore
@@ -47,11 +48,14 @@ class RunResult:
 
     def summary(self) -> dict[str, Any]:
         """Return the outcome for other tools."""
+        exported = self.artifacts["export"]
+        folder = EXPORT.compared["packed model"]
+        packed = {"packed": f"{exported.url}/{folder}"} if exported.weight_bytes(folder) else {}
         return {
             "status": "done",
-            "sparsity": self.artifacts["export"].metrics["sparsity"],
-            "model_sparsity": self.artifacts["export"].metrics["model_sparsity"],
-            "left_out": self.artifacts["export"].metrics["left_out"],
+            "sparsity": exported.metrics["sparsity"],
+            "model_sparsity": exported.metrics["model_sparsity"],
+            "left_out": exported.metrics["left_out"],
             "warnings": [
                 warning
                 for name in ("prune", "export")
@@ -59,11 +63,13 @@ class RunResult:
             ],
             "metrics": self.artifacts["evaluate"].metrics,
             "artifacts": {name: artifact.url for name, artifact in self.artifacts.items()},
-            "model": f"{self.artifacts['export'].url}/model",
+            "model": f"{exported.url}/model",
+            **packed,
             "report": f"{self.artifacts['report'].url}/report.html",
             "seconds": {name: round(seconds, 3) for name, seconds in self.seconds.items()},
             "cached": self.cached,
             "bytes": model_sizes(STAGES, self.artifacts),
+            "embedding_bytes": embedding_sizes(exported.metrics),
         }
 
 

@@ -1,4 +1,7 @@
-"""Pruning under `transformers.Trainer`: one callback."""
+"""Pruning under `transformers.Trainer`: one callback.
+
+Importing it also lets `from_pretrained` load packed checkpoints (`mgpp.sparse`).
+"""
 
 import warnings
 from collections.abc import Mapping
@@ -13,12 +16,15 @@ from mgpp.config import read_config
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+    from mgpp.integrations.packed_weights import register
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"mgpp.integrations.transformers needs {error.name}: pip install 'mgpp[pipeline]'",
         name=error.name,
     ) from error
 
+register()
 _STATE_FILE = "mgpp_pruner.pt"
 
 

@@ -2,10 +2,10 @@
 
 import json
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -13,9 +13,11 @@ from pydantic import field_validator
 from torch import Tensor
 
 from mgpp import coverage_of
+from mgpp.sparse.zeros import pattern_of
 from mgpp.tensor_file import TensorFile
 from pipeline.errors import StageError
 from pipeline.export.model_card import write_card
+from pipeline.export.packed import embedding_bytes, write_packed
 from pipeline.models.loading import load_tokenizer
 from pipeline.models.source import ModelConfig
 from pipeline.models.trial import on_a_copy
@@ -24,6 +26,7 @@ from pipeline.saving.checkpoint_files import TensorReader, file_names, write_ind
 from pipeline.saving.contents import Spec, Unit, contents_of
 from pipeline.section import Section
 
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _SIZE = re.compile(r"^\d+(\.\d+)?[KMGT]B$", re.ASCII)
 
 
@@ -32,6 +35,17 @@ class ExportConfig(Section):
 
     max_shard_size: str = "5GB"
     """Largest safetensors file ("500MB", "5GB"); larger models are cut into several."""
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Of the weights in the files; auto keeps that of training: bf16 under zero.precision bf16."""
+    format: tuple[Literal["plain", "packed"], ...] = ("plain",)
+    """Which copies are written: plain, which every tool reads, and packed, which leaves out the zeros."""
+
+    @field_validator("format")
+    @classmethod
+    def _has_plain(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        if "plain" not in given or len(set(given)) < len(given):
+            raise ValueError("allowed are [plain] and [plain, packed]")
+        return given
 
     @field_validator("max_shard_size")
     @classmethod
@@ -56,15 +70,17 @@ def export_model(
     """Write `output/model`: safetensors, config with `pruning_config`, tokenizer and model card.
 
     The zeros are stored as zeros, so every tool that reads Hugging Face checkpoints loads it. Weights are
-    copied from file to file a part at a time. What is written is read back and compared, parameter by
-    parameter, with the fingerprints taken of the weights in training.
+    copied from file to file a part at a time. What is written is read back and compared, parameter by parameter,
+    with the fingerprints taken of the weights in training. Where `config.dtype` casts, what was trained
+    is compared with these, and what is written with what was trained, cast. `config.format` may ask for a
+    packed copy in `output/packed`.
 
     Args:
         trained: the trained model's folder.
         weights: fingerprints by parameter name, from the training stage.
         auto_model: the transformers auto class.
-        pruning: what goes to config.json under `pruning_config`; what is there already of a model that
-            was pruned before goes under its `upstream`.
+        pruning: what goes to config.json under `pruning_config`, beside the zeros by kind of matrix; what
+            is there already of a model that was pruned before goes under its `upstream`.
         card: figures for the model card.
         config: how it is written.
         trust_remote_code: run code that comes with the model.
@@ -72,29 +88,40 @@ def export_model(
         exclude: patterns of weights that were left out of pruning on purpose.
 
     Returns:
-        Exact sparsity of the exported files and their sizes in bytes, and what of the model is prunable.
+        Exact sparsity of the exported files, their dtype and sizes in bytes, and what of the model is
+        prunable.
 
     Raises:
         StageError: if what was written is not what was trained, or does not load.
     """
     auto = getattr(transformers, auto_model)
-    model = _without_values(trained, auto, trust_remote_code=trust_remote_code)
+    dtype = _DTYPES.get(config.dtype, "auto")
+    model = _without_values(trained, auto, dtype=dtype, trust_remote_code=trust_remote_code)
+    expected = weights
+    if dtype != "auto":
+        expected = _cast(trained, weights, model, auto, trust_remote_code=trust_remote_code)
     # What it says of the model that this one began from, where that was pruned already.
     upstream = getattr(model.config, "pruning_config", None)
-    model.config.pruning_config = {**pruning, "upstream": upstream} if upstream else pruning
+    units = contents_of(model)
+    noted = {**pruning, "zeros": _zeros_by_pattern(units, expected)}
+    model.config.pruning_config = {**noted, "upstream": upstream} if upstream else noted
     folder = output / "model"
     model.save_pretrained(folder, state_dict={})  # all but the weights
-    _write_weights(trained, folder, contents_of(model), _size(config.max_shard_size))
+    _write_weights(trained, folder, units, _size(config.max_shard_size))
     load_tokenizer(ModelConfig(path=str(trained))).save_pretrained(folder)
     found = check_export(
-        folder, weights, auto, trust_remote_code=trust_remote_code, exclude=exclude
+        folder, expected, auto, trust_remote_code=trust_remote_code, exclude=exclude
     )
-    write_card(folder, {**card, "upstream": upstream})
-    return {
-        **found,
+    dtypes = {"dtype": _short(model.dtype), "cast_from": _cast_from(weights, expected)}
+    of_files = {"upstream": upstream, "num_zeros": found["num_zeros"], **dtypes}
+    write_card(folder, {**card, **of_files})
+    found |= {
+        **dtypes,
         "bytes": sum(f.stat().st_size for f in folder.glob("*.safetensors")),
         "num_files": len(list(folder.glob("*.safetensors"))),
+        "embedding_bytes": embedding_bytes(folder, model, units),
     }
+    return write_packed(output, model, units, found) if "packed" in config.format else found
 
 
 def check_export(
@@ -107,9 +134,6 @@ def check_export(
 ) -> dict[str, Any]:
     """Compare a checkpoint's names with its model's, and every parameter with its fingerprint.
 
-    The files are read a part at a time. Only a model whose parameters transformers makes of several
-    tensors each, which is none of the large ones, is loaded whole.
-
     Returns:
         Zeros and elements over all prunable weights and over the whole model, as found in the files.
 
@@ -118,27 +142,8 @@ def check_export(
     """
     model = _without_values(folder, auto, trust_remote_code=trust_remote_code)
     prunable = [name for name, entry in weights.items() if "zeros" in entry]
-    found = _Found(prunable)
-    units = [unit for unit in contents_of(model) if not unit.buffer]
-    if all(unit.direct for unit in units):
-        _check_conversion(model, auto, units, trust_remote_code=trust_remote_code)
-        reader = TensorReader(folder)
-        for unit in units:
-            ((name, spec),) = unit.sources.items()
-            found.add(name, spec, (part for file in unit.outputs for part in reader.parts(file)))
-    else:
-        loaded = auto.from_pretrained(folder, dtype="auto", trust_remote_code=trust_remote_code)
-        for name, tensor in loaded.named_parameters():
-            found.add(name, Spec(tensor.dtype, tuple(tensor.shape)), [tensor.detach()])
-    different = sorted(
-        name for name in {*weights, *found.entries} if weights.get(name) != found.entries.get(name)
-    )
-    if different:
-        name = different[0]
-        raise StageError(
-            f"{len(different)} of {len(weights)} parameters of {folder} differ from what was trained; "
-            f"first {name}: trained {weights.get(name)}, loaded {found.entries.get(name)}"
-        )
+    found = _read(folder, model, auto, prunable, trust_remote_code=trust_remote_code)
+    _check_same(folder, weights, found)
     if found.unusable:
         raise StageError(f"{folder} holds {found.unusable}")
     parameters = dict(model.named_parameters())
@@ -157,6 +162,89 @@ def check_export(
         "left_out": covered.left_out,
         "warnings": [covered.warning] if covered.warning else [],
     }
+
+
+def _cast(
+    trained: Path, weights: Mapping[str, Any], model: Any, auto: Any, *, trust_remote_code: bool
+) -> dict[str, Any]:
+    """Compare what was trained with its fingerprints, and return those of it in the model's dtypes.
+
+    Raises:
+        StageError: naming the first parameter that differs.
+    """
+    prunable = [name for name, entry in weights.items() if "zeros" in entry]
+    as_trained = _without_values(trained, auto, trust_remote_code=trust_remote_code)
+    found = _read(trained, as_trained, auto, prunable, trust_remote_code=trust_remote_code)
+    _check_same(trained, weights, found)
+    found = _read(trained, model, auto, prunable, trust_remote_code=trust_remote_code, cast=True)
+    return found.entries
+
+
+def _read(
+    folder: Path,
+    model: Any,
+    auto: Any,
+    prunable: Collection[str],
+    *,
+    trust_remote_code: bool,
+    cast: bool = False,
+) -> "_Found":
+    """Read a checkpoint's parameters, and cast them to the model's dtypes or not.
+
+    The files are read a part at a time. Only a model whose parameters transformers makes of several
+    tensors each, which is none of the large ones, is loaded whole.
+    """
+    found = _Found(prunable)
+    units = [unit for unit in contents_of(model) if not unit.buffer]
+    if all(unit.direct for unit in units):
+        _check_conversion(model, auto, units, trust_remote_code=trust_remote_code)
+        reader = TensorReader(folder)
+        for unit in units:
+            ((name, spec),) = unit.sources.items()
+            parts = (part for file in unit.outputs for part in reader.parts(file))
+            found.add(name, spec, (part.to(spec.dtype) if cast else part for part in parts))
+    else:
+        loaded = auto.from_pretrained(
+            folder, dtype=model.dtype if cast else "auto", trust_remote_code=trust_remote_code
+        )
+        for name, tensor in loaded.named_parameters():
+            found.add(name, Spec(tensor.dtype, tuple(tensor.shape)), [tensor.detach()])
+    return found
+
+
+def _check_same(folder: Path, weights: Mapping[str, Any], found: "_Found") -> None:
+    different = sorted(
+        name for name in {*weights, *found.entries} if weights.get(name) != found.entries.get(name)
+    )
+    if different:
+        name = different[0]
+        raise StageError(
+            f"{len(different)} of {len(weights)} parameters of {folder} differ from what was trained; "
+            f"first {name}: trained {weights.get(name)}, found {found.entries.get(name)}"
+        )
+
+
+def _zeros_by_pattern(units: Iterable[Unit], weights: Mapping[str, Any]) -> dict[str, int]:
+    """Return the zeros of prunable weights, as `mgpp.sparse.zeros` compares them with files."""
+    found: dict[str, int] = {}
+    for unit in units:
+        zeros = [
+            weights[name]["zeros"] for name in unit.sources if "zeros" in weights.get(name, {})
+        ]
+        if zeros:
+            pattern = pattern_of(*unit.outputs)
+            found[pattern] = found.get(pattern, 0) + sum(zeros)
+    return found
+
+
+def _cast_from(weights: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
+    """Return the dtype that weights were trained in, if they are written in another."""
+    dtypes = ((entry["dtype"], expected[name]["dtype"]) for name, entry in weights.items())
+    return next((before for before, after in dtypes if before != after), None)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 class _Found:
@@ -189,7 +277,9 @@ class _Found:
         self.entries[name] = fingerprint.entry(spec.shape, spec.dtype)
 
 
-def _without_values(folder: Path, auto: Any, *, trust_remote_code: bool) -> Any:
+def _without_values(
+    folder: Path, auto: Any, *, trust_remote_code: bool, dtype: torch.dtype | str = "auto"
+) -> Any:
     """Return a checkpoint's model on the meta device.
 
     Raises:
@@ -197,7 +287,7 @@ def _without_values(folder: Path, auto: Any, *, trust_remote_code: bool) -> Any:
     """
     model, report = auto.from_pretrained(
         folder,
-        dtype="auto",
+        dtype=dtype,
         device_map="meta",
         output_loading_info=True,
         trust_remote_code=trust_remote_code,
@@ -209,7 +299,7 @@ def _without_values(folder: Path, auto: Any, *, trust_remote_code: bool) -> Any:
 
 
 def _write_weights(trained: Path, folder: Path, units: list[Unit], max_bytes: int) -> None:
-    """Copy the weights with plain zeros, a part at a time, to files of at most so many bytes."""
+    """Copy the weights with plain zeros, cast, a part at a time, to files of at most so many bytes."""
     reader = TensorReader(trained)
     files: list[dict[str, Spec]] = []
     room = 0
@@ -226,7 +316,7 @@ def _write_weights(trained: Path, folder: Path, units: list[Unit], max_bytes: in
             file = TensorFile(stream, tensors, {"format": "pt"})
             for name in file.order:
                 for part in reader.parts(name):
-                    file.write(name, positive_zeros(part))
+                    file.write(name, positive_zeros(part.to(specs[name].dtype)))
             file.finish()
     write_index(folder, named)
 

@@ -1,5 +1,6 @@
 """A model's own configuration, with the overrides of a run, and the empty model that it makes."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 import transformers
 from torch import nn
 
+from mgpp.sparse.checkpoint import QUANT_METHOD
 from pipeline.errors import ConfigError, Problem
 from pipeline.models.overrides import apply_overrides
 from pipeline.models.source import ModelConfig, attention_option, location_of, saved_config
@@ -50,20 +52,20 @@ def load_model_config(config: ModelConfig, model_kwargs: dict[str, Any] | None =
     method = getattr(loaded, "quantization_config", None)
     if method is not None and not config.gguf_file:
         method = method if isinstance(method, dict) else vars(method)
-        raise ConfigError(
-            [
-                Problem(
-                    "model.path",
-                    f"{config.path!r} is quantized ({method.get('quant_method', 'unknown')}): its "
-                    "weights can be neither trained nor pruned",
-                    hint="use the model it was made of",
-                )
-            ]
-        )
+        raise ConfigError([_quantized(config.path, method.get("quant_method", "unknown"))])
     _override(loaded, config)
     for name, value in (model_kwargs or {}).items():
         setattr(loaded, name, value)
     return loaded
+
+
+def _quantized(path: str, method: str) -> Problem:
+    if method == QUANT_METHOD:
+        why = f"{path!r} is packed: a run starts from the plain checkpoint"
+        hint = f"`mgpp unpack {shlex.quote(path)} FOLDER`, then model.path=FOLDER"
+        return Problem("model.path", why, hint=hint)
+    why = f"{path!r} is quantized ({method}): its weights can be neither trained nor pruned"
+    return Problem("model.path", why, hint="use the model it was made of")
 
 
 def _override(loaded: Any, config: ModelConfig) -> None:

@@ -47,6 +47,8 @@ class ReportData:
     """What the reader should know of the outcome."""
     sizes: dict[str, int]
     """Bytes on disk by label."""
+    embeddings: dict[str, int]
+    """Bytes of these that are embeddings, for labels where that is known."""
     seconds: dict[str, float]
     """Wall seconds by stage, in the order run."""
     steps: list[dict[str, Any]]
@@ -147,7 +149,7 @@ def _cards(data: ReportData) -> list[Card]:
     cards = [_metric_card(data), sparsity]
     if data.sizes:
         smallest = min(data.sizes, key=data.sizes.__getitem__)
-        sizes = [(label, _bytes(size)) for label, size in data.sizes.items()]
+        sizes = [(label, _size_text(data, label)) for label in data.sizes]
         value = _bytes(data.sizes[smallest])
         cards.append(Card(label="size on disk", value=value, note=smallest, rows=sizes))
     if data.seconds:
@@ -161,6 +163,12 @@ def _cards(data: ReportData) -> list[Card]:
         total = sum(value for value in data.seconds.values() if math.isfinite(value))
         cards.append(Card(label="time", value=_duration(total), note="wall time", rows=rows))
     return cards
+
+
+def _size_text(data: ReportData, label: str) -> str:
+    size, embeddings = data.sizes[label], data.embeddings.get(label)
+    share = "" if embeddings is None else f", {embeddings / size:.0%} embeddings"
+    return f"{_bytes(size)}{share}"
 
 
 def _metric_rows(data: ReportData) -> list[tuple[str, str, str, str]]:

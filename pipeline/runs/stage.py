@@ -53,7 +53,7 @@ class Stage(ABC):
         settings: what of the configuration goes into the key: section -> which of its settings.
         on_all_workers: whether it runs on all workers together.
         for_pruned: whether it is left out of a run that does not prune.
-        weights_label: what its model is called where sizes are compared; None if it is not compared.
+        compared: what its models are called where sizes are compared, and the folders they are in.
     """
 
     name: ClassVar[str]
@@ -61,7 +61,7 @@ class Stage(ABC):
     settings: ClassVar[Mapping[str, Settings]]
     on_all_workers: ClassVar[bool] = False
     for_pruned: ClassVar[bool] = False
-    weights_label: ClassVar[str | None] = None
+    compared: ClassVar[Mapping[str, str]] = {}
 
     def is_part_of(self, config: RunConfig) -> bool:
         """Return whether a run has this stage."""
@@ -168,8 +168,10 @@ class InputFolders(Mapping[str, Path]):
 
 def model_sizes(stages: Collection[Stage], artifacts: Mapping[str, Artifact]) -> dict[str, int]:
     """Return the bytes of each compared model's weights on disk, by its label."""
-    return {
-        stage.weights_label: artifacts[stage.name].weight_bytes
+    sizes = {
+        label: artifacts[stage.name].weight_bytes(folder)
         for stage in stages
-        if stage.weights_label is not None and stage.name in artifacts
+        if stage.name in artifacts
+        for label, folder in stage.compared.items()
     }
+    return {label: size for label, size in sizes.items() if size}

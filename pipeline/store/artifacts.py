@@ -76,11 +76,12 @@ class Artifact:
         """
         return local_folder(self.url, self.files)
 
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of the model weights among its files."""
+    def weight_bytes(self, folder: str) -> int:
+        """Return the bytes of the model weights in one of its folders; 0 if it has none."""
         return sum(
-            entry["bytes"] for name, entry in self.files.items() if name.endswith(".safetensors")
+            entry["bytes"]
+            for name, entry in self.files.items()
+            if name.startswith(f"{folder}/") and name.endswith(".safetensors")
         )
 
     def read_text(self, name: str) -> str:

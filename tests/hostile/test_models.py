@@ -78,6 +78,10 @@ FILES = {
         settings(quantization_config={"quant_method": "awq", "bits": 4}),
         "model.path: 'FOLDER' is quantized (awq): its weights can be neither trained nor pruned",
     ),
+    "packed": (
+        settings(quantization_config={"quant_method": "mgpp-packed", "version": 1, "tensors": {}}),
+        "model.path: 'FOLDER' is packed: a run starts from the plain checkpoint; `mgpp unpack FOLDER",
+    ),
     "tokenizer-cut-off": (
         cut("tokenizer.json", 10),
         "model.path: no tokenizer in 'FOLDER': tokenizer.json is damaged",

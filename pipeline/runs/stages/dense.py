@@ -18,7 +18,7 @@ class DenseStage(Stage):
     version = 3
     settings = {"model": every, "train": every, "zero": only("precision", "gradients")}
     on_all_workers = True
-    weights_label = "dense model"
+    compared = {"dense model": "model"}
 
     def is_part_of(self, config: RunConfig) -> bool:
         """Return whether the dense fine-tune is enabled."""

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 from pipeline.export.checkpoint import export_model, read_weights
+from pipeline.export.packed import PACKED
 from pipeline.models.weights import WEIGHTS_FILE
 from pipeline.runs.config import RunConfig
 from pipeline.runs.stage import Stage, StageContext, every
@@ -20,10 +21,10 @@ class ExportStage(Stage):
     """Writes the pruned model for others to load."""
 
     name = "export"
-    version = 2
+    version = 3
     settings = {"export": every, "name": every}
     for_pruned = True
-    weights_label = "pruned model"
+    compared = {"pruned model": "model", "packed model": PACKED}
 
     def inputs(self, config: RunConfig) -> tuple[str, ...]:
         """Return the pruned model and what the model card says of it."""
@@ -34,7 +35,7 @@ class ExportStage(Stage):
         return int(artifacts["prune"].metrics.get("export_bytes", EXPORT_BYTES))
 
     def run(self, context: StageContext) -> dict[str, Any]:
-        """Write `model/`, and return what was found in it when it was loaded back."""
+        """Write `model/`, and return what was found in it when it was read back."""
         pruned = context.inputs["prune"]
         return export_model(
             trained=pruned / "model",
@@ -85,6 +86,12 @@ def _card(context: StageContext) -> dict[str, Any]:
 
 def _schedule(figures: dict[str, Any]) -> dict[str, Any]:
     return {k: figures[k] for k in ("prune_start", "prune_end", "num_steps", "num_prunable")}
+
+
+def embedding_sizes(figures: Mapping[str, Any]) -> dict[str, int]:
+    """Return the bytes of embeddings in what was exported, by what it is called."""
+    names = {"pruned model": "embedding_bytes", "packed model": "packed_embedding_bytes"}
+    return {label: figures[name] for label, name in names.items() if name in figures}
 
 
 def package_versions() -> dict[str, str]:

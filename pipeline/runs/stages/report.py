@@ -5,7 +5,7 @@ from typing import Any
 from pipeline.runs.config import RunConfig
 from pipeline.runs.stage import Stage, StageContext, every, model_sizes
 from pipeline.runs.stages.dense import DENSE
-from pipeline.runs.stages.export import EXPORT, package_versions
+from pipeline.runs.stages.export import EXPORT, embedding_sizes, package_versions
 from pipeline.tasks import make_task
 from pipeline.tracking.recorder import METRICS_FILE, parse_records
 
@@ -55,6 +55,7 @@ class ReportStage(Stage):
                 left_out=exported["left_out"],
                 warnings=[*figures.get("warnings", []), *exported["warnings"]],
                 sizes=model_sizes((DENSE, EXPORT), artifacts),
+                embeddings=embedding_sizes(exported),
                 seconds={name: artifact.seconds for name, artifact in artifacts.items()},
                 steps=records.get("step", []),
                 dense_steps=dense_steps,

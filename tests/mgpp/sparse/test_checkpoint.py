@@ -13,6 +13,7 @@ from mgpp.sparse.checkpoint import (
     pack_checkpoint,
     packed_weights,
     read_tensor,
+    tensor_bytes,
     unpack_checkpoint,
 )
 from mgpp.sparse.packing import unpack
@@ -66,8 +67,8 @@ def test_what_was_packed_unpacks_to_the_same_bits(tmp_path, head, save):
     index = tmp_path / "again" / "model.safetensors.index.json"
     assert index.exists() == bool(save)
     if save:
-        found, want = (json.loads((p / index.name).read_text()) for p in (index.parent, source))
-        assert found["weight_map"] == want["weight_map"]
+        assert index.read_bytes() == (source / index.name).read_bytes()
+        want = json.loads(index.read_text())
         packed_map = json.loads((tmp_path / "packed" / index.name).read_text())["weight_map"]
         assert packed_map.keys() > want["weight_map"].keys()
 
@@ -152,7 +153,10 @@ def narrower(folder):
             lambda folder: (folder / "config.json").unlink(),
             "is no checkpoint: it has no config.json",
         ),
-        (lambda folder: (folder / "model.safetensors").unlink(), "has no safetensors files"),
+        (
+            lambda folder: (folder / "model.safetensors").unlink(),
+            "has neither model.safetensors nor ",
+        ),
         (lambda folder: (folder / "config.json").write_text("[]"), "config.json: not a mapping"),
         (
             lambda folder: change_json(
@@ -187,3 +191,55 @@ def test_what_cannot_be_packed_or_unpacked_is_told(tmp_path):
         unpack_checkpoint(source, tmp_path / "again")
     with pytest.raises(PackedError, match="it has no config"):
         pack_checkpoint(tmp_path / "nowhere", tmp_path / "again")
+    with pytest.raises(PackedError, match="name another folder"):
+        pack_checkpoint(source, source / "packed")
+
+
+def test_progress_counts_all_bytes_of_the_plain_weights(tmp_path):
+    source, seen = write(tmp_path / "plain", max_shard_size="60KB"), []
+    pack_checkpoint(source, tmp_path / "packed", progress=lambda *given: seen.append(given))
+    number = sum(
+        t.nbytes for file in source.glob("*.safetensors") for t in load_file(file).values()
+    )
+    assert seen[-1] == (number, number)
+    assert sum(tensor_bytes(source).values()) == number
+    assert sum(tensor_bytes(tmp_path / "packed", plain=True).values()) == number
+    again = []
+    unpack_checkpoint(
+        tmp_path / "packed", tmp_path / "again", progress=lambda *given: again.append(given)
+    )
+    assert again[-1] == seen[-1]
+
+
+@pytest.mark.parametrize("card", ["# A model\n", None])
+def test_the_card_of_a_packed_copy_says_how_to_load_it(tmp_path, card):
+    source = write(tmp_path / "plain")
+    (source / "README.md").unlink()
+    if card:
+        (source / "README.md").write_text(card)
+    pack_checkpoint(source, tmp_path / "packed")
+    text = (tmp_path / "packed" / "README.md").read_text()
+    assert text.startswith(card or "")
+    assert "import mgpp.integrations.transformers" in text
+    unpack_checkpoint(tmp_path / "packed", tmp_path / "again")
+    assert (tmp_path / "again" / "README.md").exists() == bool(card)
+    if card:
+        assert (tmp_path / "again" / "README.md").read_text() == card
+
+
+def test_files_that_transformers_does_not_read_are_copied_as_they_are(tmp_path):
+    source = write(tmp_path / "plain")
+    save_file({"x.weight": torch.zeros(256, 256)}, source / "other.safetensors")
+    pack_checkpoint(source, tmp_path / "packed")
+    other = (tmp_path / "packed" / "other.safetensors").read_bytes()
+    assert other == (source / "other.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("weight_map", [None, {"x": "../model.safetensors"}, {"x": 1}])
+def test_a_damaged_index_is_named(tmp_path, weight_map):
+    source = write(tmp_path / "plain", max_shard_size="60KB")
+    change_json(
+        source / "model.safetensors.index.json", lambda index: index.update(weight_map=weight_map)
+    )
+    with pytest.raises(PackedError, match=r"index.json is damaged"):
+        pack_checkpoint(source, tmp_path / "packed")

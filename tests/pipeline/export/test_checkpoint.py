@@ -16,7 +16,9 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
+import mgpp.integrations.transformers  # noqa: F401  # loads packed weights
 from mgpp import select_prunable
+from mgpp.sparse.zeros import by_pattern, count_zeros
 from pipeline.errors import StageError
 from pipeline.export.checkpoint import ExportConfig, check_export, export_model, read_weights
 from pipeline.models.weights import fingerprints
@@ -125,8 +127,13 @@ def test_the_export_holds_what_was_trained_with_plain_zeros(trained, tmp_path):
         "model_sparsity": model_zeros / num_parameters,
         "left_out": {name: after[name].numel() for name in LEFT_OUT},
         "warnings": [],
+        "dtype": weights["bert.pooler.dense.weight"]["dtype"],
+        "cast_from": None,
         "bytes": (tmp_path / "out" / "model" / "model.safetensors").stat().st_size,
         "num_files": 1,
+        "embedding_bytes": sum(
+            t.nbytes for name, t in after.items() if "embeddings" in name and t.dim() == 2
+        ),
     }
     assert found["sparsity"] == 0.75
 
@@ -136,7 +143,10 @@ def test_the_exported_folder_is_a_checkpoint_like_any_other(trained, tmp_path, t
     export(folder, weights, tmp_path / "out")
     exported = tmp_path / "out" / "model"
     config = json.loads((exported / "config.json").read_text())
+    zeros = config["pruning_config"].pop("zeros")
     assert config["pruning_config"] == PRUNING
+    found = by_pattern(count_zeros(exported))
+    assert zeros == {name: found[name].zeros for name in found if ".layer." in name}
     assert config["architectures"] == ["BertForSequenceClassification"]
     tokenizer = AutoTokenizer.from_pretrained(exported)
     inputs = tokenizer(["a good day", "bad"], padding=True, return_tensors="pt")
@@ -191,6 +201,99 @@ def test_the_model_card_of_a_run_without_a_baseline(trained, tmp_path):
     assert re.search(
         r"^\| metric \| pruned \| *\n\|---\|---\| *\n\| accuracy \| 87\.50% \| *$", text, re.M
     )
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_weights_are_cast_and_zeros_counted_after_it(trained, tmp_path, dtype):
+    folder, weights = trained
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto")
+    weight = model.bert.encoder.layer[0].output.dense.weight
+    trained_zeros = sum(entry.get("zeros", 0) for entry in weights.values())
+    tiny_value = 1e-9  # in float16 it is zero
+    with torch.no_grad():
+        weight.view(-1)[3] = tiny_value
+    model.save_pretrained(folder)
+    weights = fingerprints(model.named_parameters(), select_prunable(model))
+    found = export(folder, weights, tmp_path / "out", dtype=dtype)
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+    before, after = tensors_of(folder), tensors_of(tmp_path / "out" / "model")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert after[name].dtype == kind
+        assert torch.equal(after[name], tensor.to(kind)), name
+    assert not has_negative_zeros(after)
+    assert found["num_zeros"] == trained_zeros + (dtype == "fp16")
+    assert found["dtype"] == str(kind).removeprefix("torch.")
+    config = json.loads((tmp_path / "out" / "model" / "config.json").read_text())
+    assert config["dtype"] == found["dtype"]
+    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
+    was = str(model.dtype).removeprefix("torch.")
+    said = (
+        f"trained in {was} and written in {found['dtype']}; in the files\n{found['num_zeros']:,} "
+    )
+    assert (said in card) == (was != found["dtype"])
+    assert found["cast_from"] == (None if was == found["dtype"] else was)
+
+
+def test_what_is_cast_is_compared_before_with_what_was_trained(trained, tmp_path):
+    folder, weights = trained
+    weights["bert.pooler.dense.weight"]["sha256"] = "0" * 64
+    with pytest.raises(StageError, match=r"trained differ from what was trained.*pooler"):
+        export(folder, weights, tmp_path / "out", dtype="fp16")
+
+
+def test_values_beyond_a_dtype_are_refused(tmp_path, trained):
+    folder, _ = trained
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        model.bert.pooler.dense.weight[0, 0] = 1e6
+    model.save_pretrained(folder)
+    weights = fingerprints(model.named_parameters(), select_prunable(model))
+    with pytest.raises(StageError, match=r"pooler\.dense\.weight that are not finite"):
+        export(folder, weights, tmp_path / "out", dtype="fp16")
+
+
+def test_a_packed_copy_holds_the_same_model(tmp_path):
+    sizes = {"hidden_size": 64, "intermediate_size": 128}
+    model = tiny.model(GPT2LMHeadModel, num_hidden_layers=2, **sizes)
+    names = prune(model)
+    model.save_pretrained(tmp_path / "trained")
+    tiny.decoder_tokenizer().save_pretrained(tmp_path / "trained")
+    weights = fingerprints(model.named_parameters(), names)
+    formats = {"format": ("plain", "packed"), "max_shard_size": "100KB"}
+    found = export(
+        tmp_path / "trained", weights, tmp_path / "out", "AutoModelForCausalLM", **formats
+    )
+    models = [
+        AutoModelForCausalLM.from_pretrained(tmp_path / "out" / name)
+        for name in ("model", "packed")
+    ]
+    want, loaded = (dict(model.named_parameters()) for model in models)
+    assert want.keys() == loaded.keys()
+    assert all(torch.equal(want[name], loaded[name]) for name in want)
+    files = {
+        name: sum(path.stat().st_size for path in (tmp_path / "out" / name).glob("*.safetensors"))
+        for name in ("model", "packed")
+    }
+    assert found["bytes"] == files["model"]
+    assert found["packed_bytes"] == files["packed"] < 0.6 * files["model"]
+    embeddings = model.transformer.wte.weight.nbytes + model.transformer.wpe.weight.nbytes
+    assert found["embedding_bytes"] == found["packed_embedding_bytes"] == embeddings
+    assert found["warnings"] == []
+
+
+def test_a_packed_copy_that_would_not_be_smaller_is_a_warning(trained, tmp_path):
+    folder, weights = trained  # its matrices are below the size that is packed
+    found = export(folder, weights, tmp_path / "out", format=("plain", "packed"))
+    assert [w for w in found["warnings"] if w.startswith("no packed copy is written: ")]
+    assert not (tmp_path / "out" / "packed").exists()
+    assert "packed_bytes" not in found
+
+
+@pytest.mark.parametrize("given", [(), ("packed",), ("plain", "plain"), ("zip",)])
+def test_the_plain_copy_is_always_written(given):
+    with pytest.raises(ValueError, match=r"allowed are|Input should be"):
+        ExportConfig(format=given)
 
 
 def test_a_large_model_is_cut_into_several_files(trained, tmp_path):

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BertForSequenceClassification
 
 from mgpp import select_prunable
+from mgpp.sparse.checkpoint import pack_checkpoint
 from pipeline.errors import ConfigError
+from pipeline.models.checkpoint_check import match_checkpoint
 from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.models.settings import build_empty, load_model_config
 from pipeline.models.source import ModelConfig, model_identity
+from tests import tiny
 from tests.processes import ROOT, run
 
 CLASSIFIER = "AutoModelForSequenceClassification"
@@ -54,6 +57,33 @@ def test_a_head_of_other_labels_is_drawn_anew_and_nothing_else(tiny_bert, tmp_pa
         ConfigError, match=r"holds bert\.encoder\.layer\.0\..*model\.overrides change"
     ):
         load(wider, model_kwargs={"num_labels": 5})
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        load_model_config,
+        load,
+        lambda config: load(config, dtype="auto", zero3={"zero_optimization": {"stage": 3}}),
+        lambda config: build_empty(config, CLASSIFIER),
+        lambda config: match_checkpoint(config, CLASSIFIER, {}, new_head=True),
+    ],
+    ids=["config", "weights", "sharded weights", "shapes", "names"],
+)
+def test_a_packed_folder_is_refused_with_the_command_that_unpacks(tmp_path, look):
+    import mgpp.integrations.transformers  # noqa: F401  # with which transformers would load it
+
+    made = tiny.model(BertForSequenceClassification, hidden_size=64)
+    with torch.no_grad():
+        made.bert.encoder.layer[0].output.dense.weight.zero_()
+    made.save_pretrained(tmp_path / "plain")
+    packed = tmp_path / "a packed folder"
+    pack_checkpoint(tmp_path / "plain", packed)
+    with pytest.raises(ConfigError) as raised:
+        look(ModelConfig(path=str(packed)))
+    (problem,) = raised.value.problems
+    assert problem.key == "model.path"
+    assert f"`mgpp unpack '{packed}' FOLDER`" in problem.hint
 
 
 def test_overrides_and_dropout_reach_the_model(tiny_bert):

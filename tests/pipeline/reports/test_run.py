@@ -109,7 +109,8 @@ def report_data(**changes: Any) -> ReportData:
         model_zeros=9_600_000,
         left_out={"embeddings.word_embeddings.weight": 11_720_448},
         warnings=[],
-        sizes={"dense model": 90_868_376, "pruned model": 90_868_376, "gzip": 51_204_113},
+        sizes={"dense model": 90_868_376, "pruned model": 90_868_376, "packed model": 51_204_113},
+        embeddings={"pruned model": 46_881_792, "packed model": 46_881_792},
         seconds={"prepare data": 4.2, "fine-tune dense": 212.7, "prune": 401.3, "export": 30.4},
         steps=training_records(2000, pruned=True),
         dense_steps=training_records(1200, pruned=False),
@@ -198,6 +199,13 @@ def test_phases_are_shaded_on_every_step_figure(html: str) -> None:
         assert edges == [(0, 200), (200, 1499), (1499, 2000)]
 
 
+def test_sizes_say_how_much_of_them_is_embeddings(html: str) -> None:
+    text = " ".join(Page(html).text.split())
+    assert "size on disk 51.2 MB packed model" in text
+    assert "dense model 90.9 MB pruned model 90.9 MB, 52% embeddings" in text
+    assert "packed model 51.2 MB, 92% embeddings" in text
+
+
 def test_everything_given_is_escaped() -> None:
     hostile = report_data(
         name=HOSTILE,
@@ -207,6 +215,7 @@ def test_everything_given_is_escaped() -> None:
         kinds={HOSTILE: correlation(HOSTILE)},
         metrics={"dense": {HOSTILE: 1.0}, "pruned": {HOSTILE: 2.0}},
         sizes={HOSTILE: 1},
+        embeddings={},
         seconds={HOSTILE: 1.0},
         layers=[{"step": 1, "sparsity": {HOSTILE: 0.5, f"layer.0.{HOSTILE}": 0.5}}],
         prunings=[{"step": 1, "mask_hash": HOSTILE}],

@@ -5,7 +5,6 @@ import json
 import fsspec
 import pytest
 import yaml
-from pipeline.store.node_copies import release, remove_unused
 
 from pipeline.errors import ConfigError
 from pipeline.models.settings import load_model_config
@@ -14,8 +13,8 @@ from pipeline.runs.config import parse_config, read_config
 from pipeline.runs.flow import plan_stages
 from pipeline.runs.hardware import NO_GPUS, Choices, settled
 from pipeline.runs.upstream import resolve_upstream
+from pipeline.storage.node_copies import release, remove_unused
 from pipeline.store.artifacts import ArtifactStore, open_artifact
-from pipeline.store.node_copies import release, remove_unused
 
 
 @pytest.fixture
