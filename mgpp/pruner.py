@@ -1,7 +1,7 @@
 """The lifecycle of pruning: what is done to the shards before and after each optimizer step."""
 
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import Any
@@ -250,22 +250,35 @@ class Pruner:
 
     def state_dict(self) -> dict[str, Any]:
         """Return this rank's state: step, settings, last pruning, packed masks, what the method keeps."""
+        masks = [
+            {
+                **mask,
+                "keep": mask["keep"].clone(),
+                "state": {k: v.clone() for k, v in mask["state"].items()},
+            }
+            for mask in self.masks_in_place()
+        ]
+        return {**self.counters(), "masks": masks}
+
+    def counters(self) -> dict[str, Any]:
+        """Return the part of the state that is the same on all ranks, plain values: all but `masks`."""
         return {
             "step": self.step,
             "settings": dict(self._settings),
             "shapes": {name: list(shape) for name, shape in self._shapes.items()},
             "last_pruning": vars(self.last_pruning).copy() if self.last_pruning else None,
-            "masks": [
-                {
-                    "name": shard.name,
-                    "offset": shard.offset,
-                    "numel": shard.numel,
-                    "keep": keep.clone(),
-                    "state": {k: v.clone() for k, v in self.method.state(shard).items()},
-                }
-                for shard, keep in zip(self.shards, self._keep, strict=True)
-            ],
         }
+
+    def masks_in_place(self) -> Iterator[dict[str, Any]]:
+        """Give the `masks` of `state_dict` without copying them: the next step changes their tensors."""
+        for shard, keep in zip(self.shards, self._keep, strict=True):
+            yield {
+                "name": shard.name,
+                "offset": shard.offset,
+                "numel": shard.numel,
+                "keep": keep,
+                "state": dict(self.method.state(shard)),
+            }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a saved state; all ranks must call.

@@ -1,4 +1,4 @@
-"""Safetensors files written front to back, a tensor or a part of one at a time.
+"""Safetensors files written front to back, a tensor or a part of one at a time, and where tensors lie.
 
 The format: https://github.com/huggingface/safetensors#format. `safetensors.torch.save_file` needs all
 tensors in memory at once; this needs their dtypes and shapes first, then one after another.
@@ -6,6 +6,7 @@ tensors in memory at once; this needs their dtypes and shapes first, then one af
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Protocol
 
@@ -26,6 +27,49 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+
+
+_BY_NAME = {name: dtype for dtype, name in _DTYPES.items()}
+HEADER_START = 8  # bytes of the number that says how long the header is
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorPlace:
+    """Where a tensor lies in a file.
+
+    Attributes:
+        dtype: of its values.
+        shape: of the tensor.
+        begin: where its first byte lies in the file.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+
+    def bytes_of(self, first: int, last: int) -> tuple[int, int]:
+        """Return where values `first` to `last` (exclusive) of the flattened tensor lie in the file."""
+        width = self.dtype.itemsize
+        return self.begin + first * width, self.begin + last * width
+
+
+def header_end(start: bytes) -> int:
+    """Return where a file's header ends, given its first `HEADER_START` bytes."""
+    return HEADER_START + int.from_bytes(start[:HEADER_START], "little")
+
+
+def places(header: bytes) -> dict[str, TensorPlace]:
+    """Return where a file's tensors lie, given all bytes up to `header_end`."""
+    entries = json.loads(header[HEADER_START:])
+    return {
+        name: TensorPlace(
+            dtype=_BY_NAME[entry["dtype"]],
+            shape=tuple(entry["shape"]),
+            begin=len(header) + entry["data_offsets"][0],
+        )
+        for name, entry in entries.items()
+        if name != "__metadata__"
+    }
 
 
 class Stream(Protocol):
@@ -116,3 +160,17 @@ class TensorFile:
     def _pass_empty(self) -> None:
         while self._at < len(self.order) and self._left[self.order[self._at]] == 0:
             self._at += 1
+
+
+def write_tensors(stream: Stream, tensors: Mapping[str, Tensor], part_bytes: int = 8 << 20) -> None:
+    """Write tensors of any device as a safetensors file, a part at a time.
+
+    Raises:
+        ValueError: if a dtype has no name in the format.
+    """
+    file = TensorFile(stream, {name: (t.dtype, t.shape) for name, t in tensors.items()})
+    for name in file.order:
+        flat = tensors[name].detach().reshape(-1)
+        for part in flat.split(max(part_bytes // flat.itemsize, 1)):
+            file.write(name, part)
+    file.finish()

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.storage.outputs import OutputFiles
 from pipeline.store.checkpoints import CheckpointStore
-from pipeline.store.outputs import OutputFiles
 from pipeline.tracking.recorder import Progress
 from pipeline.worker_group import WorkerGroup
 

@@ -202,7 +202,7 @@ def online(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import transformers
     from huggingface_hub import constants
 
-    from pipeline.store import hub as ours
+    from pipeline.storage import hub as ours
 
     template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")

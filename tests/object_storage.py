@@ -50,6 +50,29 @@ def s3_server_away() -> Iterator[None]:
         _start(port)
 
 
+@contextmanager
+def sent_objects() -> Iterator[list[tuple[str, int]]]:
+    """List what this process's server answers to GetObject while the block runs: file names and bytes."""
+    port = int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])
+    server, sent = _running[port]._server, list[tuple[str, int]]()
+    real = server.app
+
+    def counting(environ: dict[str, Any], start_response: Any) -> Any:
+        answer = real(environ, start_response)
+        is_of_an_object = "/" in environ["PATH_INFO"].strip("/")
+        if environ["REQUEST_METHOD"] != "GET" or not is_of_an_object:
+            return answer
+        parts = list(answer)
+        sent.append((environ["PATH_INFO"].rpartition("/")[2], sum(map(len, parts))))
+        return parts
+
+    server.app = counting
+    try:
+        yield sent
+    finally:
+        server.app = real
+
+
 _running: dict[int, Any] = {}
 
 

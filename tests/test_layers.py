@@ -26,7 +26,9 @@ FLOORS = [
     "pipeline.data pipeline.models",
     "pipeline.context",
     "pipeline.reports pipeline.store pipeline.tasks pipeline.tracking",
-    "pipeline.metric pipeline.section pipeline.worker_group",
+    "pipeline.storage",
+    "pipeline.host_memory pipeline.metric pipeline.section",
+    "pipeline.worker_group",
     "pipeline.errors",
     "mgpp.integrations",
     "mgpp.sparse",
@@ -47,16 +49,17 @@ FLOORS = [
 ]
 ALLOWED = {
     "launch.cli": (
-        "launch.cluster launch.driver mgpp.sparse mgpp.version pipeline.campaigns pipeline.errors "
-        "pipeline.planner pipeline.runs pipeline.store pipeline.tasks"
+        "launch.cluster launch.driver mgpp.sparse mgpp.version pipeline.campaigns "
+        "pipeline.errors pipeline.planner pipeline.runs pipeline.storage pipeline.store "
+        "pipeline.tasks"
     ),
     "launch.driver": (
-        "launch.workers pipeline.campaigns pipeline.errors pipeline.metric pipeline.runs "
-        "pipeline.store pipeline.tasks pipeline.tracking"
+        "launch.cluster launch.workers pipeline.campaigns pipeline.errors pipeline.metric "
+        "pipeline.runs pipeline.storage pipeline.store pipeline.tasks pipeline.tracking"
     ),
     "launch.workers": (
-        "launch.cluster pipeline.errors pipeline.models pipeline.runs pipeline.store "
-        "pipeline.training pipeline.worker_group"
+        "launch.cluster pipeline.errors pipeline.models pipeline.runs pipeline.storage "
+        "pipeline.store pipeline.training pipeline.worker_group"
     ),
     "launch.cluster": (
         "pipeline.campaigns pipeline.errors pipeline.planner pipeline.runs pipeline.section"
@@ -66,14 +69,14 @@ ALLOWED = {
         "pipeline.store"
     ),
     "pipeline.planner": (
-        "mgpp mgpp.masking mgpp.sharding pipeline.errors pipeline.models pipeline.pruning "
-        "pipeline.runs pipeline.saving pipeline.tasks pipeline.training"
+        "mgpp mgpp.masking mgpp.sharding pipeline.errors pipeline.evaluation pipeline.models "
+        "pipeline.pruning pipeline.runs pipeline.saving pipeline.tasks pipeline.training"
     ),
     "pipeline.runs": (
-        "mgpp pipeline.context pipeline.data pipeline.errors "
-        "pipeline.evaluation pipeline.export pipeline.models pipeline.pruning "
-        "pipeline.reports pipeline.saving pipeline.section pipeline.store pipeline.tasks "
-        "pipeline.tracking pipeline.training pipeline.worker_group"
+        "mgpp pipeline.context pipeline.data pipeline.errors pipeline.evaluation pipeline.export "
+        "pipeline.models pipeline.pruning pipeline.reports pipeline.saving pipeline.section "
+        "pipeline.storage pipeline.store pipeline.tasks pipeline.tracking pipeline.training "
+        "pipeline.worker_group"
     ),
     "pipeline.evaluation": (
         "pipeline.context pipeline.metric pipeline.models pipeline.section pipeline.tasks "
@@ -84,34 +87,38 @@ ALLOWED = {
         "pipeline.section"
     ),
     "pipeline.training": (
-        "mgpp mgpp.backends pipeline.context pipeline.errors pipeline.models "
-        "pipeline.pruning pipeline.saving pipeline.section pipeline.store pipeline.tasks "
-        "pipeline.tracking pipeline.worker_group"
+        "mgpp mgpp.backends mgpp.tensor_file pipeline.context pipeline.errors "
+        "pipeline.host_memory pipeline.models pipeline.pruning pipeline.saving pipeline.section "
+        "pipeline.storage pipeline.store pipeline.tasks pipeline.tracking pipeline.worker_group"
     ),
     "pipeline.pruning": (
-        "mgpp mgpp.methods mgpp.pattern mgpp.settings mgpp.sharding pipeline.context "
-        "pipeline.errors pipeline.models pipeline.saving pipeline.section pipeline.store "
-        "pipeline.tasks pipeline.tracking pipeline.worker_group"
+        "mgpp mgpp.methods mgpp.pattern mgpp.settings mgpp.sharding mgpp.tensor_file "
+        "pipeline.context pipeline.errors pipeline.models pipeline.saving pipeline.section "
+        "pipeline.store pipeline.tasks pipeline.tracking pipeline.worker_group"
     ),
     "pipeline.saving": (
         "mgpp.backends mgpp.tensor_file pipeline.context pipeline.errors pipeline.models "
-        "pipeline.store pipeline.worker_group"
+        "pipeline.storage pipeline.worker_group"
     ),
     "pipeline.models": (
-        "mgpp.sparse pipeline.errors pipeline.section pipeline.store pipeline.worker_group"
+        "mgpp.sparse pipeline.errors pipeline.section pipeline.storage pipeline.store "
+        "pipeline.worker_group"
     ),
-    "pipeline.data": "pipeline.errors pipeline.section pipeline.store pipeline.tasks",
-    "pipeline.context": "pipeline.store pipeline.tracking pipeline.worker_group",
+    "pipeline.data": (
+        "pipeline.errors pipeline.section pipeline.storage pipeline.store pipeline.tasks"
+    ),
+    "pipeline.context": "pipeline.storage pipeline.store pipeline.tracking pipeline.worker_group",
     "pipeline.tasks": "pipeline.errors pipeline.metric pipeline.section",
-    "pipeline.store": "mgpp.tensor_file pipeline.errors pipeline.worker_group",
+    "pipeline.store": "pipeline.errors pipeline.storage pipeline.worker_group",
+    "pipeline.host_memory": "pipeline.worker_group",
     "pipeline.tracking": "pipeline.metric",
     "pipeline.reports": "mgpp pipeline.metric",
     "pipeline.section": "mgpp pipeline.errors",
     "mgpp.integrations": "mgpp mgpp.config mgpp.sparse",
     "mgpp.sparse": "mgpp.sharding mgpp.tensor_file",
     "mgpp": (
-        "mgpp.attaching mgpp.config mgpp.coverage mgpp.duration mgpp.masking mgpp.methods mgpp.prior "
-        "mgpp.prunable mgpp.pruner mgpp.schedule mgpp.sharding mgpp.version"
+        "mgpp.attaching mgpp.config mgpp.coverage mgpp.duration mgpp.masking mgpp.methods "
+        "mgpp.prior mgpp.prunable mgpp.pruner mgpp.schedule mgpp.sharding mgpp.version"
     ),
     "mgpp.attaching": "mgpp.backends mgpp.config mgpp.prunable mgpp.pruner",
     "mgpp.backends": "mgpp.masking mgpp.methods mgpp.pruner mgpp.schedule mgpp.sharding",
@@ -120,11 +127,16 @@ ALLOWED = {
     ),
     "mgpp.coverage": "mgpp.prunable",
     "mgpp.pruner": "mgpp.masking mgpp.methods mgpp.schedule mgpp.sharding",
-    "mgpp.masking": "mgpp.kernels mgpp.methods mgpp.pattern mgpp.schedule mgpp.settings mgpp.sharding",
-    "mgpp.methods": "mgpp.kernels mgpp.pattern mgpp.prior mgpp.schedule mgpp.settings mgpp.sharding",
+    "mgpp.masking": (
+        "mgpp.kernels mgpp.methods mgpp.pattern mgpp.schedule mgpp.settings mgpp.sharding"
+    ),
+    "mgpp.methods": (
+        "mgpp.kernels mgpp.pattern mgpp.prior mgpp.schedule mgpp.settings mgpp.sharding"
+    ),
     "mgpp.prior": "mgpp.kernels",
     "mgpp.sharding": "mgpp.kernels",
     "mgpp.schedule": "mgpp.settings",
+    "pipeline.storage": "mgpp.tensor_file pipeline.errors",
 }
 
 

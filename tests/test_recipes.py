@@ -9,7 +9,7 @@ from pipeline.campaigns.grid import campaign_runs, read_campaign
 from pipeline.errors import ConfigError
 from pipeline.runs.config import parse_config, read_config
 from pipeline.runs.validate import check_schedule
-from pipeline.store.hub import is_commit
+from pipeline.storage.hub import is_commit
 from pipeline.tasks import make_task
 from tests.processes import ROOT, run
 

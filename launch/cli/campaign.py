@@ -14,6 +14,7 @@ from launch.cli.output import (
     raise_for,
     reported_errors,
     screen,
+    warn,
 )
 
 app = typer.Typer(
@@ -36,12 +37,14 @@ def run(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = Fal
             local_capacity,
         )
         from launch.driver.campaign import first_cluster, plan_campaign, run_campaign
+        from launch.driver.run import nodes_cleared
         from pipeline.campaigns.grid import read_campaign
         from pipeline.campaigns.report import PAGE_FILE
         from pipeline.campaigns.summary import MARKDOWN_FILE
         from pipeline.errors import StageError
         from pipeline.runs.hardware import Choices
-        from pipeline.runs.validate import cluster_problems, validate
+        from pipeline.runs.node_memory import node_memory_problems
+        from pipeline.runs.validate import cluster_problems, core_problems, validate
         from pipeline.store.maintenance import usable_store
 
         campaign = read_campaign(config, list(overrides or []))
@@ -51,6 +54,7 @@ def run(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = Fal
         with connected_on_demand(cluster) as connect:
             choices = Choices(store.url, lambda: hardware_of(cluster, connect))
             planned = plan_campaign(campaign, choices)
+            warn(choices.warnings())
             runs = {**planned.final, **planned.selecting}
             seen = set()
             for each in runs:  # seeds and sparsities change nothing of what is checked
@@ -59,11 +63,15 @@ def run(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = Fal
                     validate(each.recipe, each.overrides, None if joins else local_capacity())
             connect()
             there = hardware_of(cluster, connect).capacity
-            raise_for([x for p in runs.values() for x in cluster_problems(p.config.cluster, there)])
+            for run in runs.values():
+                raise_for(cluster_problems(run.config.cluster, there))
+                raise_for(core_problems(run.config.data, there))
+                raise_for(node_memory_problems(run.config, there))
             choices.record()
-            made = run_campaign(campaign, planned, store, narrator())
+            with nodes_cleared(store):
+                made = run_campaign(campaign, planned, store, narrator())
         if not as_json:
-            typer.echo((made.path / MARKDOWN_FILE).read_text(encoding="utf-8"))
+            typer.echo(made.read_text(MARKDOWN_FILE))
             typer.echo(f"report  {made.url}/{PAGE_FILE}")
         if made.metrics["num_failed"]:
             raise StageError(
@@ -81,12 +89,15 @@ def status(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = 
         from launch.driver.progress import describe
         from pipeline.campaigns.grid import read_campaign
         from pipeline.runs.hardware import NO_GPUS, Choices
-        from pipeline.store.maintenance import usable_store
+        from pipeline.storage.filesystems import absolute_url
+        from pipeline.store.artifacts import ArtifactStore
 
         campaign = read_campaign(config, list(overrides or []))
-        store = usable_store(campaign.storage)
+        store = ArtifactStore(absolute_url(campaign.storage))
         # One that has not begun waits, whatever `auto` would come to.
-        planned = plan_campaign(campaign, Choices(store.url, lambda: NO_GPUS))
+        choices = Choices(store.url, lambda: NO_GPUS)
+        planned = plan_campaign(campaign, choices)
+        warn(choices.warnings())
         states = campaign_states(campaign, planned, store)
         counts: dict[str, Any] = dict(Counter(state.state for state in states))
         if not as_json:

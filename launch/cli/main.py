@@ -17,7 +17,6 @@ from launch.cli.output import (
     raise_for,
     reported_errors,
     screen,
-    size_text,
     warn,
 )
 
@@ -32,6 +31,8 @@ checkpoints.add_to(app)
 app.add_typer(campaign.app, name="campaign")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(store.app, name="store")
+
+_MAKE_AGAIN = "rerunning its run makes it again"
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file of the run.")]
 
@@ -58,12 +59,13 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
             hardware_of,
             local_capacity,
         )
-        from launch.driver.run import all_done, run_stages
+        from launch.driver.run import all_done, nodes_cleared, run_stages
         from pipeline.runs.flow import plan_stages
         from pipeline.runs.hardware import Choices, described
-        from pipeline.runs.validate import cluster_problems, validate
+        from pipeline.runs.node_memory import node_memory_problems
+        from pipeline.runs.validate import cluster_problems, core_problems, validate
+        from pipeline.storage.filesystems import absolute_url, storage_problems
         from pipeline.store.artifacts import ArtifactStore
-        from pipeline.store.storage import absolute_url, storage_problems
         from pipeline.tasks import make_task
 
         console = narrator()
@@ -75,6 +77,7 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
             choices = Choices(store.url, lambda: hardware_of(settings.cluster, connect))
             begun = choices.has_begun(settings)
             settled = choices.settle(settings)
+            warn(choices.warnings())
             console.print(f"{'workers':<9} {described(settled)}{', as it began' if begun else ''}")
             stages = plan_stages(settled)  # once: it reads the model's files through
             if all_done(stages, store):
@@ -84,8 +87,10 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
                 connect()
                 there = hardware_of(settled.cluster, connect).capacity
                 raise_for(cluster_problems(settled.cluster, there))
+                raise_for(core_problems(settled.data, there))
+                raise_for(node_memory_problems(settled, there))
                 choices.record()
-                with announced_stop(stages, store):
+                with announced_stop(stages, store), nodes_cleared(store):
                     alone = address_of(settled.cluster) is None
                     result = run_stages(stages, settled, store, console, here=alone)
         summary = result.summary()
@@ -104,9 +109,10 @@ def validate(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = 
         from pipeline.runs.coverage import planned_coverage
         from pipeline.runs.flow import plan_stages
         from pipeline.runs.hardware import Choices, described
+        from pipeline.runs.node_memory import node_memory_problems
         from pipeline.runs.validate import cluster_problems
         from pipeline.runs.validate import validate as check
-        from pipeline.store.storage import absolute_url, storage_problems
+        from pipeline.storage.filesystems import absolute_url, storage_problems
 
         changes = list(overrides or [])
         joins = _joins_a_cluster(config, changes)
@@ -117,10 +123,12 @@ def validate(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = 
             choices = Choices(where, lambda: hardware_of(settings.cluster, connect))
             settled = choices.settle(settings)
         if not joins:
-            raise_for(cluster_problems(settled.cluster, local_capacity()))
+            here = local_capacity()
+            raise_for(cluster_problems(settled.cluster, here))
+            raise_for(node_memory_problems(settled, here))
         keys = {stage.name: stage.key for stage in plan_stages(settled)}
         warning = planned_coverage(settings).warning
-        warnings = [warning] if warning else []
+        warnings = [*choices.warnings(), *([warning] if warning else [])]
         if not as_json:
             typer.echo(f"{config} is valid: {described(settled)}")
             for name, key in keys.items():
@@ -136,6 +144,16 @@ def plan(
     gpu_memory_gib: Annotated[
         float | None,
         typer.Option(min=0, help="Memory of each worker's device; adds whether the run fits."),
+    ] = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Nodes that share the workers; adds the memory that each needs."),
+    ] = None,
+    node_memory_gib: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Memory of each node; adds whether its workers fit, with --nodes."
+        ),
     ] = None,
     bandwidth_gbit: Annotated[
         float | None,
@@ -157,6 +175,7 @@ def plan(
     with reported_errors(as_json) as emit:
         from dataclasses import asdict
 
+        from launch.cli.plan_table import add_node, add_times, plan_table, planned_node
         from launch.cluster.connect import local_hardware
         from pipeline.errors import ConfigError
         from pipeline.planner.plan import plan_run
@@ -174,16 +193,23 @@ def plan(
         settings = settled(parse_config(values), hardware)
         found = plan_run(settings)
         room = None if gpu_memory_gib is None else gpu_memory_gib * 2**30
-        fits = None if room is None else found.device_total <= room
+        needed = max(found.device_total, found.evaluation_total)
+        fits = None if room is None else needed <= room
+        node = planned_node(settings, found, nodes, node_memory_gib)
         warnings = [found.coverage.warning] if found.coverage.warning else []
         rates = {"device_tflops": device_tflops, "bandwidth_gbit": bandwidth_gbit}
         time = step_time(flops=found.flops_per_step, sent=found.sent_per_step, **rates)
         if not as_json:
-            table = _plan_table(settings, found, room)
-            _add_times(table, time, **rates)
+            table = plan_table(settings, found, room)
+            add_node(table, node)
+            add_times(table, time, **rates)
             screen().print(table)
             warn(warnings)
-        totals = {"device_total": found.device_total, "host_total": found.host_total}
+        totals = {
+            "device_total": found.device_total,
+            "host_total": found.host_total,
+            "evaluation_total": found.evaluation_total,
+        }
         seconds = {**asdict(time), "shortest": time.shortest, "longest": time.longest, **rates}
         emit(
             {
@@ -191,6 +217,7 @@ def plan(
                 **asdict(found),
                 **totals,
                 "fits": fits,
+                "node": node,
                 "seconds_per_step": seconds,
                 "warnings": warnings,
             }
@@ -214,6 +241,7 @@ def show(
     """Show what an artifact holds and what it was made from."""
     with reported_errors(as_json) as emit:
         from pipeline.errors import ConfigError, Problem
+        from pipeline.storage.records import DamagedRecordError
         from pipeline.store.artifacts import open_artifact
 
         try:
@@ -222,6 +250,8 @@ def show(
             raise ConfigError(
                 [Problem(artifact, str(error).removeprefix(f"{artifact}: "))]
             ) from error
+        except DamagedRecordError as error:
+            raise ConfigError([Problem(artifact, str(error), hint=_MAKE_AGAIN)]) from error
         values = dict(vars(found))
         if not as_json:
             from omegaconf import OmegaConf
@@ -292,61 +322,6 @@ def _next_steps(summary: dict[str, Any], task: Any, config: str, settings: Any) 
             f"  mgpp run {config} prune.sparsity={other}",
         ]
     return "\n".join(lines)
-
-
-def _plan_table(settings: Any, found: Any, room: float | None) -> Table:
-    """Return what a run needs, as a table."""
-    zero, cluster = settings.zero, settings.cluster
-    table = Table(
-        title=f"{settings.name}: {found.num_parameters:,} parameters, {found.num_prunable:,} prunable; "
-        f"ZeRO {zero.stage}, {zero.precision}, {cluster.num_workers} workers",
-        title_justify="left",
-        min_width=60,
-    )
-    table.add_column("per worker")
-    table.add_column("", justify="right")
-    for name, size in found.device.items():
-        table.add_row(name, size_text(size))
-    table.add_row("device total", size_text(found.device_total))
-    if room is not None:
-        fits = "fits" if found.device_total <= room else "DOES NOT FIT"
-        table.add_row("device memory available", f"{size_text(room)}  {fits}")
-    if found.host:
-        table.add_section()
-        for name, size in found.host.items():
-            table.add_row(f"host: {name}", size_text(size))
-        table.add_row("host total", size_text(found.host_total))
-    table.add_section()
-    table.add_row("bytes sent per step", size_text(found.sent_per_step))
-    table.add_row("bytes sent per pruning (max)", size_text(found.sent_per_pruning))
-    table.add_row("checkpoint (all workers)", size_text(found.checkpoint))
-    table.add_row("export (one node)", size_text(found.export))
-    table.add_section()
-    table.add_row("share of the layers' matrices that is prunable", f"{found.coverage.share:.1%}")
-    for name, numel in found.coverage.left_out.items():
-        table.add_row(f"not prunable: {name}", f"{numel:,}")
-    return table
-
-
-def _add_times(
-    table: Table, time: Any, *, device_tflops: float | None, bandwidth_gbit: float | None
-) -> None:
-    """Add how long a step takes to a plan's table, with what is assumed of devices and network."""
-    if device_tflops is None and bandwidth_gbit is None:
-        return
-    table.add_section()
-    if device_tflops is not None:
-        table.add_row(
-            f"compute of a step, at {device_tflops:g} TFLOP/s a device", f"{time.compute:.3g} s"
-        )
-    if bandwidth_gbit is not None:
-        table.add_row(
-            f"communication of a step, at {bandwidth_gbit:g} Gbit/s a worker",
-            f"{time.communication:.3g} s",
-        )
-    if time.shortest is not None:
-        table.add_row("a step, if they overlap entirely", f"{time.shortest:.3g} s")
-        table.add_row("a step, if they do not overlap", f"{time.longest:.3g} s")
 
 
 def _joins_a_cluster(config: str, overrides: list[str]) -> bool:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import ray
@@ -14,13 +14,28 @@ from pipeline.errors import ConfigError, Problem, StageError
 from pipeline.runs.config import ClusterConfig
 from pipeline.runs.hardware import Capacity, Hardware
 
+_CGROUP = Path("/sys/fs/cgroup")
+
 
 def local_capacity() -> Capacity:
     """Return what a cluster started on this machine would have."""
     import torch
 
     cpus = len(os.sched_getaffinity(0))
-    return Capacity(nodes=((float(cpus), float(torch.cuda.device_count())),))
+    return Capacity(
+        nodes=((float(cpus), float(torch.cuda.device_count())),), memory=(_local_memory(),)
+    )
+
+
+def _local_memory() -> float:
+    """Return the bytes of memory that this machine has, or its control group is allowed."""
+    import psutil
+
+    total = psutil.virtual_memory().total
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # of version 2; of version 1
+        with suppress(OSError, ValueError):  # not there; "max"
+            total = min(total, int((_CGROUP / limit).read_text()))
+    return float(total)
 
 
 def local_hardware() -> Hardware:
@@ -203,14 +218,26 @@ def wait_for_nodes(count: int, timeout: float, address: str | None = None) -> in
 
 
 def cluster_capacity() -> Capacity:
-    """Return what the joined cluster has now, node by node."""
+    """Return what the joined cluster has now, node by node.
+
+    Ray knows of a node's memory what was free as it started: its own store of objects and the rest.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    known = all("memory" in node for node in nodes)
+    memory = (node["memory"] + node.get("object_store_memory", 0.0) for node in nodes if known)
     return Capacity(
-        nodes=tuple(
-            (node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
-            for node in ray.nodes()
-            if node["Alive"]
-        )
+        nodes=tuple((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes),
+        memory=tuple(memory),
     )
+
+
+def free_cores() -> int:
+    """Return how many cores work on one node can have soon: those free in the cluster, a node's at most.
+
+    At least 1, which work waits for where all are taken.
+    """
+    largest = max(cpus for cpus, _ in cluster_capacity().nodes)
+    return max(int(min(largest, ray.available_resources().get("CPU", 0.0))), 1)
 
 
 def passed_on() -> dict[str, str]:
@@ -220,6 +247,7 @@ def passed_on() -> dict[str, str]:
         "HF_ENDPOINT",
         "HF_HOME",
         "HF_DATASETS_OFFLINE",
+        "MGPP_CACHE",
         "MGPP_DEEPSPEED_SHM",
         "TORCH_EXTENSIONS_DIR",
     )

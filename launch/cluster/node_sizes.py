@@ -12,8 +12,6 @@ from pipeline.runs.hardware import NO_GPUS, WITH_GPUS, settled
 from pipeline.runs.upstream import resolve_upstream
 
 GIB = 2**30
-WORKER_GIB = 6  # a worker's Python, libraries, CUDA context and rows
-SYSTEM_GIB = 8  # the operating system, Ray, and Ray's store of objects
 
 
 def runs_of(config: str, overrides: Sequence[str], *, campaign: bool) -> list[RunConfig]:
@@ -44,14 +42,13 @@ def runs_of(config: str, overrides: Sequence[str], *, campaign: bool) -> list[Ru
 
 def planned_cores(runs: Sequence[RunConfig], nodes: int) -> int:
     """Return the cores of each of so many nodes: of the workers that it holds."""
-    return max(_workers_of_a_node(run, nodes) * run.cluster.cpus_per_worker for run in runs)
+    return max(workers_of_a_node(run, nodes) * run.cluster.cpus_per_worker for run in runs)
 
 
 def planned_memory_gib(runs: Sequence[RunConfig], nodes: int, *, has_gpus: bool) -> int:
     """Return the memory of each of so many nodes, in GiB, that its workers need.
 
-    What offload takes of each worker (without GPUs all that `mgpp plan` counts), `WORKER_GIB` a worker,
-    the export's process, and `SYSTEM_GIB`.
+    That is `Plan.node_bytes` of the largest run.
 
     Args:
         runs: that are run there, one at a time.
@@ -78,12 +75,11 @@ def _memory_gib(run: RunConfig, nodes: int, has_gpus: bool) -> int:
                 )
             ]
         ) from error
-    each = plan.host_total + (0 if has_gpus else plan.device_total)
-    workers = _workers_of_a_node(run, nodes)
-    return math.ceil((workers * each + plan.export) / GIB) + workers * WORKER_GIB + SYSTEM_GIB
+    return math.ceil(plan.node_bytes(workers_of_a_node(run, nodes), has_gpus=has_gpus) / GIB)
 
 
-def _workers_of_a_node(run: RunConfig, nodes: int) -> int:
+def workers_of_a_node(run: RunConfig, nodes: int) -> int:
+    """Return how many workers of a run the fullest of so many nodes has."""
     return -(-run.cluster.num_workers // nodes)
 
 
@@ -91,8 +87,15 @@ def _apart_in_size(runs: Sequence[RunConfig]) -> list[RunConfig]:
     """Return one run of each size: a campaign's many differ in seeds and sparsities alone."""
     kinds: dict[str, RunConfig] = {}
     for run in runs:
-        sizes = run.model_dump(mode="json", include={"model", "task", "zero", "cluster", "distill"})
-        train = run.train.model_dump(mode="json", include={"batch_size", "micro_batch_size"})
+        sections = {"model", "task", "zero", "cluster", "distill", "evaluate"}
+        sizes = run.model_dump(mode="json", include=sections)
+        sizes_of_train = {
+            "batch_size",
+            "micro_batch_size",
+            "checkpoint_every",
+            "checkpoint_writing",
+        }
+        train = run.train.model_dump(mode="json", include=sizes_of_train)
         method = run.prune.method.name
         kinds.setdefault(json.dumps([sizes, train, method], sort_keys=True), run)
     return list(kinds.values())

@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError, Problem, SettingError
 from pipeline.runs.config import RunConfig, parse_config, problem_of, read_config, yaml_text
 from pipeline.runs.hardware import Capacity, Hardware, settled
 from pipeline.runs.plain_yaml import check_yaml
-from pipeline.runs.validate import cluster_problems
+from pipeline.runs.validate import cluster_problems, core_problems
 from pipeline.section import NotNegative, Positive, Section
 
 Target = Literal["ray-up", "kuberay", "slurm", "skypilot"]
@@ -218,6 +218,7 @@ def render_cluster(
         capacity = Capacity(nodes=nodes * description.nodes)
         settings = settled(parse_config(values), Hardware(capacity=capacity, has_bf16=lambda: True))
         problems += cluster_problems(settings.cluster, capacity)
+        problems += core_problems(settings.data, capacity)
     if "://" not in storage and not Path(storage).is_absolute():
         problems.append(
             Problem(

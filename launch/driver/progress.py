@@ -115,12 +115,8 @@ class _Bar:
         """Move the bar to a record."""
         assert self._bar is not None
         if record is not None:
-            self._bars.update(
-                self._bar,
-                completed=record["step"] + 1,
-                total=record["num_steps"],
-                text=describe(record),
-            )
+            done, total = _counted(record)
+            self._bars.update(self._bar, completed=done, total=total, text=describe(record))
 
 
 class _Lines:
@@ -154,11 +150,12 @@ class _Lines:
 
 
 def describe(record: dict[str, Any]) -> str:
-    """Return one line for a record: step, loss, the last mask, threshold, tokens/s, time left."""
-    position = f"{record['step'] + 1}/{record['num_steps']}"
+    """Return one line for a record: step or rows, loss, mask, threshold, tokens/s, time left."""
+    done, total = _counted(record)
     if record.get("event") == "write":
-        return f"writing the model: round {position}"
-    parts = [f"step {position}"]
+        return f"writing the model: round {done}/{total}"
+    rows = "what" in record
+    parts = [f"{record['what']}  {done:,}/{total:,} rows" if rows else f"step {done}/{total}"]
     if "model" in record:
         parts.append(f"{record['model']} model")
     if "loss" in record:
@@ -170,6 +167,18 @@ def describe(record: dict[str, Any]) -> str:
     if "tokens_per_second" in record:
         parts.append(f"{record['tokens_per_second']:,.0f} tokens/s")
     if "step_seconds" in record:
-        left = (record["num_steps"] - record["step"] - 1) * record["step_seconds"]
-        parts.append(f"{int(left // 60)}:{int(left % 60):02d} left")
+        parts.append(_left((total - done) * record["step_seconds"]))
+    if "seconds_left" in record:
+        parts.append(_left(record["seconds_left"]))
     return "  ".join(parts)
+
+
+def _counted(record: dict[str, Any]) -> tuple[int, int]:
+    """Return how many steps, or rows, are done and of how many."""
+    if "what" in record:
+        return record["done"], record["total"]
+    return record["step"] + 1, record["num_steps"]
+
+
+def _left(seconds: float) -> str:
+    return f"{int(seconds // 60)}:{int(seconds % 60):02d} left"

@@ -9,17 +9,20 @@ from typing import Any
 import ray
 from rich.console import Console
 
+from launch.cluster.connect import free_cores
 from launch.driver.locking import leased
 from launch.driver.progress import StageDisplay
 from launch.workers.devices import use_devices
+from launch.workers.prefetch import clear_nodes
 from launch.workers.status_actor import Posted, make_status_actor
 from launch.workers.worker_group import run_on_workers
 from pipeline.errors import StageError
 from pipeline.runs.config import RunConfig
-from pipeline.runs.flow import STAGES, run_stage
+from pipeline.runs.flow import STAGES, run_stage, stage_of
 from pipeline.runs.stage import PlannedStage, model_sizes
 from pipeline.runs.stages.export import EXPORT, embedding_sizes
 from pipeline.runs.validate import check_schedule
+from pipeline.storage.node_copies import DamagedArtifactError
 from pipeline.store.artifacts import Artifact, ArtifactStore
 
 
@@ -36,6 +39,12 @@ class RunResult:
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     cached: list[str] = field(default_factory=list)
+
+    def withdraw(self, stage: str) -> None:
+        """Forget what a stage made: it is made again."""
+        self.artifacts.pop(stage, None)
+        self.seconds.pop(stage, None)
+        self.cached = [name for name in self.cached if name != stage]
 
     def summary(self) -> dict[str, Any]:
         """Return the outcome for other tools."""
@@ -69,6 +78,16 @@ def all_done(stages: list[PlannedStage], store: ArtifactStore) -> bool:
     return all(store.find(stage.name, stage.key) is not None for stage in stages)
 
 
+@contextmanager
+def nodes_cleared(store: ArtifactStore) -> Iterator[None]:
+    """Delete copies of artifacts from the nodes of the cluster when the block ends."""
+    try:
+        yield
+    finally:
+        if not store.is_local:
+            clear_nodes()
+
+
 def run_stages(
     stages: list[PlannedStage],
     config: RunConfig,
@@ -91,21 +110,54 @@ def run_stages(
 
     Raises:
         ConfigError: if the data shows that the configuration cannot run.
-        StageError: if a stage fails for a reason its user can act on.
+        StageError: if a stage fails for a reason its user can act on; if an input is not what was
+            committed, and is another run's. (One of this run is made again.)
     """
-    result = RunResult()
+    result, again = RunResult(), set[str]()
+    while True:
+        try:
+            _run_through(stages, config, store, result, console, status, here=here)
+        except DamagedArtifactError as error:
+            # Ray raises its own kind of it, that knows the original.
+            damaged = getattr(error, "cause", error)
+            made_by = _made_by(damaged.url, stages, store)
+            if made_by is None or made_by in again:
+                raise StageError(str(damaged)) from error
+            again.add(made_by)
+            store.condemn(damaged.url, damaged.problems)
+            result.withdraw(made_by)
+        else:
+            result.artifacts = {stage.name: result.artifacts[stage.name] for stage in stages}
+            return result
+
+
+def _made_by(url: str, stages: list[PlannedStage], store: ArtifactStore) -> str | None:
+    """Return which stage of the run made an artifact; None if it is another run's."""
+    folder = url.rpartition("/")[0]
+    return next((s.name for s in stages if store.folder_of(s.name, s.key) == folder), None)
+
+
+def _run_through(
+    stages: list[PlannedStage],
+    config: RunConfig,
+    store: ArtifactStore,
+    result: RunResult,
+    console: Console | None,
+    status: Any,
+    *,
+    here: bool,
+) -> None:
+    """Run all stages that are not done, and note in `result` what came of them.
+
+    Raises:
+        DamagedArtifactError: if an input is not what was committed.
+    """
     waiting = list(stages)
     while waiting:
         group = _next_group(waiting)
         waiting = waiting[len(group) :]
         for stage in group:
-            artifact = store.find(stage.name, stage.key)
-            if artifact is None:
-                continue
-            result.artifacts[stage.name], result.seconds[stage.name] = artifact, 0.0
-            result.cached.append(stage.name)
-            if console:
-                console.print(f"{stage.name:<9} cached")
+            _note_found(stage, store, result, console)
         missing = [stage for stage in group if stage.name not in result.artifacts]
         if missing:
             status = status or make_status_actor(config.name)
@@ -119,8 +171,25 @@ def run_stages(
             result.artifacts[stage.name] = artifact
         if group[0].name == "data":
             check_schedule(config, result.artifacts["data"].metrics["num_rows"]["train"])
-    result.artifacts = {stage.name: result.artifacts[stage.name] for stage in stages}
-    return result
+
+
+def _note_found(
+    stage: PlannedStage, store: ArtifactStore, result: RunResult, console: Console | None
+) -> None:
+    """Note a stage's output, if it is there, and tell whether it is, or why it is made again."""
+    artifact = store.find(stage.name, stage.key)
+    if artifact is None:
+        damage = store.damage(stage.name, stage.key)
+        if damage and console:
+            console.print(f"{stage.name:<9} made again: {damage}")
+        return
+    result.artifacts[stage.name] = artifact
+    if stage.name in result.seconds:
+        return  # made by this run, or reported already
+    result.seconds[stage.name] = 0.0
+    result.cached.append(stage.name)
+    if console:
+        console.print(f"{stage.name:<9} cached")
 
 
 def _next_group(stages: list[PlannedStage]) -> list[PlannedStage]:
@@ -200,12 +269,15 @@ def _run_group(
         return
     (stage,) = stages
     inputs = {name: artifacts[name] for name in stage.inputs}
+    wanted = stage_of(stage, config).num_cpus(config)
+    cores = wanted if isinstance(wanted, int) else free_cores()
     if here:
         with _without_bars():
-            _run_alone(stage, config, store.url, inputs)
+            _run_alone(stage, config, store.url, inputs, status, cores)
         return
-    task = ray.remote(num_cpus=1, max_retries=1, memory=_memory(stage, inputs))(_run_alone)
-    ray.get(task.remote(stage, config, store.url, inputs))
+    memory = _memory(stage, inputs)
+    task = ray.remote(num_cpus=cores, max_retries=1, memory=memory)(_run_alone)
+    ray.get(task.remote(stage, config, store.url, inputs, status, cores))
 
 
 @contextmanager
@@ -231,15 +303,22 @@ def _memory(planned: PlannedStage, inputs: dict[str, Artifact]) -> int:
 
 
 def _run_alone(
-    stage: PlannedStage, config: RunConfig, storage: str, inputs: dict[str, Artifact]
+    stage: PlannedStage,
+    config: RunConfig,
+    storage: str,
+    inputs: dict[str, Artifact],
+    status: Any,
+    cores: int,
 ) -> None:
-    """Run a stage that needs no worker group, on a CPU."""
+    """Run a stage that needs no worker group, on CPUs."""
     use_devices(0)
+    status.post.remote({"event": "begin", "stage": stage.name})
     run_stage(
         stage,
         config,
         ArtifactStore(storage),
         inputs,
         workers=None,
-        progress=lambda record: None,
+        progress=status.post.remote,
+        cores=cores,
     )

@@ -16,12 +16,12 @@ _TorchBackend: type = TorchConfig().backend_cls
 
 
 class _Backend(_TorchBackend):  # type: ignore[misc]
-    """Ray Train's, with models fetched and the node's own network interface."""
+    """Ray Train's, with models and artifacts fetched and the node's own network interface."""
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         assert isinstance(backend_config, WorkerGroupConfig)
-        if backend_config.models:
-            worker_group.execute(prefetch, backend_config.models)
+        if backend_config.models or backend_config.artifacts:
+            worker_group.execute(prefetch, backend_config.models, backend_config.artifacts)
         worker_group.execute(use_node_interface)
         super().on_start(worker_group, backend_config)
 
@@ -32,9 +32,11 @@ class WorkerGroupConfig(TorchConfig):  # type: ignore[misc]
 
     Attributes:
         models: settings of models that every node fetches before, as plain values.
+        artifacts: that every node fetches and checks before, as plain values.
     """
 
     models: tuple[dict[str, Any], ...] = ()
+    artifacts: tuple[dict[str, Any], ...] = ()
 
     @property
     def backend_cls(self) -> type:

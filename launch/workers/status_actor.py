@@ -70,6 +70,10 @@ class _StatusActor:
     def failure(self) -> tuple[str, Any] | None:
         return self._failure
 
+    def take_failure(self) -> tuple[str, Any] | None:
+        failure, self._failure = self._failure, None
+        return failure
+
     def latest(self) -> Posted:
         return dict(self._records), list(self._notes)
 

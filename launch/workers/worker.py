@@ -37,6 +37,7 @@ def work(settings: dict[str, Any]) -> None:
     from pipeline.runs.config import RunConfig
     from pipeline.runs.flow import run_stage
     from pipeline.runs.stage import PlannedStage
+    from pipeline.storage.node_copies import DamagedArtifactError
     from pipeline.store.artifacts import Artifact, ArtifactStore
     from pipeline.training.deepspeed import load_operators, use_precision
     from pipeline.worker_group import WorkerGroup, set_collective_timeout
@@ -75,6 +76,9 @@ def work(settings: dict[str, Any]) -> None:
             artifacts[stage.name] = artifact
     except ConfigError as error:
         ray.get(status.fail.remote("config", error.problems))
+        raise
+    except DamagedArtifactError as error:
+        ray.get(status.fail.remote("damaged", (error.url, error.problems)))
         raise
     except (StageError, *_NOT_WORTH_RETRYING) as error:
         ray.get(status.fail.remote("stage", f"{stage.name}: {type(error).__name__}: {error}"))

@@ -17,8 +17,9 @@ from pipeline.runs.stage import PlannedStage
 from pipeline.runs.stages.dense import DENSE
 from pipeline.runs.stages.one_shot import ONE_SHOT
 from pipeline.runs.stages.prune import PRUNE
+from pipeline.storage.filesystems import is_local, open_storage
+from pipeline.storage.node_copies import DamagedArtifactError
 from pipeline.store.artifacts import Artifact, ArtifactStore
-from pipeline.store.storage import is_local, open_storage
 
 _RAY_FOLDER = "ray"
 
@@ -43,7 +44,7 @@ def run_on_workers(
         status: the actor that progress and failures are posted to.
 
     Raises:
-        StageError, ConfigError: as the stage raised it.
+        StageError, ConfigError, DamagedArtifactError: as the stage raised it.
         StageError: if the worker group failed more often than `cluster.max_failures`, or found no room in
             `cluster.wait_seconds`.
     """
@@ -83,6 +84,7 @@ def _run_once(
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.wait_seconds)
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(cluster.timeout_seconds)
     filesystem, path = open_storage(folder)
+    read = {name for stage in stages for name in stage.inputs}
     trainer = TorchTrainer(
         work,
         train_loop_config={
@@ -102,6 +104,7 @@ def _run_once(
             backend="nccl" if cluster.gpus else "gloo",
             timeout_s=cluster.timeout_seconds,
             models=_models(stages, config),
+            artifacts=tuple(asdict(a) for name, a in inputs.items() if name in read),
         ),
         run_config=RunConfig(
             name=_RAY_FOLDER,
@@ -116,9 +119,11 @@ def _run_once(
     try:
         trainer.fit()
     finally:
-        failure = ray.get(status.failure.remote())
+        failure = ray.get(status.take_failure.remote())
         if failure is not None:
             kind, detail = failure
+            if kind == "damaged":
+                raise DamagedArtifactError(*detail)
             raise ConfigError(detail) if kind == "config" else StageError(detail)
     store.discard(f"{folder}/{_RAY_FOLDER}")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -37,8 +37,9 @@ class DataConfig(Section):
     """Use only the first rows of the (shuffled) training split."""
     max_validation_rows: Positive | None = None
     """Use only the first rows of the validation split, and of each further one."""
-    num_proc: Positive | None = None
-    """Processes that tokenize."""
+    num_proc: Positive | Literal["auto"] = "auto"
+    """Processes that tokenize, a core each; `auto`: as many as there are free cores, on one node. The
+    rows are the same for any number."""
 
 
 @dataclass(frozen=True, kw_only=True)

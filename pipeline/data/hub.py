@@ -17,7 +17,7 @@ from pipeline.data.base import (
     with_columns,
 )
 from pipeline.errors import ConfigError, Problem
-from pipeline.store.hub import ACCESS, hub_commit, is_commit, refusal
+from pipeline.storage.hub import ACCESS, hub_commit, is_commit, refusal
 from pipeline.store.locations import content_sha256
 
 

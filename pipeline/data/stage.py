@@ -17,6 +17,7 @@ from pipeline.data.unknown_tokens import unknown_problems
 from pipeline.errors import ConfigError, Problem
 from pipeline.tasks import Task
 from pipeline.tasks.base import num_tokens
+from pipeline.tasks.row_mapper import IN_MEMORY, RowMapper
 
 AnyDataConfig = Annotated[AnySourceConfig | JoinedConfig, Field(discriminator="source")]
 
@@ -27,6 +28,7 @@ def prepare_data(
     tokenizer: Any,
     folder: Path,
     identity: Mapping[str, Any] | None = None,
+    mapper: RowMapper = IN_MEMORY,
 ) -> dict[str, Any]:
     """Tokenize all splits and write them with the tokenizer to `folder`.
 
@@ -36,6 +38,7 @@ def prepare_data(
         tokenizer: the model's.
         folder: what is written to.
         identity: what the rows must be, as `data_identity` gave it for the stage's key.
+        mapper: what maps the rows.
 
     Returns:
         Rows and tokens by split, and what the model must know of the data (`model_kwargs`).
@@ -47,9 +50,10 @@ def prepare_data(
     unknown = unknown_problems(raw["train"], list(task.text_columns().values()), tokenizer)
     if unknown:
         raise ConfigError(unknown)
-    tokenized = task.tokenize(raw, tokenizer, config.num_proc)
-    tokenized.splits.save_to_disk(str(folder / "dataset"))
+    # Before it cuts rows: from then on it writes itself with their length.
     tokenizer.save_pretrained(str(folder / "tokenizer"))
+    tokenized = task.tokenize(raw, tokenizer, mapper)
+    tokenized.splits.save_to_disk(str(folder / "dataset"))
     return {
         "num_rows": {name: len(split) for name, split in tokenized.splits.items()},
         "num_tokens": {name: num_tokens(split) for name, split in tokenized.splits.items()},

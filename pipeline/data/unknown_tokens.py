@@ -6,25 +6,28 @@ from typing import Any
 from pipeline.errors import Problem
 
 _ROWS = 1000
+_CHARACTERS = 1_000_000
 
 
 def unknown_problems(rows: Any, columns: list[str], tokenizer: Any) -> list[Problem]:
     """Return what is wrong with a tokenizer that maps most of a text to its unknown token.
 
     Args:
-        rows: raw rows, by name of column; the first thousand are looked at.
+        rows: raw rows, by name of column; of the first thousand, the first million characters are
+            looked at.
         columns: those of the texts.
         tokenizer: the model's.
     """
     unknown = tokenizer.unk_token_id
     if unknown is None:
         return []
-    texts = [
-        row[column]
-        for row in islice(rows, _ROWS)
-        for column in columns
-        if isinstance(row.get(column), str)
-    ]
+    texts, room = [], _CHARACTERS
+    for row in islice(rows, _ROWS):
+        given = [row[column] for column in columns if isinstance(row.get(column), str)]
+        texts += [text[:room] for text in given]
+        room -= sum(map(len, given))
+        if room <= 0:
+            break
     if not texts:
         return []
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]

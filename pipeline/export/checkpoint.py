@@ -69,11 +69,11 @@ def export_model(
 ) -> dict[str, Any]:
     """Write `output/model`: safetensors, config with `pruning_config`, tokenizer and model card.
 
-    The zeros are stored as zeros, so every tool that reads Hugging Face checkpoints loads it. Weights go
-    from file to file a part at a time. What is written is read back and compared, parameter by parameter,
-    with the fingerprints taken of the weights in training. Where `config.dtype` casts, what was trained
-    is compared with these, and what is written with what was trained, cast. `config.format` may ask for a
-    packed copy in `output/packed`.
+    The zeros are stored as zeros, so every tool that reads Hugging Face checkpoints loads it. Weights are
+    copied from file to file a part at a time. What is written is read back and compared, parameter by
+    parameter, with the fingerprints taken of the weights in training. Where `config.dtype` casts, what
+    was trained is compared with these, and what is written with what was trained, cast. `config.format`
+    may ask for a packed copy in `output/packed`.
 
     Args:
         trained: the trained model's folder.

@@ -29,7 +29,7 @@ from pipeline.models.source import (
     named,
 )
 from pipeline.models.weight_files import check_texts
-from pipeline.store.hub import refusal
+from pipeline.storage.hub import refusal
 from pipeline.worker_group import WorkerGroup
 
 

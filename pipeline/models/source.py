@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from pipeline.errors import ConfigError, Problem
 from pipeline.models.weight_files import DamagedFileError, check_texts, integer_tensors
 from pipeline.section import Section, Share
-from pipeline.store.hub import cached_commit, fetch_model, hub_commit, refusal
+from pipeline.storage.hub import cached_commit, fetch_model, hub_commit, refusal
 from pipeline.store.locations import content_sha256, resolve_path
 
 # What transformers and the libraries it reads files with raise for files that are not right.

@@ -116,7 +116,7 @@ def _try(asked: _Asked, auto_model: str, length: int, trust_remote_code: bool) -
 def _predicts_next_token(asked: _Asked, auto_model: str, trust_remote_code: bool) -> bool | None:
     @torch.no_grad()
     def look(model: Any) -> bool:
-        ids = _draw(model, 4)
+        ids = draw(model, 4)
         other = ids.clone()
         other[0, 0] += 1
         losses = [model(input_ids=ids, labels=labels).loss for labels in (ids, other)]
@@ -136,7 +136,11 @@ def on_a_copy(
         settings: the model's own configuration.
         auto_model: the transformers auto class that builds it.
         trust_remote_code: run code that comes with the model.
-        look: is given the copy, in float32 with random weights; if it raises, the copy counts as none.
+        look: given the copy, in evaluation mode, in float32 with random weights; where it raises, another
+            copy is tried.
+
+    Returns:
+        None where no copy could be built and run.
     """
     auto = getattr(transformers, auto_model)
     for num_layers, num_experts in _SIZES:
@@ -145,6 +149,7 @@ def on_a_copy(
         with torch.random.fork_rng(devices=[]), torch.enable_grad(), suppress(Exception):
             torch.manual_seed(0)
             copy = small_copy(settings, num_layers, num_experts)
+            copy._experts_implementation = "eager"  # the others ask for widths of multiples of 4
             with torch.device("meta"):
                 empty = auto.from_config(deepcopy(copy), **kwargs)
             if sum(p.numel() for p in empty.parameters()) <= _LARGEST:
@@ -224,7 +229,7 @@ def _seen(model: Any, length: int) -> Behaviour:
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(4)  # as drawn, attention hardly tells tokens apart
-    ids = _draw(model, length)
+    ids = draw(model, length)
     end = getattr(model.config.get_text_config(), "eos_token_id", None)
     if model.get_output_embeddings() is None and isinstance(end, int):
         ids[0, -1] = end  # where some models read what they classify
@@ -239,7 +244,7 @@ def _seen(model: Any, length: int) -> Behaviour:
     )
 
 
-def _draw(model: Any, length: int) -> Tensor:
+def draw(model: Any, length: int) -> Tensor:
     """Draw a row of token ids that are no special ones, but for the last of them."""
     return torch.randint(8, _num_tokens(model), (1, length))
 

@@ -7,7 +7,7 @@ from torch import nn
 from pipeline.training.deepspeed import ZeroConfig, default_bucket
 from pipeline.training.distill import DistillConfig
 
-_SUB_GROUP = 10**9  # elements of a shard that ZeRO 3 steps at once, by default
+SUB_GROUP = 10**9  # elements of a shard that ZeRO 3 steps at once, by default
 MASTER, _MOMENTS = 4, 8  # bytes a weight: float32, and AdamW's two averages
 
 
@@ -22,6 +22,17 @@ def checkpoint_bytes(trained: int, prunable: int, num_kept: int = 0) -> int:
     return trained * (MASTER + _MOMENTS) + prunable // 8 + prunable * num_kept * MASTER
 
 
+def copied_bytes(
+    zero: ZeroConfig, trained: int, prunable: int, world_size: int, num_kept: int = 0
+) -> int:
+    """Return what a worker's copy of a checkpoint takes while it is written in the background.
+
+    At stage 0 one worker writes it all. Arguments are those of `state_bytes`.
+    """
+    sharers = world_size if zero.stage else 1
+    return checkpoint_bytes(-(-trained // sharers), -(-prunable // sharers), num_kept)
+
+
 def state_bytes(
     zero: ZeroConfig,
     total: int,
@@ -31,6 +42,7 @@ def state_bytes(
     num_kept: int = 0,
     *,
     accumulated: bool = False,
+    largest: int = 0,
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Return what parameters, gradients, optimizer and masks take of one worker, where it is most.
 
@@ -44,6 +56,7 @@ def state_bytes(
         world_size: workers.
         num_kept: numbers the pruning method keeps of each prunable weight.
         accumulated: whether a step has several micro-batches.
+        largest: elements of the largest parameter that is trained.
 
     Returns:
         By what it is for: bytes on the device, and bytes in the host's memory.
@@ -67,6 +80,9 @@ def state_bytes(
     host: dict[str, int] = {}
     (host if zero.offload_optimizer else device).update(states)
     host |= beside
+    if zero.offload_optimizer and zero.stage < 3:
+        for where in (device, host):  # one parameter's gradient on its way
+            where["gradient that is copied"] = largest * width
     if zero.stage == 3 and zero.offload_optimizer:
         host["gradients"] = device.pop("gradients")
     if zero.offload_parameters:
@@ -90,7 +106,7 @@ def _gradient_bytes(
     away = zero.offload_optimizer
     if zero.stage == 3:
         # The float32 gradients of what is stepped at once are made beside those that were summed.
-        return shard * summed, (shard if away else min(shard, _SUB_GROUP)) * MASTER, {}
+        return shard * summed, (shard if away else min(shard, SUB_GROUP)) * MASTER, {}
     if zero.stage == 0:
         return trained * summed, 0 if summed == MASTER else trained * MASTER, {}
     beside = {"parameters to be copied": shard * width} if away else {}
@@ -202,5 +218,12 @@ def bucket_bytes(zero: ZeroConfig, on_gpu: bool, total: int) -> int:
         reducing = bucket * summed * turns
     else:
         reducing = bucket * width * turns + (bucket * summed if zero.widens_gradients else 0)
-    gathered = min(10 * bucket, total) if zero.stage == 3 else min(bucket, total)
-    return reducing + gathered * width
+    if zero.stage == 3:
+        return reducing + gathered_bytes(zero, on_gpu, total)
+    return reducing + min(bucket, total) * width
+
+
+def gathered_bytes(zero: ZeroConfig, on_gpu: bool, total: int) -> int:
+    """Return what parameters take that ZeRO 3 has gathered at once, at most."""
+    bucket = zero.bucket_elements or default_bucket(on_gpu)
+    return min(10 * bucket, total) * zero.dtype.itemsize

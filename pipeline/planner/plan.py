@@ -10,29 +10,44 @@ from typing import Any, cast
 
 from torch import nn
 
-from mgpp import METHODS, Allocation, Coverage, OneShotMethod, coverage_of, transposed_weights
+from mgpp import (
+    METHODS,
+    Allocation,
+    Coverage,
+    OneShotMethod,
+    coverage_of,
+    grouped_parameters,
+    transposed_weights,
+)
 from mgpp.masking import lamp
 from mgpp.masking.threshold import sent_bytes
 from mgpp.sharding.displacement import NUM_BINS
 from pipeline.errors import ConfigError, Problem
 from pipeline.models.settings import build_empty
+from pipeline.planner.evaluation import evaluation_bytes
 from pipeline.planner.memory import (
     MASTER,
     activation_bytes,
     bucket_bytes,
     checkpoint_bytes,
+    copied_bytes,
     distillation_bytes,
     state_bytes,
 )
+from pipeline.planner.pinned import pinned_blocks, rounding_bytes
 from pipeline.planner.speed import step_flops
 from pipeline.pruning.one_shot import prunable_layers
 from pipeline.runs.config import RunConfig
+from pipeline.runs.node_memory import HeldWhole, held_whole
 from pipeline.saving.contents import contents_of, export_bytes
 from pipeline.tasks import make_task
 from pipeline.training.engine import freeze
 from pipeline.training.teacher import in_terms_of_teacher
 
 _STATISTIC = 8  # bytes a number: float64
+WORKER_BYTES = 6 * 2**30  # a worker's Python, libraries, CUDA context and rows
+SYSTEM_BYTES = 8 * 2**30  # the operating system, Ray, and Ray's store of objects
+CHECKPOINT_COPY = "copy of a checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +59,16 @@ class Plan:
         num_prunable: of them, those that are pruned.
         weights: the whole model once, in the run's precision.
         device: memory on the worker's device, by what it is for.
-        host: memory beside it that offload takes, by what it is for.
+        host: memory beside it that offload and the copy of a checkpoint take, by what it is for.
+        evaluation: memory on the device while a model is evaluated, by what it is for.
+        copy_if_room: whether a checkpoint is copied only where a node has room for that.
+        held_whole: what each worker holds whole in its node's memory; None if nothing.
         sent_per_step: sent by a worker for one optimizer step.
         flops_per_step: floating-point operations of a worker for one optimizer step.
         sent_per_pruning: sent by a worker for one pruning, at most; what lies on several workers of a
             pattern's groups and blocks comes on top, and with min_kept as often as weights reach it.
         checkpoint: one checkpoint, all workers together.
+        checkpoints: what storage holds of them at most: those that are kept, and one being written.
         export: memory of the export's process, on one node.
         coverage: how much of the model is prunable.
     """
@@ -59,10 +78,14 @@ class Plan:
     weights: int
     device: dict[str, int]
     host: dict[str, int]
+    evaluation: dict[str, int]
+    copy_if_room: bool
+    held_whole: HeldWhole | None
     sent_per_step: int
     flops_per_step: int
     sent_per_pruning: int
     checkpoint: int
+    checkpoints: int
     export: int
     coverage: Coverage
 
@@ -73,8 +96,31 @@ class Plan:
 
     @property
     def host_total(self) -> int:
-        """All memory that offload takes."""
+        """All memory beside the device's."""
         return sum(self.host.values())
+
+    @property
+    def evaluation_total(self) -> int:
+        """All memory on the device while a model is evaluated."""
+        return sum(self.evaluation.values())
+
+    def node_bytes(self, num_workers: int, *, has_gpus: bool) -> int:
+        """Return the memory that a node of so many workers needs.
+
+        What offload takes of each worker (without GPUs all that is planned), `WORKER_BYTES` a worker, the
+        export's process, and `SYSTEM_BYTES`.
+
+        Args:
+            num_workers: on the node.
+            has_gpus: whether devices have memory of their own.
+        """
+        each = self.host_total
+        if self.copy_if_room:
+            each -= self.host.get(CHECKPOINT_COPY, 0)
+        if not has_gpus:
+            each = max(each + self.device_total, self.evaluation_total)
+        whole = 0 if self.held_whole is None else self.held_whole.size  # before there is any state
+        return num_workers * (max(each, whole) + WORKER_BYTES) + self.export + SYSTEM_BYTES
 
 
 def plan_run(config: RunConfig) -> Plan:
@@ -110,8 +156,14 @@ def plan_run(config: RunConfig) -> Plan:
         world_size,
         num_kept,
         accumulated=micro_batches > 1,
+        largest=max(p.numel() for p in weights.values() if p.requires_grad),
+    )
+    host["pinned blocks rounded up"] = _rounding(
+        config, empty, names, accumulated=micro_batches > 1
     )
     device["buckets"] = bucket_bytes(config.zero, on_gpu, total)
+    if config.train.checkpoint_every and config.train.checkpoint_writing != "foreground":
+        host[CHECKPOINT_COPY] = copied_bytes(config.zero, trained, prunable, world_size, num_kept)
     batch: dict[str, int] = {
         "rows": micro,
         "length": config.task.max_length,
@@ -121,6 +173,7 @@ def plan_run(config: RunConfig) -> Plan:
     device["activations (estimate)"] = activation_bytes(
         empty, **batch, recomputed=config.train.gradient_checkpointing
     )
+    checkpoint = checkpoint_bytes(trained, prunable, num_kept)
     of_teacher = 0
     if config.distill is not None:
         of_teacher = _num_teacher_parameters(config, total)
@@ -138,6 +191,9 @@ def plan_run(config: RunConfig) -> Plan:
         weights=total * batch["width"],
         device={name: size for name, size in device.items() if size},
         host={name: size for name, size in host.items() if size},
+        evaluation=evaluation_bytes(config, empty, total),
+        copy_if_room=config.train.checkpoint_writing == "auto",
+        held_whole=held_whole(config, empty),
         sent_per_step=_sent_per_step(config, total, trained, of_teacher, micro),
         flops_per_step=step_flops(
             empty,
@@ -148,10 +204,26 @@ def plan_run(config: RunConfig) -> Plan:
             of_teacher=of_teacher,
         ),
         sent_per_pruning=sent if config.zero.stage else 8 * world_size,
-        checkpoint=checkpoint_bytes(trained, prunable, num_kept),
+        checkpoint=checkpoint,
+        checkpoints=checkpoint * (config.train.checkpoints_kept + 1),
         export=_export_bytes(empty, config),
         coverage=coverage_of(empty, names, config.prune.settings.exclude),
     )
+
+
+def _rounding(config: RunConfig, empty: nn.Module, names: list[str], *, accumulated: bool) -> int:
+    """Return by how much more is allocated for a worker's pinned blocks than DeepSpeed asks for."""
+    blocks = pinned_blocks(
+        config.zero,
+        [
+            [parameter.numel() for parameter in group["params"]]
+            for group in grouped_parameters(empty, names, weight_decay=0.0)
+        ],
+        config.cluster.num_workers,
+        accumulated=accumulated,
+        on_gpu=config.cluster.gpus > 0,
+    )
+    return rounding_bytes(blocks)
 
 
 def _export_bytes(empty: nn.Module, config: RunConfig) -> int:
@@ -216,6 +288,9 @@ def plan_one_shot(config: RunConfig, empty: nn.Module, method: OneShotMethod) ->
             * hidden
             * width,
         },
+        evaluation=evaluation_bytes(config, empty, total),
+        copy_if_room=False,
+        held_whole=held_whole(config, empty),
         sent_per_step=0,
         flops_per_step=0,
         # By ring algorithms: statistics are reduced, weights handed on.
@@ -225,6 +300,7 @@ def plan_one_shot(config: RunConfig, empty: nn.Module, method: OneShotMethod) ->
             * (2 * _STATISTIC * sum(sum(layer) for layer in statistics) + width * prunable)
         ),
         checkpoint=prunable * width,
+        checkpoints=prunable * width,
         export=_export_bytes(empty, config),
         coverage=coverage_of(empty, names, config.prune.settings.exclude),
     )

@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 from datasets import load_from_disk
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from mgpp import OneShotMethod
 from mgpp.methods.one_shot.base import portions
+from mgpp.tensor_file import write_tensors
 from pipeline.context import Context
 from pipeline.errors import ConfigError, Problem, StageError
 from pipeline.models.decoder import (
@@ -35,7 +36,7 @@ from pipeline.models.source import ModelConfig
 from pipeline.pruning.config import PruneSection
 from pipeline.pruning.layer import LayerPruner, MatrixFigures
 from pipeline.saving.model_files import write_model
-from pipeline.store.checkpoints import CheckpointStore
+from pipeline.store.checkpoints import CheckpointFiles, CheckpointStore
 from pipeline.tasks import Task
 from pipeline.tracking.recorder import Progress, Recorder
 from pipeline.worker_group import WorkerGroup
@@ -298,12 +299,17 @@ def _save_layer(
 
 
 def _write_layer(
-    workers: WorkerGroup, layer: DecoderLayer, figures: dict[str, MatrixFigures], folder: Path
+    workers: WorkerGroup,
+    layer: DecoderLayer,
+    figures: dict[str, MatrixFigures],
+    files: CheckpointFiles,
 ) -> None:
-    if workers.is_main:
-        save_file(_weights(layer), folder / _TENSORS_FILE)
-        values = {name: asdict(one) for name, one in figures.items()}
-        (folder / _FIGURES_FILE).write_text(json.dumps(values))
+    if not workers.is_main:
+        return
+    with files.file(_TENSORS_FILE) as stream:
+        write_tensors(stream, _weights(layer))
+    values = {name: asdict(one) for name, one in figures.items()}
+    files.put(_FIGURES_FILE, json.dumps(values).encode())
 
 
 def _weights(layer: DecoderLayer) -> dict[str, Tensor]:
@@ -316,11 +322,13 @@ def _weights(layer: DecoderLayer) -> dict[str, Tensor]:
 
 def _load_layer(store: CheckpointStore, layer: DecoderLayer) -> dict[str, MatrixFigures] | None:
     """Restore a layer that was pruned before, if it was."""
-    with store.latest(announced=False) as saved:
-        if saved is None:
-            return None
-        tensors = load_file(saved.file(_TENSORS_FILE))
-        for name, weight in _weights(layer).items():
-            weight.copy_(tensors[name])
-        values = json.loads(saved.file(_FIGURES_FILE).read_text())
-        return {name: MatrixFigures(**one) for name, one in values.items()}
+    found = store.restore(
+        lambda saved: (load(saved.read(_TENSORS_FILE)), json.loads(saved.read(_FIGURES_FILE))),
+        announced=False,
+    )
+    if found is None:
+        return None
+    tensors, values = found
+    for name, weight in _weights(layer).items():
+        weight.copy_(tensors[name])
+    return {name: MatrixFigures(**one) for name, one in values.items()}

@@ -21,9 +21,12 @@ from pipeline.runs.stages.export import EXPORT
 from pipeline.runs.stages.one_shot import ONE_SHOT
 from pipeline.runs.stages.prune import PRUNE
 from pipeline.runs.stages.report import REPORT
+from pipeline.storage.node_copies import release
+from pipeline.storage.outputs import OutputFiles
 from pipeline.store.artifacts import Artifact, ArtifactStore
 from pipeline.store.checkpoints import CheckpointStore
-from pipeline.store.outputs import OutputFiles
+from pipeline.store.parts import discard_parts, parts_folder
+from pipeline.tasks.row_mapper import num_processes
 from pipeline.tracking.recorder import Progress
 from pipeline.worker_group import WorkerGroup
 
@@ -80,6 +83,7 @@ def run_stage(
     workers: WorkerGroup | None,
     progress: Progress,
     log: Callable[[], str] | None = None,
+    cores: int | None = None,
 ) -> Artifact | None:
     """Run one stage in this process.
 
@@ -91,19 +95,22 @@ def run_stage(
         workers: all of them, for a stage that has them.
         progress: called with records for people to watch.
         log: gives what this process has printed; every worker's is kept in `logs/`.
+        cores: that a stage without workers may use; all of this machine's unless given.
 
     Returns:
         Its committed output, where this process is the main one.
     """
     started = time.monotonic()
-    stage = next(s for s in STAGES if s.name == planned.name and s.is_part_of(config))
+    stage = stage_of(planned, config)
     group = workers or WorkerGroup.alone()
     checkpoints = CheckpointStore(
         f"{store.folder_of(planned.name, planned.key)}/checkpoints",
         group,
         keep=config.train.checkpoints_kept,
         notify=lambda text: progress({"event": "note", "text": text}),
+        patience=config.cluster.timeout_seconds,
     )
+    parts = parts_folder(store, planned.name, planned.key)
     try:
         attempt = None
         if group.is_main:
@@ -120,6 +127,8 @@ def run_stage(
             config=config,
             params=planned.params,
             artifacts=inputs,
+            parts=parts,
+            cores=cores or num_processes(stage.num_cpus(config)),
         )
         metrics = stage.run(context)
         if workers is not None and log is not None:
@@ -137,8 +146,16 @@ def run_stage(
             f"stage {planned.name} could not write to {store.url}: {error}; what was finished before "
             "is good: make room, or make it writable, and run the same command again"
         ) from error
+    finally:
+        release()
     checkpoints.discard()
+    discard_parts(parts)
     return artifact
+
+
+def stage_of(planned: PlannedStage, config: RunConfig) -> Stage:
+    """Return the stage that a planned one is."""
+    return next(s for s in STAGES if s.name == planned.name and s.is_part_of(config))
 
 
 def _model_kwargs(inputs: Mapping[str, Artifact]) -> dict[str, Any]:

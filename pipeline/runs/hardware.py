@@ -2,16 +2,23 @@
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Final
 
 from pipeline.errors import ConfigError, Problem
-from pipeline.runs.config import RunConfig
+from pipeline.runs.config import ClusterConfig, RunConfig
+from pipeline.storage.filesystems import open_storage
+from pipeline.storage.records import (
+    DamagedRecordError,
+    HardwareChoice,
+    create_record,
+    read_record,
+)
 from pipeline.store.artifacts import make_key
-from pipeline.store.storage import create_json, open_storage, read_json
 from pipeline.training.deepspeed import problems_of
 
-AUTO = "auto"
+AUTO: Final = "auto"
 _FOLDER = "auto"
 # What of a configuration names its choice: all that is trained, and nothing of where.
 _SECTIONS = ("model", "task", "data", "train", "dense", "prune", "distill")
@@ -19,16 +26,42 @@ _SECTIONS = ("model", "task", "data", "train", "dense", "prune", "distill")
 
 @dataclass(frozen=True, kw_only=True)
 class Capacity:
-    """What a cluster can hold: the cores and GPUs of each node."""
+    """What a cluster can hold.
+
+    Attributes:
+        nodes: the cores and GPUs of each node.
+        memory: bytes of each node, in the same order; empty where that is not known.
+    """
 
     nodes: tuple[tuple[float, float], ...]
+    memory: tuple[float, ...] = ()
 
     def num_workers(self, cpus: int, gpus: int) -> int:
         """Return how many workers of a size fit at once."""
-        return sum(
+        return sum(self._fitting(cpus, gpus))
+
+    def placed(self, cluster: ClusterConfig) -> list[tuple[int, float]]:
+        """Return how many of a run's workers each node has, with its memory, as Ray places them.
+
+        That is PACK on as few nodes as possible, SPREAD evenly; nodes without workers are left out.
+
+        Args:
+            cluster: of a settled run.
+        """
+        room = self._fitting(cluster.cpus_per_worker, cluster.gpus)
+        placed = [0] * len(room)
+        order = sorted(range(len(room)), key=lambda node: -room[node])
+        for _ in range(min(cluster.num_workers, sum(room))):
+            free = [node for node in order if placed[node] < room[node]]
+            spread = cluster.placement == "SPREAD"
+            placed[min(free, key=lambda node: placed[node]) if spread else free[0]] += 1
+        return [(n, memory) for n, memory in zip(placed, self.memory, strict=True) if n]
+
+    def _fitting(self, cpus: int, gpus: int) -> list[int]:
+        return [
             int(min(node_cpus // cpus, node_gpus // gpus if gpus else node_cpus // cpus))
             for node_cpus, node_gpus in self.nodes
-        )
+        ]
 
     def __str__(self) -> str:
         """The nodes for people: the largest first, equal ones counted."""
@@ -76,14 +109,18 @@ class Choices:
     Args:
         storage: URL of the store.
         hardware: returns what there is; called only for what has not begun.
+
+    Attributes:
+        damaged: files of choices that cannot be read: what they name is chosen again, and written anew.
     """
 
     def __init__(self, storage: str, hardware: Callable[[], Hardware]) -> None:
         self._filesystem, root = open_storage(storage)
         self._root = root.rstrip("/")
         self._hardware = hardware
-        self._new: dict[str, dict[str, Any]] = {}
-        self._read: dict[str, dict[str, Any]] = {}
+        self._new: dict[str, HardwareChoice] = {}
+        self._read: dict[str, HardwareChoice] = {}
+        self.damaged: dict[str, DamagedRecordError] = {}
 
     def settle(self, config: RunConfig, campaign: str = "") -> RunConfig:
         """Return a configuration with what `auto` came to when it began, or comes to now.
@@ -107,11 +144,18 @@ class Choices:
         """Return whether a run has begun, so that `auto` is what it came to then."""
         return not is_settled(config) and self._recorded(_key(config)) is not None
 
+    def warnings(self) -> list[str]:
+        """Return a line for each choice that could not be read."""
+        return [f"{e}; what `auto` comes to is chosen again" for e in self.damaged.values()]
+
     def record(self) -> None:
         """Write down what was chosen now: from here on it has begun."""
         for key, chosen in self._new.items():
             self._filesystem.makedirs(f"{self._root}/{_FOLDER}", exist_ok=True)
-            if not create_json(self._filesystem, self._path(key), chosen) and (
+            if key in self.damaged and self._recorded(key) is None:
+                with suppress(FileNotFoundError):
+                    self._filesystem.rm(self._path(key))
+            if not create_record(self._filesystem, self._path(key), chosen) and (
                 self._recorded(key) != chosen
             ):
                 raise ConfigError(
@@ -125,10 +169,14 @@ class Choices:
                     ]
                 )
 
-    def _recorded(self, key: str) -> dict[str, Any] | None:
+    def _recorded(self, key: str) -> HardwareChoice | None:
         if key not in self._read:
-            found = read_json(self._filesystem, self._path(key))
-            if not isinstance(found, dict):
+            try:
+                found = read_record(self._filesystem, self._path(key), HardwareChoice)
+            except DamagedRecordError as error:
+                self.damaged[key] = error
+                return None
+            if found is None:
                 return None
             self._read[key] = found
         return self._read[key]
@@ -178,7 +226,7 @@ def _key(config: RunConfig, campaign: str = "") -> str:
     return make_key(AUTO, 1, values, {})
 
 
-def _chosen(config: RunConfig, hardware: Hardware) -> dict[str, Any]:
+def _chosen(config: RunConfig, hardware: Hardware) -> HardwareChoice:
     """Return what the settings that may be `auto` come to: those that are given as they are."""
     cluster, gpus, precision = config.cluster, config.cluster.gpus_per_worker, config.zero.precision
     if gpus == AUTO:
@@ -186,14 +234,14 @@ def _chosen(config: RunConfig, hardware: Hardware) -> dict[str, Any]:
         gpus = 1 if fitting >= cluster.num_workers else 0
     if precision == AUTO:
         precision = "bf16" if gpus and hardware.has_bf16() else "fp32"
-    return {"gpus_per_worker": gpus, "precision": precision}
+    return HardwareChoice(gpus_per_worker=gpus, precision=precision)
 
 
-def _with(config: RunConfig, chosen: dict[str, Any]) -> RunConfig:
+def _with(config: RunConfig, chosen: HardwareChoice) -> RunConfig:
     """Return a configuration with a choice in place of each `auto`."""
     parts = {"cluster": "gpus_per_worker", "zero": "precision"}
     changes = {
-        section: getattr(config, section).model_copy(update={name: chosen[name]})
+        section: getattr(config, section).model_copy(update={name: getattr(chosen, name)})
         for section, name in parts.items()
         if getattr(getattr(config, section), name) == AUTO
     }

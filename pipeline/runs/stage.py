@@ -33,11 +33,15 @@ class StageContext(Context):
         config: of the run.
         params: what the stage's key is made of, defaults included.
         artifacts: of the stages before it, by name.
+        parts: folder on this machine for what is finished of unfinished work.
+        cores: that a stage without workers may use.
     """
 
     config: RunConfig
     params: Mapping[str, Any]
     artifacts: Mapping[str, Artifact]
+    parts: Path
+    cores: int
 
 
 class Stage(ABC):
@@ -62,6 +66,10 @@ class Stage(ABC):
     def is_part_of(self, config: RunConfig) -> bool:
         """Return whether a run has this stage."""
         return True
+
+    def num_cpus(self, config: RunConfig) -> int | str:
+        """Return the cores that it uses where it runs alone; `auto`: as many as are free on a node."""
+        return 1
 
     @abstractmethod
     def inputs(self, config: RunConfig) -> tuple[str, ...]:
@@ -140,13 +148,16 @@ class PlannedStage:
 
 
 class InputFolders(Mapping[str, Path]):
-    """The folders of artifacts on this machine; each is fetched from remote storage when it is read."""
+    """The folders of artifacts on this machine; each is fetched and checked when it is first read."""
 
     def __init__(self, artifacts: Mapping[str, Artifact]) -> None:
         self._artifacts = artifacts
+        self._folders: dict[str, Path] = {}
 
     def __getitem__(self, name: str) -> Path:
-        return self._artifacts[name].path
+        if name not in self._folders:
+            self._folders[name] = self._artifacts[name].path
+        return self._folders[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._artifacts)

@@ -7,11 +7,13 @@ from pipeline.errors import ConfigError, Problem
 from pipeline.runs.config import parse_config, read_config
 from pipeline.runs.flow import plan_stages
 from pipeline.runs.hardware import NO_GPUS, Choices
+from pipeline.storage.filesystems import absolute_url
+from pipeline.storage.node_copies import DamagedArtifactError
 from pipeline.store.artifacts import ArtifactStore
 from pipeline.store.locations import ARTIFACT
-from pipeline.store.storage import absolute_url
 
 RUN = "run:"
+_RUN_AGAIN = "run that recipe again, which writes the file anew"
 
 
 def resolve_upstream(
@@ -67,6 +69,8 @@ def _exported_model(reference: str, above: tuple[str, ...]) -> str:
         key = next(stage.key for stage in stages if stage.name == "export")
     except ConfigError as error:
         raise ConfigError(p.within(f"model.path: {reference!r}") for p in error.problems) from error
+    for damage in choices.damaged.values():
+        raise ConfigError([Problem("model.path", f"{reference!r}: {damage}", hint=_RUN_AGAIN)])
     store = ArtifactStore(absolute_url(config.storage))
     exported = store.find("export", key)
     if exported is None:
@@ -80,4 +84,9 @@ def _exported_model(reference: str, above: tuple[str, ...]) -> str:
                 )
             ]
         )
-    return f"{exported.url}/model" if store.is_local else f"{ARTIFACT}{exported.url}/model"
+    if not store.is_local:
+        return f"{ARTIFACT}{exported.url}/model"
+    try:
+        return str(exported.path / "model")
+    except DamagedArtifactError as error:
+        raise ConfigError([Problem("model.path", f"{reference!r} made {error}")]) from error

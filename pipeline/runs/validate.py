@@ -23,6 +23,7 @@ from pipeline.runs.flow import pinned
 from pipeline.runs.hardware import AUTO, Capacity
 from pipeline.runs.upstream import resolve_upstream
 from pipeline.tasks import Task, make_task
+from pipeline.tasks.row_mapper import RowMapper, num_processes
 from pipeline.training.deepspeed import problems_of
 from pipeline.training.distill import DENSE
 from pipeline.training.engine import freeze
@@ -65,6 +66,8 @@ def validate(path: str, overrides: Sequence[str], capacity: Capacity | None) -> 
         )
     if "cluster" in sections and capacity is not None:
         problems += cluster_problems(sections["cluster"], capacity)
+    if "data" in sections and capacity is not None:
+        problems += core_problems(sections["data"], capacity)
     if problems:
         raise ConfigError(problems)
     return pinned(RunConfig(**sections))
@@ -353,7 +356,8 @@ def _length_problems(sections: dict[str, Any], splits: DatasetDict | None) -> li
         return []
     try:
         rows = (splits or load_splits(data, task))["train"]
-        num_rows = task.num_examples(rows, load_tokenizer(sections["model"]), data.num_proc)
+        mapper = RowMapper(num_proc=num_processes(data.num_proc))
+        num_rows = task.num_examples(rows, load_tokenizer(sections["model"]), mapper)
     except ConfigError as error:
         return error.problems
     num_workers = sections["cluster"].num_workers
@@ -397,6 +401,21 @@ def _units(train: Any, prune: Any) -> set[str]:
     """Return the units of a run's lengths; a share goes with any."""
     lengths = [train.length, prune.start_after, prune.finetune]
     return {length.unit for length in lengths if length.unit != "%" and length.value}
+
+
+def core_problems(data: Any, capacity: Capacity) -> list[Problem]:
+    """Return whether more processes are to tokenize than a node has cores."""
+    cores = int(max((cpus for cpus, _ in capacity.nodes), default=0))
+    if data.num_proc == AUTO or data.num_proc <= cores:
+        return []
+    return [
+        Problem(
+            "data.num_proc",
+            f"no node has as many cores; the most are {cores}",
+            got=data.num_proc,
+            hint="auto takes those that are free",
+        )
+    ]
 
 
 def cluster_problems(cluster: Any, capacity: Capacity) -> list[Problem]:

@@ -27,7 +27,7 @@ from pipeline.saving.agreement import BEAT_SECONDS, Agreement
 from pipeline.saving.checkpoint_files import file_names, write_index
 from pipeline.saving.contents import Unit, contents_of, converted, export_bytes
 from pipeline.saving.rounds import ROUND_BYTES, Part, Round, plan_saving
-from pipeline.store.outputs import OutputFiles
+from pipeline.storage.outputs import OutputFiles
 from pipeline.worker_group import WorkerGroup
 
 
@@ -74,9 +74,9 @@ def write_model(
                 file.begin(stack.enter_context(files.open(f"model/{names[workers.rank]}")))
         for number, round_ in enumerate(plan.rounds):
             progress.begin(number)
-            pieces = source.gather(round_)
+            gathered = source.gather(round_)
             with together.step("write its part of the model"):
-                for part, values in pieces:
+                for part, values in gathered:
                     file.write(part, values)
         with together.step("finish its file of the model"):
             if owned:
@@ -99,7 +99,7 @@ class _Source:
         self._tensors |= dict(model.named_parameters())
 
     def gather(self, round_: Round) -> Iterator[tuple[Part, Tensor]]:
-        """Yield this worker's parts of a round, each in one or more pieces; all workers must call.
+        """Yield the values of this worker's parts of a round, in order; all workers must call.
 
         What moves between workers moves before this returns.
         """
@@ -109,7 +109,7 @@ class _Source:
         received: list[Tensor] = []
         if any(sharded):
             received = self._exchange(sharded)
-        return self._pieces(mine, received)
+        return self._values(mine, received)
 
     def _exchange(self, round_: list[list[Part]]) -> list[Tensor]:
         """Send every owner what it writes of this worker's shards; return what each rank sent."""
@@ -142,7 +142,7 @@ class _Source:
         begin, end = part.overlap(rank * size, (rank + 1) * size)
         return end - begin
 
-    def _pieces(self, parts: list[Part], received: list[Tensor]) -> Iterator[tuple[Part, Tensor]]:
+    def _values(self, parts: list[Part], received: list[Tensor]) -> Iterator[tuple[Part, Tensor]]:
         at = [0] * len(received)
         for part in parts:
             if not self._is_sharded(part.source):
@@ -255,7 +255,7 @@ class _Progress:
             self.beat()
 
     def beat(self) -> None:
-        """Show that this worker lives."""
+        """Send a heartbeat."""
         self._shown = time.monotonic()
         self._context.progress(
             {"event": "write", "step": self._round, "num_steps": max(self._num_rounds, 1)}

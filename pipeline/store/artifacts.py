@@ -2,6 +2,7 @@
 
     <storage>/<stage>-<key>/a-<uuid>/...     what one attempt wrote
     <storage>/<stage>-<key>/_DONE.json       written last, in one put: which attempt, files, checksums
+    <storage>/<stage>-<key>/a-<uuid>/_DAMAGED.json   noted since: its files are not what was committed
     <storage>/<stage>-<key>/checkpoints/     of a training stage, for the next attempt to resume from
 
 A key with `_DONE.json` is never run again; one without it is as if nothing had been done. Storage is a
@@ -9,19 +10,34 @@ local folder or any fsspec URL.
 """
 
 import hashlib
+import io
 import json
-import shutil
-import tempfile
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from pipeline.store.storage import is_local, open_storage, put_json, read_json
+from pipeline.storage.checksum_cache import description
+from pipeline.storage.checksums import problem
+from pipeline.storage.filesystems import is_local, open_storage, put_json
+from pipeline.storage.node_copies import (
+    DamagedArtifactError,
+    described,
+    local_folder,
+    new_copy,
+    sizes_problem,
+)
+from pipeline.storage.records import (
+    DamagedRecordError,
+    DamageNote,
+    FailureNote,
+    put_record,
+    read_record,
+)
+from pipeline.store.manifest import DamagedManifestError, read_manifest, sealed
 
-DONE_FILE, FAILED_FILE = "_DONE.json", "_FAILED.json"
-_BLOCK = 1 << 20
+DONE_FILE, FAILED_FILE, _DAMAGED_FILE = "_DONE.json", "_FAILED.json", "_DAMAGED.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +49,11 @@ class Artifact:
         key: hexadecimal name of all that went into it.
         url: the folder that holds its files.
         seconds: wall seconds the stage took when it ran.
-        files: size in bytes and sha256 by relative path.
+        files: by relative path: size in bytes, and sha256 of each block (see `checksums`).
         metrics: figures the stage reported.
         params: what the key was made of, defaults included.
         inputs: keys of the input artifacts, by stage.
+        checksum: of the manifest; None in one that an earlier version wrote.
     """
 
     stage: str
@@ -47,22 +64,17 @@ class Artifact:
     metrics: dict[str, Any]
     params: dict[str, Any]
     inputs: dict[str, str]
+    checksum: str | None = None
 
     @property
     def path(self) -> Path:
-        """The folder on this machine; fetched from remote storage once, to a temporary cache."""
-        filesystem, root = open_storage(self.url)
-        if is_local(filesystem):
-            return Path(root)
-        cache = Path(tempfile.gettempdir()) / "mgpp-artifacts" / f"{self.key}-{Path(root).name}"
-        if not cache.exists():
-            fetched = Path(tempfile.mkdtemp(prefix="fetch-", dir=_made(cache.parent)))
-            filesystem.get(root.rstrip("/") + "/", str(fetched / "files") + "/", recursive=True)
-            try:
-                (fetched / "files").rename(cache)
-            except OSError:  # another worker of this machine was first
-                shutil.rmtree(fetched)
-        return cache
+        """The folder on this machine with all that stages read, fetched and checked once a machine.
+
+        Raises:
+            DamagedArtifactError: if a file is not what was committed.
+            StageError: if there is no room for a copy.
+        """
+        return local_folder(self.url, self.files)
 
     def weight_bytes(self, folder: str) -> int:
         """Return the bytes of the model weights in one of its folders; 0 if it has none."""
@@ -73,14 +85,28 @@ class Artifact:
         )
 
     def read_text(self, name: str) -> str:
-        """Return what one of its files holds, without fetching the others."""
+        """Return what one of its files holds, without fetching the others.
+
+        Raises:
+            DamagedArtifactError: if it is not what was committed.
+        """
         filesystem, root = open_storage(self.url)
-        return bytes(filesystem.cat_file(f"{root.rstrip('/')}/{name}")).decode()
+        try:
+            data = bytes(filesystem.cat_file(f"{root.rstrip('/')}/{name}"))
+        except FileNotFoundError as error:
+            raise DamagedArtifactError(self.url, {name: "is missing"}) from error
+        wrong = problem(io.BytesIO(data), self.files[name])
+        if wrong:
+            raise DamagedArtifactError(self.url, {name: f"has {wrong}"})
+        return data.decode()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """A stage at work: a local folder to write to, which becomes an artifact on `commit`."""
+    """A stage at work: a local folder to write to, which becomes an artifact on `commit`.
+
+    Where storage is remote, the folder stays as this machine's copy.
+    """
 
     store: "ArtifactStore"
     stage: str
@@ -98,7 +124,7 @@ class Attempt:
     def commit(self, metrics: dict[str, Any], seconds: float) -> Artifact:
         """Upload if storage is remote, then write the manifest last: only now is it an artifact."""
         files = {
-            path.relative_to(self.folder).as_posix(): _describe(path)
+            path.relative_to(self.folder).as_posix(): description(path)
             for path in sorted(self.folder.rglob("*"))
             if path.is_file() and path.relative_to(self.folder).as_posix() not in self.streamed
         }
@@ -113,9 +139,9 @@ class Attempt:
             "params": self.params,
             "inputs": self.inputs,
         }
-        self.store.put_manifest(self.stage, self.key, manifest)
+        self.store.put_manifest(self.stage, self.key, sealed(manifest))
         artifact = self.store.find(self.stage, self.key)
-        assert artifact is not None
+        assert artifact is not None, self.store.damage(self.stage, self.key)
         return artifact
 
 
@@ -136,16 +162,56 @@ class ArtifactStore:
         return f"{self.url.rstrip('/')}/{stage}-{key}"
 
     def find(self, stage: str, key: str) -> Artifact | None:
-        """Return the finished artifact of a key, or None."""
-        return self.read(f"{self.folder_of(stage, key)}/{DONE_FILE}")
+        """Return the finished artifact of a key; None where there is none, or a damaged one.
+
+        Its files are there with their sizes; what they hold is checked where they are read.
+        """
+        return self._look(stage, key)[0]
+
+    def damage(self, stage: str, key: str) -> str:
+        """Return why what lies at a key does not count as finished; "" if it does or none is there."""
+        return self._look(stage, key)[1]
+
+    def condemn(self, url: str, problems: Mapping[str, str]) -> None:
+        """Note in an attempt's folder that its files are not what was committed: it counts no longer."""
+        note = DamageNote(problems=dict(problems))
+        put_record(self._fs, f"{self._strip(url)}/{_DAMAGED_FILE}", note)
+
+    def _look(self, stage: str, key: str) -> tuple[Artifact | None, str]:
+        """Return the finished artifact of a key, or why there is none although something is there."""
+        try:
+            found = self.read(f"{self.folder_of(stage, key)}/{DONE_FILE}")
+        except DamagedManifestError as error:
+            return None, f"{DONE_FILE}: {error.reason}"
+        if found is None:
+            return None, ""
+        if (found.stage, found.key) != (stage, key):
+            return None, f"{DONE_FILE} is of {found.stage}-{found.key}"
+        root = self._strip(found.url)
+        there = self._fs.find(root, detail=True)
+        sizes = {str(path)[len(root) + 1 :]: int(info["size"]) for path, info in there.items()}
+        if _DAMAGED_FILE in sizes:
+            try:
+                noted = read_record(self._fs, f"{root}/{_DAMAGED_FILE}", DamageNote)
+            except DamagedRecordError:
+                noted = None
+            return None, described(noted.problems) if noted else f"{_DAMAGED_FILE} says so"
+        problems = sizes_problem(sizes, found.files)
+        return (None, described(problems)) if problems else (found, "")
 
     def read(self, manifest_url: str) -> Artifact | None:
-        """Return the artifact a manifest describes, or None where there is no manifest."""
-        manifest = read_json(self._fs, self._strip(manifest_url))
-        if manifest is None:
+        """Return the artifact that a manifest describes, or None where there is no manifest.
+
+        Raises:
+            DamagedManifestError: if it is not what was written.
+        """
+        try:
+            raw = self._fs.cat_file(self._strip(manifest_url))
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        folder = manifest_url.rsplit("/", 1)[0]
-        return Artifact(**{**manifest, "url": f"{folder}/{manifest['url']}"})
+        except IsADirectoryError as error:
+            raise DamagedManifestError(manifest_url, "is a folder") from error
+        return parse_manifest(raw, manifest_url)
 
     def begin(
         self, stage: str, key: str, params: dict[str, Any], inputs: Mapping[str, Artifact]
@@ -153,8 +219,7 @@ class ArtifactStore:
         """Start an attempt at a key: a fresh folder, local even where storage is not."""
         name = f"a-{uuid.uuid4().hex[:12]}"
         url = f"{self.folder_of(stage, key)}/{name}"
-        local = _made(Path(url)) if self.is_local else None
-        folder = local or Path(tempfile.mkdtemp(prefix=f"mgpp-{stage}-"))
+        folder = _made(Path(url)) if self.is_local else new_copy(url)
         keys = {name: artifact.key for name, artifact in inputs.items()}
         return Attempt(
             store=self, stage=stage, key=key, url=url, folder=folder, params=params, inputs=keys
@@ -164,13 +229,12 @@ class ArtifactStore:
         """Copy a local folder to storage; nothing to do where storage is local."""
         if not self.is_local:
             self._fs.put(f"{folder}/", self._strip(url) + "/", recursive=True)
-            shutil.rmtree(folder)
 
     def discard(self, url: str) -> None:
-        """Delete a folder that is no longer needed; it may be missing."""
-        path = self._strip(url)
-        if self._fs.exists(path):
-            self._fs.rm(path, recursive=True)
+        """Delete a folder that is no longer needed, here or on this machine; it may be missing."""
+        filesystem, path = open_storage(url)
+        if filesystem.exists(path):
+            filesystem.rm(path, recursive=True)
 
     def put_manifest(self, stage: str, key: str, manifest: dict[str, Any]) -> None:
         """Write the manifest that makes an attempt an artifact."""
@@ -181,18 +245,35 @@ class ArtifactStore:
         path = self._strip(f"{self.folder_of(stage, key)}/{FAILED_FILE}")
         if reason:
             self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-            put_json(self._fs, path, {"reason": reason})
+            put_record(self._fs, path, FailureNote(reason=reason))
         elif self._fs.exists(path):
             self._fs.rm(path)
 
     def failure(self, stage: str, key: str) -> str | None:
-        """Return why a key's run failed last, or None."""
+        """Return why a key's run failed last, or None where no failure is noted."""
         path = self._strip(f"{self.folder_of(stage, key)}/{FAILED_FILE}")
-        found = read_json(self._fs, path)
-        return None if found is None else str(found["reason"])
+        try:
+            found = read_record(self._fs, path, FailureNote)
+        except DamagedRecordError as error:
+            return f"{error}; why it failed is not known"
+        return None if found is None else found.reason
 
     def _strip(self, url: str) -> str:
         return str(self._fs._strip_protocol(url))
+
+
+def parse_manifest(raw: bytes, url: str) -> Artifact:
+    """Return the artifact that a manifest describes.
+
+    Args:
+        raw: the bytes of the manifest.
+        url: where it lies, beside the attempt that it is of.
+
+    Raises:
+        DamagedManifestError: if it is no manifest, or was changed since it was written.
+    """
+    values = read_manifest(raw, url)
+    return Artifact(**{**values, "url": f"{url.rpartition('/')[0]}/{values['url']}"})
 
 
 def make_key(stage: str, version: int, params: Any, inputs: Mapping[str, str]) -> str:
@@ -226,20 +307,7 @@ def open_artifact(path: str) -> Artifact:
 def file_sha256(path: Path) -> str:
     """Return the sha256 of a file's bytes."""
     with path.open("rb") as file:
-        return stream_sha256(file)[0]
-
-
-def stream_sha256(file: BinaryIO) -> tuple[str, int]:
-    """Return the sha256 and the number of bytes of what is left of a file."""
-    digest, size = hashlib.sha256(), 0
-    while block := file.read(_BLOCK):
-        digest.update(block)
-        size += len(block)
-    return digest.hexdigest(), size
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _made(folder: Path) -> Path:

@@ -18,12 +18,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from pipeline.errors import error_text
-from pipeline.store.storage import create_json, is_local, open_storage, put_json, read_json
+from pipeline.storage.filesystems import is_local, open_storage
+from pipeline.storage.records import DamagedRecordError, create_record, put_record, read_record
 
 RENEW_SECONDS = 10.0
 STALE_SECONDS = 60.0
@@ -69,25 +70,44 @@ class Lease:
 
     Attributes:
         number: of the file; the highest of a key counts.
-        holder: who works on the key; None if the file cannot be read (yet).
+        holder: who works on the key; None if the file is gone by now, or damaged.
         renewed: how often it was renewed.
         progress: the newest record of the work.
         token: of the folder object that made it, until it is renewed.
+        damage: what is wrong with the file.
     """
 
     number: int
-    holder: Holder | None
-    renewed: int
-    progress: dict[str, Any] | None
+    holder: Holder | None = None
+    renewed: int = -1
+    progress: dict[str, Any] | None = None
     token: str | None = None
+    damage: DamagedRecordError | None = None
 
     @property
     def is_held(self) -> bool:
         """Whether someone works on the key, as far as this machine can know."""
         return not (self.holder is not None and self.holder.is_gone())
 
+    @property
+    def may_be_dead(self) -> bool:
+        """Whether only time tells: its holder is unknown, or on a machine that cannot be asked."""
+        return self.holder is None or self.holder.is_gone() is None
+
     def __str__(self) -> str:
+        if self.damage is not None:
+            return "another run, whose lease is damaged"
         return f"process {self.holder.pid} on {self.holder.host}" if self.holder else "another run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Content:
+    """What a lease file holds: see `Lease`."""
+
+    holder: Holder
+    renewed: int
+    progress: dict[str, Any] | None
+    token: str | None = None
 
 
 class LeaseLostError(RuntimeError):
@@ -111,21 +131,18 @@ class LeaseFolder:
         number = max(self._numbers(), default=0)
         if number == 0:
             return None
-        found = read_json(self._fs, self._path(number))
-        if found is None:  # being written, or just given back
-            return Lease(number=number, holder=None, renewed=-1, progress=None)
-        return Lease(
-            number=number,
-            holder=Holder(**found["holder"]),
-            renewed=found["renewed"],
-            progress=found["progress"],
-            token=found.get("token"),
-        )
+        try:
+            found = read_record(self._fs, self._path(number), _Content, needs_checksum=True)
+        except DamagedRecordError as error:
+            return Lease(number=number, damage=error)
+        if found is None:  # just given back
+            return Lease(number=number)
+        return Lease(number=number, **vars(found))
 
     def create(self, number: int) -> bool:
         """Make the lease of a number this process's; False if there is one already."""
-        content = self._content(0, None) | {"token": self._token}
-        return create_json(self._fs, self._path(number), content)
+        content = _Content(holder=Holder.current(), renewed=0, progress=None, token=self._token)
+        return create_record(self._fs, self._path(number), content)
 
     def made(self, lease: Lease) -> bool:
         """Return whether `create` of this object made a lease, even if the answer was lost on its way."""
@@ -139,7 +156,8 @@ class LeaseFolder:
         """
         if max(self._numbers(), default=0) != number:
             raise LeaseLostError(f"{self.url}: another run took over")
-        put_json(self._fs, self._path(number), self._content(renewed, progress))
+        content = _Content(holder=Holder.current(), renewed=renewed, progress=progress)
+        put_record(self._fs, self._path(number), content)
 
     def give_back(self, number: int) -> None:
         """Delete the leases up to a number."""
@@ -147,11 +165,12 @@ class LeaseFolder:
             if old <= number:
                 self._fs.rm(self._path(old))
 
-    def _content(self, renewed: int, progress: dict[str, Any] | None) -> dict[str, Any]:
-        return {"holder": asdict(Holder.current()), "renewed": renewed, "progress": progress}
+    def name_of(self, number: int) -> str:
+        """Return the name of a lease's file."""
+        return f"{_PREFIX}{number}{_SUFFIX}"
 
     def _path(self, number: int) -> str:
-        return f"{self._root}/{_PREFIX}{number}{_SUFFIX}"
+        return f"{self._root}/{self.name_of(number)}"
 
     def _numbers(self) -> list[int]:
         if is_local(self._fs):
@@ -252,6 +271,11 @@ class LeaseWatch:
         self._seen: Lease | None = None
         self._since = time.monotonic()
 
+    def holding(self) -> Lease | None:
+        """Return the lease of who has the key, or None where it can be taken."""
+        newest = self.folder.newest()
+        return None if newest is None or self._is_stale(newest) else newest
+
     def take(self) -> int | Lease:
         """Return the number of the lease that is this process's now, or the lease of who has it."""
         newest = self.folder.newest()
@@ -260,8 +284,7 @@ class LeaseWatch:
         number = 1 if newest is None else newest.number + 1
         if self.folder.create(number):
             return number
-        newest = self.folder.newest() or Lease(number=0, holder=None, renewed=-1, progress=None)
-        return self._number_or_lease(newest)
+        return self._number_or_lease(self.folder.newest() or Lease(number=0))
 
     def _number_or_lease(self, newest: Lease) -> int | Lease:
         return newest.number if self.folder.made(newest) else newest

@@ -1,11 +1,13 @@
 """Where models and data come from: paths inside installed packages, and what identifies a file."""
 
 import hashlib
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from pipeline.store.artifacts import file_sha256, open_artifact
+from pipeline.storage.checksum_cache import content_checksum
+from pipeline.storage.node_copies import DamagedArtifactError
+from pipeline.storage.records import DamagedRecordError
+from pipeline.store.artifacts import open_artifact
 
 _PACKAGE = "package:"
 ARTIFACT = "artifact:"
@@ -14,16 +16,17 @@ ARTIFACT = "artifact:"
 def resolve_path(path: str) -> str:
     """Turn `package:NAME/inner/path` into the file's path; return any other path as it is.
 
-    `artifact:URL/NAME` is the folder NAME of an artifact, fetched from remote storage once.
+    `artifact:URL/NAME` is the folder NAME of an artifact, fetched from remote storage once a machine.
 
     Raises:
-        ValueError: if the package is not installed or has no such file, or there is no such artifact.
+        ValueError: if the package is not installed or has no such file, or there is no such artifact, or
+            it is not what was committed.
     """
     if path.startswith(ARTIFACT):
         url, _, inner = path.removeprefix(ARTIFACT).rpartition("/")
         try:
             return str(open_artifact(url).path / inner)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, DamagedRecordError, DamagedArtifactError) as error:
             raise ValueError(str(error)) from error
     if not path.startswith(_PACKAGE):
         return path
@@ -49,21 +52,13 @@ def is_file(path: Path | str) -> bool:
 
 
 def content_sha256(path: Path) -> str:
-    """Return a sha256 of a file, or of all files of a folder with their names."""
+    """Return a sha256 of a file, or of all files of a folder with their names.
+
+    Files that did not change since any process of this machine read them are not read again.
+    """
     if not path.is_dir():
-        return _sha256(path)
+        return content_checksum(path)
     digest = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        digest.update(f"{file.relative_to(path).as_posix()}\0{_sha256(file)}\n".encode())
+        digest.update(f"{file.relative_to(path).as_posix()}\0{content_checksum(file)}\n".encode())
     return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    status = path.stat()
-    return _sha256_of(path.resolve(), status.st_size, status.st_mtime_ns)
-
-
-@cache
-def _sha256_of(path: Path, size: int, mtime_ns: int) -> str:
-    """Read a file once a process, however many keys it goes into; a changed one is read again."""
-    return file_sha256(path)

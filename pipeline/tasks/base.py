@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipeline.metric import Metric
 from pipeline.section import Positive, Section
+from pipeline.tasks.row_mapper import IN_MEMORY, RowMapper
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, Features
@@ -116,10 +117,18 @@ class Task(ABC):
         return {}
 
     @abstractmethod
-    def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
-        """Turn raw rows into model inputs."""
+    def tokenize(
+        self, splits: DatasetDict, tokenizer: Any, mapper: RowMapper = IN_MEMORY
+    ) -> TokenizedData:
+        """Turn raw rows into model inputs.
 
-    def num_examples(self, rows: Dataset, tokenizer: Any, num_proc: int | None) -> int:
+        Args:
+            splits: raw rows.
+            tokenizer: the model's.
+            mapper: what maps the rows.
+        """
+
+    def num_examples(self, rows: Dataset, tokenizer: Any, mapper: RowMapper = IN_MEMORY) -> int:
         """Return how many examples `tokenize` makes of a split; no more work than that takes."""
         return len(rows)
 
@@ -129,7 +138,13 @@ class Task(ABC):
 
     def infer(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run the model on a batch and keep what the metrics need, one row an example."""
-        return self.predict(model(**batch), batch)
+        # Given labels, a model would compute a loss that nothing uses.
+        inputs = {name: values for name, values in batch.items() if name != "labels"}
+        return self.predict(model(**inputs), batch)
+
+    def tokens_of(self, length: int) -> int:
+        """Return how many tokens a row of so many input tokens takes in one forward pass."""
+        return length
 
     def distillation_outputs(self, outputs: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Return the outputs of a model that distillation compares with the teacher's.
@@ -171,6 +186,46 @@ class Task(ABC):
         """
 
 
+class TokenTask(Task):
+    """A task scored by sums over the tokens that are predicted, each of them scored by itself.
+
+    So the logits of all of them need never be there at once.
+    """
+
+    @abstractmethod
+    def score_tokens(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Score predictions, each by itself.
+
+        Args:
+            logits: float32 [predictions, vocabulary].
+            targets: int64 [predictions], the tokens to be predicted.
+
+        Returns:
+            Scores by name, [predictions] each, which are summed over those of a row.
+        """
+
+    def row_sums(self, scores: Mapping[str, Tensor], predicted: Tensor) -> dict[str, Tensor]:
+        """Return each row's sums of scores, [rows] each, and `num_tokens`, its predictions.
+
+        Args:
+            scores: as `score_tokens` returns them, of all predictions in the order of rows and places.
+            predicted: bool [rows, places], true where a token is predicted.
+        """
+        sums = {}
+        for name, values in scores.items():
+            placed = torch.zeros(predicted.shape, dtype=values.dtype, device=values.device)
+            placed[predicted] = values
+            sums[name] = placed.sum(dim=1)
+        return {**sums, "num_tokens": predicted.sum(dim=1)}
+
+    def predict(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the same of a batch whose logits are there, as `row_sums` does."""
+        targets = self.targets(batch)
+        predicted = targets != UNLABELLED
+        logits = outputs.logits[:, : targets.shape[1]][predicted].float()
+        return self.row_sums(self.score_tokens(logits, targets[predicted]), predicted)
+
+
 def token_features(*names: str) -> Features:
     """Return the types of columns that hold lists of token numbers."""
     from datasets import Features, List, Value
@@ -178,8 +233,25 @@ def token_features(*names: str) -> Features:
     return Features({name: List(Value("int32")) for name in names})
 
 
-def token_lengths(rows: Dataset) -> Tensor:
+def input_features(tokenizer: Any, num_texts: int, **labels: Any) -> Features:
+    """Return the types of the columns that a tokenizer makes of texts.
+
+    Args:
+        tokenizer: the model's.
+        num_texts: that go into a row, one or two.
+        labels: types of further columns, by name.
+    """
+    from datasets import Features, List, Value
+
+    types = {"input_ids": "int32"}
+    names = tokenizer(*["a"] * num_texts)
+    return Features({**{n: List(Value(types.get(n, "int8"))) for n in names}, **labels})
+
+
+def token_lengths(rows: Dataset | list[dict[str, Any]]) -> Tensor:
     """Return the tokens of each tokenized row: 1-D int64, in the order of the rows."""
+    if isinstance(rows, list):
+        return torch.tensor([len(row["input_ids"]) for row in rows], dtype=torch.int64)
     import pyarrow.compute as pc
 
     tables = rows.select_columns("input_ids").with_format("arrow").iter(_ROWS_AT_A_TIME)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -16,12 +16,13 @@ from pipeline import metric
 from pipeline.tasks.base import (
     Metrics,
     Predictions,
-    Task,
     TaskConfig,
     TokenizedData,
+    TokenTask,
     num_tokens,
 )
 from pipeline.tasks.packing import encode_documents, pack
+from pipeline.tasks.row_mapper import IN_MEMORY, RowMapper
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -41,7 +42,7 @@ class CausalLMConfig(TaskConfig):
     """The metric shown first; both are computed."""
 
 
-class CausalLM(Task):
+class CausalLM(TokenTask):
     """Documents, one a row, are joined by the end-of-text token and cut into blocks."""
 
     auto_model = "AutoModelForCausalLM"
@@ -60,7 +61,9 @@ class CausalLM(Task):
     def columns(self) -> dict[str, str]:
         return {"task.text": self.config.text}
 
-    def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
+    def tokenize(
+        self, splits: DatasetDict, tokenizer: Any, mapper: RowMapper = IN_MEMORY
+    ) -> TokenizedData:
         """Make blocks of `input_ids`; validation rows keep how many tokens a word of their text takes.
 
         Raises:
@@ -70,22 +73,22 @@ class CausalLM(Task):
 
         blocks = DatasetDict()
         for name, split in splits.items():
-            documents = self._encode(name, split, tokenizer, num_proc)
-            blocks[name] = pack(name, documents, self.config.max_length, before=[], after=[])
+            documents = self._encode(name, split, tokenizer, mapper)
+            blocks[name] = pack(name, documents, self.config.max_length, [], [], mapper)
             if name != "train":
                 ratio = num_tokens(documents) / self._num_words(split)
                 column = [ratio] * len(blocks[name])  # of the whole text, so the same in each row
                 blocks[name] = blocks[name].add_column("tokens_per_word", column)
         return TokenizedData(splits=blocks, model_kwargs={})
 
-    def num_examples(self, rows: Dataset, tokenizer: Any, num_proc: int | None) -> int:
-        documents = self._encode("train", rows, tokenizer, num_proc)
+    def num_examples(self, rows: Dataset, tokenizer: Any, mapper: RowMapper = IN_MEMORY) -> int:
+        documents = self._encode("train", rows, tokenizer, mapper)
         return num_tokens(documents) // self.config.max_length
 
-    def _encode(self, name: str, split: Dataset, tokenizer: Any, num_proc: int | None) -> Dataset:
+    def _encode(self, name: str, split: Dataset, tokenizer: Any, mapper: RowMapper) -> Dataset:
         ends = self.config.end_of_text and tokenizer.eos_token_id is not None
         end = [tokenizer.eos_token_id] if ends else []
-        return encode_documents(name, split, self.config.text, tokenizer, end, num_proc)
+        return encode_documents(name, split, self.config.text, tokenizer, end, mapper)
 
     def _num_words(self, split: Dataset) -> int:
         return sum(
@@ -102,8 +105,8 @@ class CausalLM(Task):
 
         return collate
 
-    def predict(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return next_token_losses(outputs.logits, batch["labels"])
+    def score_tokens(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        return {"loss": token_losses(logits, targets)}
 
     def score(self, predictions: Predictions, rows: Dataset, tokenizer: Any) -> Metrics:
         """Compute the perplexity per token and per word.
@@ -121,21 +124,14 @@ class CausalLM(Task):
         return {"perplexity": metrics.pop("perplexity"), **word, **metrics}
 
 
-def next_token_losses(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Return each row's summed loss and the number of its tokens that were to be predicted.
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy of each prediction in nats, float64 to be summed.
 
     Args:
-        logits: [rows, length, vocabulary]; those of a position are for the next one's token.
-        labels: int64 [rows, length]; -100 where none is to be predicted.
-
-    Returns:
-        `loss`: float64 [rows]; `num_tokens`: int64 [rows].
+        logits: float32 [predictions, vocabulary].
+        targets: int64 [predictions].
     """
-    shifted = labels[:, 1:]
-    losses = functional.cross_entropy(
-        logits[:, :-1].float().transpose(1, 2), shifted, reduction="none"
-    )
-    return {"loss": losses.double().sum(dim=1), "num_tokens": (shifted >= 0).sum(dim=1)}
+    return functional.cross_entropy(logits, targets, reduction="none").double()
 
 
 def perplexity(predictions: Predictions) -> Metrics:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
@@ -16,12 +16,13 @@ from pipeline.section import OneOrMore
 from pipeline.tasks.base import (
     Metrics,
     Predictions,
-    Task,
     TaskConfig,
     TokenizedData,
+    TokenTask,
     token_features,
 )
-from pipeline.tasks.causal_lm import next_token_losses, perplexity
+from pipeline.tasks.causal_lm import perplexity, token_losses
+from pipeline.tasks.row_mapper import IN_MEMORY, RowMapper
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -48,7 +49,7 @@ class InstructionConfig(TaskConfig):
     """Use the tokenizer's chat template: the prompt is the user's turn, the response the assistant's."""
 
 
-class Instruction(Task):
+class Instruction(TokenTask):
     """Scored by the perplexity over response tokens, the end-of-text token after them included."""
 
     auto_model = "AutoModelForCausalLM"
@@ -73,7 +74,9 @@ class Instruction(Task):
         for name, split in splits.items():
             self._refuse_missing(name, split)
 
-    def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
+    def tokenize(
+        self, splits: DatasetDict, tokenizer: Any, mapper: RowMapper = IN_MEMORY
+    ) -> TokenizedData:
         """Make `input_ids` and `labels`, which are -100 for the tokens of the prompt.
 
         Raises:
@@ -91,7 +94,7 @@ class Instruction(Task):
                 ]
             )
 
-        def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
+        def encode(rows: dict[str, list[Any]], _: range) -> dict[str, Any]:
             columns = [rows[column] for column in self.config.prompt]
             pairs = zip(*columns, rows[self.config.response], strict=True)
             encoded = [self._encode(tokenizer, list(texts), answer) for *texts, answer in pairs]
@@ -99,17 +102,12 @@ class Instruction(Task):
 
         from datasets import DatasetDict
 
+        wanted = list(dict.fromkeys(self.columns().values()))
         mapped = DatasetDict()
         for name, split in splits.items():
             self._refuse_missing(name, split)
-            mapped[name] = split.map(
-                encode,
-                batched=True,
-                features=token_features(*_TOKENS),
-                num_proc=num_proc,
-                remove_columns=split.column_names,
-                desc=f"tokenize {name}",
-            )
+            rows = split.select_columns(wanted)
+            mapped[name] = mapper.map("tokenize", name, rows, encode, token_features(*_TOKENS))
         return TokenizedData(splits=mapped, model_kwargs={})
 
     def _encode(self, tokenizer: Any, texts: list[Any], answer: Any) -> dict[str, list[int]]:
@@ -159,8 +157,8 @@ class Instruction(Task):
 
         return collate
 
-    def predict(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return next_token_losses(outputs.logits, batch["labels"])
+    def score_tokens(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        return {"loss": token_losses(logits, targets)}
 
     def score(self, predictions: Predictions, rows: Dataset, tokenizer: Any) -> Metrics:
         return perplexity(predictions)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
-from torch.nn import functional
 from transformers import DataCollatorForLanguageModeling, default_data_collator
 
 from pipeline import metric
@@ -20,13 +20,15 @@ from pipeline.tasks.base import (
     DRAW_SEED,
     Metrics,
     Predictions,
-    Task,
     TaskConfig,
     TokenizedData,
+    TokenTask,
     num_tokens,
     token_features,
 )
+from pipeline.tasks.causal_lm import token_losses
 from pipeline.tasks.packing import encode_documents, pack
+from pipeline.tasks.row_mapper import IN_MEMORY, RowMapper
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -67,7 +69,7 @@ class MaskedLMConfig(TaskConfig):
         return self
 
 
-class MaskedLM(Task):
+class MaskedLM(TokenTask):
     """Documents, one a row, are joined and cut into blocks between the special tokens of a text.
 
     In training, masks are drawn as batches are made, for each row from a seed of the run, the step and
@@ -92,7 +94,9 @@ class MaskedLM(Task):
     def columns(self) -> dict[str, str]:
         return {"task.text": self.config.text}
 
-    def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
+    def tokenize(
+        self, splits: DatasetDict, tokenizer: Any, mapper: RowMapper = IN_MEMORY
+    ) -> TokenizedData:
         """Make blocks of `input_ids`; validation rows are masked here, and have `labels`.
 
         Raises:
@@ -103,30 +107,24 @@ class MaskedLM(Task):
 
         blocks = DatasetDict()
         for name, split in splits.items():
-            documents = self._encode(name, split, tokenizer, num_proc)
-            blocks[name] = pack(name, documents, self.config.max_length, before, after)
+            documents = self._encode(name, split, tokenizer, mapper)
+            blocks[name] = pack(name, documents, self.config.max_length, before, after, mapper)
             if name != "train":
-                blocks[name] = blocks[name].map(
-                    _mask_row,
-                    with_indices=True,
-                    fn_kwargs={
-                        "draw": self._draw(tokenizer),
-                        "seed": self.config.validation_seed,
-                    },
-                    features=token_features("input_ids", "labels"),
-                    num_proc=num_proc,
-                    desc=f"mask {name}",
+                encode = partial(
+                    _mask, draw=self._draw(tokenizer), seed=self.config.validation_seed
                 )
+                features = token_features("input_ids", "labels")
+                blocks[name] = mapper.map("mask", name, blocks[name], encode, features)
         return TokenizedData(splits=blocks, model_kwargs={})
 
-    def num_examples(self, rows: Dataset, tokenizer: Any, num_proc: int | None) -> int:
+    def num_examples(self, rows: Dataset, tokenizer: Any, mapper: RowMapper = IN_MEMORY) -> int:
         inner = self.config.max_length - sum(map(len, _special_tokens(tokenizer)))
-        return num_tokens(self._encode("train", rows, tokenizer, num_proc)) // inner
+        return num_tokens(self._encode("train", rows, tokenizer, mapper)) // inner
 
-    def _encode(self, name: str, split: Dataset, tokenizer: Any, num_proc: int | None) -> Dataset:
+    def _encode(self, name: str, split: Dataset, tokenizer: Any, mapper: RowMapper) -> Dataset:
         separated = self.config.separator and tokenizer.sep_token_id is not None
         end = [tokenizer.sep_token_id] if separated else []
-        return encode_documents(name, split, self.config.text, tokenizer, end, num_proc)
+        return encode_documents(name, split, self.config.text, tokenizer, end, mapper)
 
     def _draw(self, tokenizer: Any) -> _Masking:
         config = self.config
@@ -142,15 +140,11 @@ class MaskedLM(Task):
 
         return collate
 
-    def predict(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return each row's summed loss, its chosen tokens, and how many of them were found."""
-        labels = batch["labels"]
-        logits = outputs.logits.float()
-        losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+    def score_tokens(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Return the loss of each prediction, and 1 where the token was found."""
         return {
-            "loss": losses.double().sum(dim=1),
-            "num_tokens": (labels >= 0).sum(dim=1),
-            "num_correct": (logits.argmax(dim=-1) == labels).sum(dim=1),
+            "loss": token_losses(logits, targets),
+            "num_correct": (logits.argmax(dim=-1) == targets).long(),
         }
 
     def score(self, predictions: Predictions, rows: Dataset, tokenizer: Any) -> Metrics:
@@ -196,12 +190,15 @@ class _Masking:
                 return {"input_ids": inputs[0], "labels": labels[0]}
 
 
-def _mask_row(
-    row: dict[str, list[int]], index: int, draw: _Masking, seed: int
-) -> dict[str, list[int]]:
-    """Mask a row, by its place alone, so that whoever scores it sees the same."""
-    masked = draw(row["input_ids"], seed * 1_000_003 + index, least=1)
-    return {name: values.tolist() for name, values in masked.items()}
+def _mask(
+    rows: dict[str, list[Any]], places: range, draw: _Masking, seed: int
+) -> dict[str, list[Any]]:
+    """Mask rows, each by its place alone, so that whoever scores it sees the same."""
+    masked = [
+        draw(ids, seed * 1_000_003 + place, least=1)
+        for ids, place in zip(rows["input_ids"], places, strict=True)
+    ]
+    return {name: [row[name].tolist() for row in masked] for name in ("input_ids", "labels")}
 
 
 def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from pipeline.errors import ConfigError, Problem, SettingError
 from pipeline.section import NotNegative, Positive
 from pipeline.tasks.answer_spans import Offsets, answer_tokens, best_span, exact_match_and_f1
 from pipeline.tasks.base import Metrics, Predictions, Task, TaskConfig, TokenizedData
+from pipeline.tasks.row_mapper import IN_MEMORY, RowMapper
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -98,22 +100,21 @@ class QuestionAnswering(Task):
         for name, split in splits.items():
             _refuse_answers(name, split, self.config.context, self.config.answers)
 
-    def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
+    def tokenize(
+        self, splits: DatasetDict, tokenizer: Any, mapper: RowMapper = IN_MEMORY
+    ) -> TokenizedData:
         from datasets import DatasetDict
 
         windows = DatasetDict(
-            {
-                name: self._windows(name, split, tokenizer, num_proc)
-                for name, split in splits.items()
-            }
+            {name: self._windows(name, split, tokenizer, mapper) for name, split in splits.items()}
         )
         return TokenizedData(splits=windows, model_kwargs={"num_labels": 2})  # start and end
 
-    def num_examples(self, rows: Dataset, tokenizer: Any, num_proc: int | None) -> int:
-        return len(self._windows("train", rows, tokenizer, num_proc))
+    def num_examples(self, rows: Dataset, tokenizer: Any, mapper: RowMapper = IN_MEMORY) -> int:
+        return len(self._windows("train", rows, tokenizer, mapper))
 
-    def _windows(self, name: str, split: Dataset, tokenizer: Any, num_proc: int | None) -> Dataset:
-        """Return a split's windows; `datasets` keeps what it has once mapped."""
+    def _windows(self, name: str, split: Dataset, tokenizer: Any, mapper: RowMapper) -> Dataset:
+        """Return a split's windows."""
         from datasets import Features
 
         config = self.config
@@ -121,23 +122,17 @@ class QuestionAnswering(Task):
         columns = [getattr(config, column) for column in _COLUMNS]
         _refuse_answers(name, split, *columns[1:])
         training = name == "train"
-        return split.map(
+        encode = partial(
             _encode,
-            batched=True,
-            with_indices=True,
-            fn_kwargs={
-                "tokenizer": tokenizer,
-                "columns": columns,
-                "max_length": config.max_length,
-                "stride": config.stride,
-                "question_length": question_length,
-                "training": training,
-            },
-            features=Features(_features(tokenizer.model_input_names, training=training)),
-            num_proc=num_proc,
-            remove_columns=split.column_names,
-            desc=f"tokenize {name}",
+            tokenizer=tokenizer,
+            columns=columns,
+            max_length=config.max_length,
+            stride=config.stride,
+            question_length=question_length,
+            training=training,
         )
+        features = Features(_features(tokenizer.model_input_names, training=training))
+        return mapper.map("tokenize", name, split.select_columns(columns), encode, features)
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
         def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -325,7 +320,7 @@ def _is_list_of(dtype: str, feature: Any) -> bool:
 
 def _encode(
     rows: dict[str, list[Any]],
-    indices: list[int],
+    indices: range,
     *,
     tokenizer: Any,
     columns: list[str],

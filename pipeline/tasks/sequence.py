@@ -12,7 +12,15 @@ from torch import Tensor
 from transformers import DataCollatorWithPadding
 
 from pipeline import metric
-from pipeline.tasks.base import Metrics, Predictions, Task, TaskConfig, TokenizedData
+from pipeline.tasks.base import (
+    Metrics,
+    Predictions,
+    Task,
+    TaskConfig,
+    TokenizedData,
+    input_features,
+)
+from pipeline.tasks.row_mapper import IN_MEMORY, RowMapper
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -64,25 +72,24 @@ class _SequenceTask(Task):
     def model_kwargs(self, splits: DatasetDict) -> dict[str, Any]:
         return self.labels(splits)[1]
 
-    def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
+    def tokenize(
+        self, splits: DatasetDict, tokenizer: Any, mapper: RowMapper = IN_MEMORY
+    ) -> TokenizedData:
         labels, model_kwargs = self.labels(splits)
 
-        def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
+        def encode(rows: dict[str, list[Any]], _: range) -> dict[str, Any]:
             texts = [rows[column] for column in self.config.text]
             encoded = tokenizer(*texts, truncation=True, max_length=self.config.max_length)
             return {**encoded, "labels": [labels(value) for value in rows[self.config.label]]}
 
-        from datasets import DatasetDict
+        from datasets import DatasetDict, Value
 
+        kind = Value("float64" if self.predicts_numbers else "int64")
+        features = input_features(tokenizer, len(self.config.text), labels=kind)
+        columns = list(dict.fromkeys(self.columns().values()))
         mapped = DatasetDict(
             {
-                name: split.map(
-                    encode,
-                    batched=True,
-                    num_proc=num_proc,
-                    remove_columns=split.column_names,
-                    desc=f"tokenize {name}",
-                )
+                name: mapper.map("tokenize", name, split.select_columns(columns), encode, features)
                 for name, split in splits.items()
             }
         )

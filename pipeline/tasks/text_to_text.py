@@ -15,6 +15,7 @@ from pipeline import metric
 from pipeline.errors import ConfigError, Problem
 from pipeline.section import NotNegative, Positive
 from pipeline.tasks.base import Metrics, Predictions, Task, TaskConfig, TokenizedData
+from pipeline.tasks.row_mapper import IN_MEMORY, RowMapper
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -75,29 +76,29 @@ class TextToText(Task):
         for name, split in splits.items():
             self._refuse_missing(name, split)
 
-    def tokenize(self, splits: DatasetDict, tokenizer: Any, num_proc: int | None) -> TokenizedData:
+    def tokenize(
+        self, splits: DatasetDict, tokenizer: Any, mapper: RowMapper = IN_MEMORY
+    ) -> TokenizedData:
         """Make `input_ids`, `attention_mask` and `labels`; validation rows keep their `references`.
 
         Raises:
             ConfigError: if a row has no target.
         """
 
-        def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
+        def encode(rows: dict[str, list[Any]], _: range) -> dict[str, Any]:
             return self._encode(rows, tokenizer)
 
-        from datasets import DatasetDict
+        from datasets import DatasetDict, Features, List, Value
 
+        kinds = {"input_ids": "int32", "attention_mask": "int8", "labels": "int64"}
+        features = Features({name: List(Value(kind)) for name, kind in kinds.items()})
+        columns = list(dict.fromkeys(self.columns().values()))
         mapped = DatasetDict()
         for name, split in splits.items():
             self._refuse_missing(name, split)
             rows, references = (split, None) if name == "train" else self._references(split)
-            mapped[name] = rows.map(
-                encode,
-                batched=True,
-                num_proc=num_proc,
-                remove_columns=rows.column_names,
-                desc=f"tokenize {name}",
-            )
+            rows = rows.select_columns(columns)
+            mapped[name] = mapper.map("tokenize", name, rows, encode, features)
             if references is not None:
                 mapped[name] = mapped[name].add_column("references", references)
         return TokenizedData(splits=mapped, model_kwargs={})
@@ -146,6 +147,10 @@ class TextToText(Task):
         pad = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=_PADDING)
         return lambda rows: dict(pad([{name: row[name] for name in _INPUTS} for row in rows]))
 
+    def tokens_of(self, length: int) -> int:
+        """Return the tokens whose keys and values a row keeps: of each beam, of source and text."""
+        return self.config.num_beams * (length + self.config.max_target_length)
+
     def infer(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Generate a text for each row; see `predict` for what is returned.
 
@@ -165,6 +170,7 @@ class TextToText(Task):
             length_penalty=self.config.length_penalty,
             no_repeat_ngram_size=self.config.no_repeat_ngram_size,
             do_sample=False,
+            use_cache=True,
             synced_gpus=sharded,
         )
         return self.predict(generated, batch)

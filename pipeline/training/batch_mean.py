@@ -58,7 +58,7 @@ def weigh(
 ) -> list[Weights]:
     """Return the weights of this rank's micro-batches of a step; all ranks call, with as many each.
 
-    One all-reduce of two numbers, which goes on during the forward pass.
+    One all-reduce of two numbers, which runs during the forward pass.
     """
     counts = torch.tensor(
         [[task.num_targets(batch), num_attended(batch)] for batch in micro_batches],

@@ -1,4 +1,4 @@
-"""A training run's state on disk, and restoring it, on any number of workers.
+"""A training run's state in storage, and restoring it, on any number of workers.
 
 Not DeepSpeed's own checkpoints: those are of one world size and ZeRO stage, and would widen or drop the
 masks. Here each worker writes its shards of the float32 master weights, of the optimizer's state and of
@@ -6,19 +6,19 @@ the masks by parameter name and range: 12 bytes a trained parameter with Adam, 1
 """
 
 import json
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from mgpp import Pruner
 from mgpp.backends import deepspeed
-from pipeline.store.checkpoints import SavedCheckpoint
+from mgpp.tensor_file import write_tensors
+from pipeline.store.checkpoints import CheckpointFiles, SavedCheckpoint
 from pipeline.tracking.recorder import METRICS_FILE
-from pipeline.training.checkpoint_shards import ShardReader, ShardWriter, index_writers
+from pipeline.training.checkpoint_shards import ShardReader, ShardWriter
 from pipeline.worker_group import WorkerGroup
 
 _STATE_FILE = "state.json"
@@ -40,74 +40,117 @@ class TrainingState:
     skipped: int = 0
 
 
-def write_checkpoint(
-    folder: Path,
-    *,
-    engine: Any,
-    pruner: Pruner | None,
-    records: Path | None,
-    done: TrainingState,
-    workers: WorkerGroup,
-) -> None:
-    """Write this worker's part of the state; all workers must call.
+class Snapshot:
+    """This worker's part of the state after a step, as references until it is copied.
 
-    The main worker adds what is the same on all: counters, buffers, and the records so far, which a
+    The main worker's has what is the same on all: counters, buffers, and the records so far, which a
     later attempt resumes with.
+
+    Args:
+        engine: what `deepspeed.initialize` returned.
+        pruner: of the run, if it prunes.
+        records: the file of the records so far; the main worker's.
+        done: how far the run has come.
+        workers: all of them.
     """
-    masks = pruner.state_dict() if pruner else None
-    if workers.is_main or engine.zero_optimization_stage() > 0:  # at stage 0 all hold the same
-        writer = ShardWriter(folder, workers.rank)
-        writer.add_trained(deepspeed.training_state(engine))
-        writer.add_masks(masks.pop("masks") if masks else ())
-        writer.close()
-    if records is not None:
-        shutil.copyfile(records, folder / METRICS_FILE)
-    if workers.is_main:
-        if buffers := _buffers(engine.module):
-            save_file(buffers, folder / _BUFFERS_FILE)
-        state = {
-            "done": asdict(done),
-            "pruner": masks,
-            "deepspeed": deepspeed.engine_counters(engine),
-        }
-        (folder / _STATE_FILE).write_text(json.dumps(state))
+
+    def __init__(
+        self,
+        *,
+        engine: Any,
+        pruner: Pruner | None,
+        records: Path | None,
+        done: TrainingState,
+        workers: WorkerGroup,
+    ) -> None:
+        self._shards = ShardWriter(workers.rank)
+        if workers.is_main or engine.zero_optimization_stage() > 0:  # at stage 0 all hold the same
+            self._shards.add_trained(deepspeed.training_state(engine))
+            self._shards.add_masks(pruner.masks_in_place() if pruner else ())
+        self._small: dict[str, bytes] = {}
+        self._buffers: dict[str, Tensor] = {}
+        if records is not None:
+            self._small[METRICS_FILE] = records.read_bytes()
+        if workers.is_main:
+            self._buffers = _buffers(engine.module)
+            state = {
+                "done": asdict(done),
+                "pruner": pruner.counters() if pruner else None,
+                "deepspeed": deepspeed.engine_counters(engine),
+            }
+            self._small[_STATE_FILE] = json.dumps(state).encode()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors: what a copy takes."""
+        return self._shards.num_bytes + sum(buffer.nbytes for buffer in self._buffers.values())
+
+    def copy_to_host(self) -> None:
+        """Copy all tensors to the host's memory, so that the training may change them meanwhile."""
+        self._shards.copy_to_host()
+        self._buffers = {name: b.to("cpu", copy=True) for name, b in self._buffers.items()}
+
+    def write(self, files: CheckpointFiles) -> None:
+        """Write it to storage, a few MiB at a time."""
+        self._shards.write(files)
+        if self._buffers:
+            with files.file(_BUFFERS_FILE) as stream:
+                write_tensors(stream, self._buffers)
+        for name, data in self._small.items():
+            files.put(name, data)
 
 
-def load_engine(saved: SavedCheckpoint, *, engine: Any, workers: WorkerGroup) -> TrainingState:
-    """Load model and optimizer, whatever the layout they were saved from; all workers must call.
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """What was read of a checkpoint beside the master weights and the optimizer's state.
 
-    Returns:
-        How far the run had come.
+    Attributes:
+        done: how far the run had come.
+        records: its records so far; the main worker's.
     """
-    with _shards(saved, workers) as shards:
-        deepspeed.load_training_state(engine, shards.trained)
-    if _BUFFERS_FILE in saved.manifest.files:
-        loaded = load_file(saved.file(_BUFFERS_FILE))
-        for name, buffer in _buffers(engine.module).items():
-            buffer.copy_(loaded[name])
-    state = json.loads(saved.file(_STATE_FILE).read_text())
-    deepspeed.load_engine_counters(engine, state["deepspeed"])
-    return TrainingState(**state["done"])
+
+    done: TrainingState
+    records: str
+    _counters: dict[str, Any]
+    _pruner: dict[str, Any] | None
+    _buffers: dict[str, Tensor]
+
+    def apply(self, *, engine: Any, pruner: Pruner | None) -> None:
+        """Restore the rest; all workers must call."""
+        deepspeed.copy_to_low_precision(engine)
+        for name, buffer in _buffers(engine.module).items() if self._buffers else ():
+            buffer.copy_(self._buffers[name])
+        deepspeed.load_engine_counters(engine, self._counters)
+        if pruner is not None:
+            assert self._pruner is not None
+            pruner.load_state_dict(self._pruner)
 
 
-def load_pruner(saved: SavedCheckpoint, *, pruner: Pruner, workers: WorkerGroup) -> None:
-    """Load this worker's masks and the counters; all workers must call."""
-    state = json.loads(saved.file(_STATE_FILE).read_text())["pruner"]
-    with _shards(saved, workers) as shards:
-        held = (shard for shard in pruner.shards if shard.numel)
-        masks = (m for s in held for m in shards.masks(s.name, s.offset, s.numel))
-        pruner.load_state_dict({**state, "masks": masks})
+def read(
+    saved: SavedCheckpoint, *, engine: Any, pruner: Pruner | None, workers: WorkerGroup
+) -> Restored:
+    """Read this worker's part, whatever the layout it was saved from; asks no other worker.
 
-
-def load_records(saved: SavedCheckpoint) -> str:
-    """Return the records up to the checkpoint."""
-    if METRICS_FILE not in saved.manifest.files:
-        return ""
-    return saved.file(METRICS_FILE).read_text(encoding="utf-8")
-
-
-def _shards(saved: SavedCheckpoint, workers: WorkerGroup) -> ShardReader:
-    return ShardReader(saved.file, index_writers(saved.manifest.files, first=workers.rank))
+    Master weights and optimizer state go to where they belong, all of them; the rest is returned.
+    """
+    shards = ShardReader(saved, first=workers.rank)
+    deepspeed.load_masters(engine, shards.trained)
+    state = json.loads(saved.read(_STATE_FILE))
+    masks = [
+        mask
+        for held in (pruner.shards if pruner else ())
+        if held.numel
+        for mask in shards.masks(held.name, held.offset, held.numel)
+    ]
+    files = saved.manifest.files
+    has_records = workers.is_main and METRICS_FILE in files
+    return Restored(
+        done=TrainingState(**state["done"]),
+        records=saved.read(METRICS_FILE).decode() if has_records else "",
+        _counters=state["deepspeed"],
+        _pruner={**state["pruner"], "masks": masks} if pruner else None,
+        _buffers=load(saved.read(_BUFFERS_FILE)) if _BUFFERS_FILE in files else {},
+    )
 
 
 def _buffers(model: nn.Module) -> dict[str, Tensor]:

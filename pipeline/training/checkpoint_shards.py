@@ -9,21 +9,24 @@ size and the ZeRO stage are the same.
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mgpp.backends.deepspeed import TrainedShard
+from mgpp.tensor_file import HEADER_START, TensorPlace, header_end, places, write_tensors
 from pipeline.errors import StageError
+from pipeline.storage.writing import run_at_once
+from pipeline.store.checkpoints import CheckpointFiles, SavedCheckpoint
 
-_FILE_BYTES = 1 << 30  # a file is made in memory before it is written
+_FILE_BYTES = (
+    256 << 20
+)  # a few files are written at a time, and few blocks of one are held at reading
+_FILES_AT_ONCE = 4  # an object store takes the parts of one file one after the other
 _MASTER, _KEEP = "master", "keep"
 
 
@@ -48,15 +51,36 @@ class _Range:
         return f"{self.name}:{self.offset}:{key}"
 
 
-class ShardWriter:
-    """Writes one worker's shards into a folder, at most a gigabyte or so in memory at a time."""
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """A file that is to be written: its ranges and their tensors by name."""
 
-    def __init__(self, folder: Path, rank: int) -> None:
-        self._folder = folder
+    name: str
+    ranges: list[_Range] = field(default_factory=list)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+class ShardWriter:
+    """One worker's shards, first put in files, then written to storage a few MiB at a time.
+
+    Tensors are not copied before they are written, unless `copy_to_host` is called.
+
+    Args:
+        rank: of the worker.
+    """
+
+    def __init__(self, rank: int) -> None:
         self._rank = rank
-        self._ranges: list[_Range] = []
-        self._tensors: dict[str, Tensor] = {}
-        self._num_files = self._num_bytes = 0
+        self._files: list[_File] = []
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(file.num_bytes for file in self._files)
 
     def add_trained(self, shards: Iterable[TrainedShard]) -> None:
         """Add shards of trained parameters with their optimizer state."""
@@ -69,11 +93,18 @@ class ShardWriter:
             values = {_KEEP: mask["keep"], **mask["state"]}
             self._add(mask["name"], mask["offset"], mask["numel"], values, {})
 
-    def close(self) -> None:
-        """Write what is left, and the index."""
-        self._flush()
-        index = [asdict(range_) for range_ in self._ranges]
-        (self._folder / _index_file(self._rank)).write_text(json.dumps(index))
+    def copy_to_host(self) -> None:
+        """Copy all tensors to the host's memory, so that the training may change them meanwhile."""
+        for file in self._files:
+            for name, tensor in file.tensors.items():
+                copy = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+                file.tensors[name] = copy.copy_(tensor)
+
+    def write(self, files: CheckpointFiles) -> None:
+        """Write all shards, several files at once, and the index."""
+        run_at_once((partial(_write, files, file) for file in self._files), _FILES_AT_ONCE)
+        index = [asdict(range_) for file in self._files for range_ in file.ranges]
+        files.put(_index_file(self._rank), json.dumps(index).encode())
 
     def _add(
         self,
@@ -85,51 +116,41 @@ class ShardWriter:
     ) -> None:
         if numel == 0:
             return
+        if not self._files or self._files[-1].num_bytes >= _FILE_BYTES:
+            self._files.append(
+                _File(name=f"state-r{self._rank:05d}-{len(self._files):05d}.safetensors")
+            )
+        file = self._files[-1]
         range_ = _Range(
             name=name,
             offset=offset,
             numel=numel,
             keys=list(values),
             counters=counters,
-            file=self._file,
+            file=file.name,
         )
-        self._ranges.append(range_)
-        self._tensors |= {range_.tensor_name(key): value for key, value in values.items()}
-        self._num_bytes += sum(value.nbytes for value in values.values())
-        if self._num_bytes >= _FILE_BYTES:
-            self._flush()
+        file.ranges.append(range_)
+        file.tensors.update({range_.tensor_name(key): value for key, value in values.items()})
 
-    @property
-    def _file(self) -> str:
-        return f"state-r{self._rank:05d}-{self._num_files:05d}.safetensors"
 
-    def _flush(self) -> None:
-        if self._tensors:
-            save_file(self._tensors, self._folder / self._file)
-            self._num_files += 1
-            self._tensors, self._num_bytes = {}, 0
+def _write(files: CheckpointFiles, file: _File) -> None:
+    with files.file(file.name) as stream:
+        write_tensors(stream, file.tensors)
 
 
 class ShardReader:
-    """Reads any range of what all workers wrote; use it as a context manager.
+    """Reads any range of what all workers wrote, and no other bytes than of the blocks they lie in.
 
     Args:
-        file: gives the local path of a file of the checkpoint.
-        writers: the workers that wrote shards, the likeliest first.
+        saved: the checkpoint.
+        first: the worker whose shards are looked at first: the likeliest to have what is wanted.
     """
 
-    def __init__(self, file: Callable[[str], Path], writers: Iterable[int]) -> None:
-        self._file = file
-        self._writers = iter(writers)
+    def __init__(self, saved: SavedCheckpoint, first: int) -> None:
+        self._read = saved.read
+        self._writers = iter(index_writers(saved.manifest.files, first))
         self._ranges: dict[str, list[_Range]] = defaultdict(list)
-        self._open: dict[str, Any] = {}
-        self._stack = ExitStack()
-
-    def __enter__(self) -> "ShardReader":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        self._places: dict[str, dict[str, TensorPlace]] = {}
 
     def trained(
         self, name: str, offset: int, numel: int
@@ -153,8 +174,7 @@ class ShardReader:
             StageError: if the checkpoint does not hold all of them.
         """
         for range_ in self._find(name, offset, numel, _KEEP):
-            file = self._opened(range_.file)
-            values = {key: file.get_tensor(range_.tensor_name(key)) for key in range_.keys}
+            values = {key: self._tensor(range_, key) for key in range_.keys}
             yield {
                 "name": name,
                 "offset": range_.offset,
@@ -184,21 +204,29 @@ class ShardReader:
         writer = next(self._writers, None)
         if writer is None:
             return False
-        for entry in json.loads(self._file(_index_file(writer)).read_text()):
+        for entry in json.loads(self._read(_index_file(writer))):
             self._ranges[entry["name"]].append(_Range(**entry))
         return True
 
     def _slice(self, range_: _Range, key: str, offset: int, numel: int) -> Tensor:
         begin = max(offset - range_.offset, 0)
         end = min(offset + numel - range_.offset, range_.numel)
-        part: Tensor = self._opened(range_.file).get_slice(range_.tensor_name(key))[begin:end]
-        return part
+        return self._tensor(range_, key, begin, end)
 
-    def _opened(self, file: str) -> Any:
-        if file not in self._open:
-            handle = safe_open(str(self._file(file)), framework="pt")
-            self._open[file] = self._stack.enter_context(handle)
-        return self._open[file]
+    def _tensor(self, range_: _Range, key: str, begin: int = 0, end: int | None = None) -> Tensor:
+        """Return elements of a 1-D tensor, all of them unless a part is asked for."""
+        place = self._place(range_.file, range_.tensor_name(key))
+        first, last = place.bytes_of(begin, place.shape[0] if end is None else end)
+        data = bytearray(
+            self._read(range_.file, first, last)
+        )  # torch wants to be able to write to it
+        return torch.frombuffer(data, dtype=place.dtype)
+
+    def _place(self, file: str, tensor: str) -> TensorPlace:
+        if file not in self._places:
+            end = header_end(self._read(file, 0, HEADER_START))
+            self._places[file] = places(self._read(file, 0, end))
+        return self._places[file][tensor]
 
 
 def index_writers(files: Iterable[str], first: int) -> list[int]:

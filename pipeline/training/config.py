@@ -1,6 +1,6 @@
 """The settings of a fine-tune: how long, in what batches, at what rate."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -20,6 +20,7 @@ class TrainConfig(OptimizerConfig):
             "log_every",
             "checkpoint_every",
             "checkpoints_kept",
+            "checkpoint_writing",
             "max_skipped_steps",
             "gradient_checkpointing",
         }
@@ -44,7 +45,10 @@ class TrainConfig(OptimizerConfig):
     max_skipped_steps: NotNegative = 0
     """How many steps with a gradient that is not finite are left out before the run stops (ZeRO 1-3)."""
     checkpoints_kept: Positive = 2
-    """How many checkpoints are kept; older ones are deleted."""
+    """How many checkpoints are kept; older ones are deleted. One more is there while it is written."""
+    checkpoint_writing: Literal["auto", "foreground", "background"] = "auto"
+    """Training waits for a checkpoint in the foreground; in the background it continues while a copy in
+    the host's memory is written; auto: in the background where the nodes' free memory holds the copy."""
 
     def rows_of_a_pass(self, num_workers: int) -> int:
         """Return how many rows each of so many workers takes in one forward pass."""

@@ -148,6 +148,8 @@ def make_inference_model(
         new_head=False,
         workers=workers,
     )
+    for of_model in (model.config, model.config.get_text_config()):
+        of_model.use_cache = False  # keys and values are kept only where texts are generated
     if settings is None:
         return model.to(workers.device).eval()
     import deepspeed

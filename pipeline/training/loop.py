@@ -6,10 +6,10 @@ A plain function over a process group that is already there; it runs the same un
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from mgpp import Pruner, PruningSchedule, transposed_weights
 from mgpp.backends.deepspeed import attach, clear_gradients, training_state
 from pipeline.context import Context
 from pipeline.errors import ConfigError, Problem, StageError
+from pipeline.host_memory import room_on_nodes
 from pipeline.models.loading import load_tokenizer
 from pipeline.models.settings import load_model_config
 from pipeline.models.source import ModelConfig
@@ -26,7 +27,7 @@ from pipeline.models.trial import predicts_next_token
 from pipeline.pruning.config import PruneSection
 from pipeline.saving.contents import contents_of
 from pipeline.saving.model_files import write_model
-from pipeline.store.checkpoints import CheckpointStore
+from pipeline.store.checkpoints import CheckpointStore, SavedCheckpoint
 from pipeline.tasks import Task
 from pipeline.tasks.base import token_lengths
 from pipeline.tracking.recorder import Recorder
@@ -80,6 +81,7 @@ class _Run:
     window_start: float = field(default_factory=time.perf_counter)
     steps_in_window: int = 0
     overflows: int = 0  # steps left out one after another
+    copies_fit: bool | None = None  # whether nodes have room for a checkpoint's copy, once asked
 
 
 def train(
@@ -113,9 +115,19 @@ def train(
     plan = config.batch_plan(num_rows=len(rows), world_size=workers.world_size, lengths=lengths)
     num_steps = config.num_steps(plan.steps_per_epoch)
     own_loss = uses_own_loss(model_config, task)
-    engine = make_engine(context, model_config, task, config, zero, prune, plan)
+    engine, pruner, done, history = _begin_or_resume(
+        context,
+        partial(make_engine, context, model_config, task, config, zero, prune, plan),
+        partial(
+            attach_pruner,
+            prune=prune,
+            schedule=prune.settings.schedule(num_steps, plan.steps_per_epoch),
+            num_examples=plan.num_rows,
+        )
+        if prune
+        else None,
+    )
     contents_of(engine.module)  # what could not be saved is refused before the first step
-    done, history, pruner = _take_up(context, engine, prune, plan, num_steps)
     distillation = None
     if teacher is not None:
         distillation = teacher.begin(
@@ -172,26 +184,39 @@ def _micro_batches(run: _Run, context: Context, rows: Any) -> Iterator[dict[str,
     )
 
 
-def _take_up(
-    context: Context, engine: Any, prune: PruneSection | None, plan: BatchPlan, num_steps: int
-) -> tuple[checkpoint.TrainingState, str, Pruner | None]:
-    """Load the newest checkpoint, if there is one, and attach the pruner, if there is to be one.
+def _begin_or_resume(
+    context: Context,
+    make: Callable[[], Any],
+    attach_to: Callable[[Any], Pruner] | None,
+) -> tuple[Any, Pruner | None, checkpoint.TrainingState, str]:
+    """Make the engine and the pruner, and load the newest good checkpoint, if there is one.
+
+    Args:
+        context: the workers and the checkpoints.
+        make: makes the engine.
+        attach_to: attaches the pruner to it, if there is to be one.
 
     Returns:
-        How far the run had come, its records so far, and the pruner.
+        The engine, the pruner, how far the run had come, and its records so far.
     """
-    done, history, pruner = checkpoint.TrainingState(), "", None
-    workers = context.workers
-    with context.checkpoints.latest() as saved:
-        if saved is not None:
-            done = checkpoint.load_engine(saved, engine=engine, workers=workers)
-            history = checkpoint.load_records(saved)
-        if prune is not None:
-            schedule = prune.settings.schedule(num_steps, plan.steps_per_epoch)
-            pruner = attach_pruner(engine, prune, schedule, num_examples=plan.num_rows)
-            if saved is not None:
-                checkpoint.load_pruner(saved, pruner=pruner, workers=workers)
-    return done, history, pruner
+    engine = make()
+    pruner = attach_to(engine) if attach_to else None
+    was_read = False
+
+    def read(saved: SavedCheckpoint) -> checkpoint.Restored:
+        nonlocal was_read
+        was_read = True
+        return checkpoint.read(saved, engine=engine, pruner=pruner, workers=context.workers)
+
+    restored = context.checkpoints.restore(read)
+    if restored is not None:
+        restored.apply(engine=engine, pruner=pruner)
+        return engine, pruner, restored.done, restored.records
+    if was_read:  # damage was found in what the engine holds by now
+        engine.destroy()
+        engine = make()
+        pruner = attach_to(engine) if attach_to else None
+    return engine, pruner, checkpoint.TrainingState(), ""
 
 
 def _take_steps(
@@ -199,12 +224,51 @@ def _take_steps(
 ) -> None:
     """Train to the end, with a checkpoint now and then."""
     every = run.config.checkpoint_every
-    while run.done.steps < run.num_steps:
-        updated = train_step(run, batches)
-        steps = run.done.steps
-        if updated and every and steps % every == 0 and steps < run.num_steps:
-            _check_weights(run)
-            checkpoints.save(partial(_checkpoint, run), steps)
+    try:
+        while run.done.steps < run.num_steps:
+            updated = train_step(run, batches)
+            checkpoints.check()
+            steps = run.done.steps
+            if updated and every and steps % every == 0 and steps < run.num_steps:
+                _check_weights(run)
+                _save(run, checkpoints)
+        checkpoints.settle()
+    except StageError:  # the same on all workers: what they write is of an earlier step, and good
+        with suppress(Exception):
+            checkpoints.settle()
+        raise
+    except BaseException:
+        checkpoints.abandon()
+        raise
+
+
+def _save(run: _Run, checkpoints: CheckpointStore) -> None:
+    """Save the state: from a copy in the background where that is wanted and nodes have room for it."""
+    checkpoints.settle()  # its copy is gone before the next is made
+    snapshot = checkpoint.Snapshot(
+        engine=run.engine,
+        pruner=run.pruner,
+        records=run.recorder.path if run.recorder else None,
+        done=run.done,
+        workers=run.workers,
+    )
+    in_background = _is_copied(run, checkpoints, snapshot.num_bytes)
+    if in_background:
+        snapshot.copy_to_host()
+    checkpoints.save(snapshot.write, run.done.steps, in_background=in_background)
+
+
+def _is_copied(run: _Run, checkpoints: CheckpointStore, num_bytes: int) -> bool:
+    """Decide whether a checkpoint is copied and written in the background; the same on all workers."""
+    writing = run.config.checkpoint_writing
+    if writing != "auto":
+        return writing == "background"
+    room = room_on_nodes(num_bytes, run.workers)
+    if room.fits != run.copies_fit:
+        run.copies_fit = room.fits
+        how = "background" if room.fits else "foreground"
+        checkpoints.note(f"checkpoints are written in the {how}: a copy takes {room}")
+    return room.fits
 
 
 def attach_pruner(
@@ -392,17 +456,6 @@ def _record_pruning(run: _Run, pruner: Pruner, step: int) -> None:
         run.recorder.write("prune", step, values)
         if layers:
             run.recorder.write("layers", step, {"sparsity": layers})
-
-
-def _checkpoint(run: _Run, folder: Path) -> None:
-    checkpoint.write_checkpoint(
-        folder,
-        engine=run.engine,
-        pruner=run.pruner,
-        records=run.recorder.path if run.recorder else None,
-        done=run.done,
-        workers=run.workers,
-    )
 
 
 def _finish(run: _Run, context: Context) -> dict[str, Any]:

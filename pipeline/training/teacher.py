@@ -22,6 +22,8 @@ from pipeline.training.distill import DistillConfig, hidden_loss, output_loss, s
 from pipeline.training.engine import make_inference_model
 from pipeline.worker_group import WorkerGroup
 
+_SHIFTS_LABELS = "AutoModelForSeq2SeqLM"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSpec:
@@ -100,7 +102,10 @@ class Distillation:
         config = self.config
         extra = {"output_hidden_states": True} if config.hidden_weight else {}
         with torch.no_grad():  # first, so that its activations are gone when the student's come
-            target = self.teacher(**batch, **extra)
+            # Given labels it would compute a loss that nothing uses; but a decoder beside an encoder
+            # makes its inputs of them.
+            given = batch if self.task.auto_model == _SHIFTS_LABELS else without_labels(batch)
+            target = self.teacher(**given, **extra)
         learned = student(**(batch if self.own_loss else without_labels(batch)), **extra)
         task_loss = weighted_loss(learned, batch, self.task, weights.targets)
         distilled = self._distill_loss(learned, target, batch) * weights.targets

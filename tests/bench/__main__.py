@@ -1,6 +1,6 @@
 """What pruning costs: ratios from one run, printed as a table and written to bench.json.
 
-python -m tests.bench [threshold step scaling throughput ray]
+python -m tests.bench [threshold step scaling throughput sparse ray corpora]
 """
 
 import json
@@ -26,9 +26,19 @@ LIMITS: dict[str, tuple[str, str]] = {
     "threshold_sent_bytes": ("bytes a rank sends for a threshold", "<= 1048576"),
     "scaling_elements": ("share of the weights a rank touches, times the ranks", "<= 1.01"),
     "throughput_ratio": ("tokens a second over transformers.Trainer with DeepSpeed", ">= 1"),
+    "sparse_speedup_90%_1x128": (
+        "dense BERT-base's time over the sparse one's, 90% zeros",
+        ">= 1.7",
+    ),
+    "sparse_speedup_95%_1x128": ("the same at 95% zeros", ">= 2.5"),
+    "sparse_speedup_90%_8x128": ("8 rows of 128 tokens, 90% zeros", ">= 1.3"),
+    "sparse_speedup_95%_8x128": ("8 rows of 128 tokens, 95% zeros", ">= 2"),
     "ray_share": ("wall time of mgpp run over the same stages in a plain loop", "<= 1.3"),
+    "corpus_mb_per_minute": ("MB of text a minute through the data stage on two cores", ">= 250"),
+    "corpus_memory_mib": ("MiB its processes hold beyond imports", "<= 1024"),
+    "corpus_same_files": ("1 if a killed and resumed data stage made the same files", ">= 1"),
 }
-PARTS = ("threshold", "scaling", "step", "throughput", "ray")
+PARTS = ("threshold", "scaling", "step", "throughput", "sparse", "ray", "corpora")
 ROUNDS = 4
 
 

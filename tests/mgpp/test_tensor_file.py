@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mgpp.tensor_file import TensorFile
+from mgpp.tensor_file import TensorFile, header_end, places, write_tensors
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.bool)
 SHAPES = st.lists(st.integers(0, 5), max_size=3)
@@ -43,6 +43,27 @@ def test_safetensors_reads_what_was_written(
         assert torch.equal(loaded[name], tensor)
     with safe_open(path, "pt") as file:
         assert file.metadata() == {"a": "b"}
+
+
+def test_values_lie_where_the_header_says(tmp_path: Path) -> None:
+    tensors = {
+        "a": torch.arange(3, dtype=torch.bfloat16),
+        "b": torch.randn(4, 5),
+        "empty": torch.zeros(0, 2),
+        "flags": torch.tensor([True, False]),
+    }
+    path = tmp_path / "m.safetensors"
+    with path.open("wb") as stream:
+        write_tensors(stream, tensors, part_bytes=7)
+    assert all(torch.equal(values, tensors[name]) for name, values in load_file(path).items())
+    content = path.read_bytes()
+    found = places(content[: header_end(content)])
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tuple(tensor.shape))
+    first, last = found["b"].bytes_of(6, 17)
+    slice_of_b = torch.frombuffer(bytearray(content[first:last]), dtype=torch.float32)
+    assert torch.equal(slice_of_b, tensors["b"].reshape(-1)[6:17])
 
 
 @pytest.mark.parametrize(

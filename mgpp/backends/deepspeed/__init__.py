@@ -26,9 +26,10 @@ from mgpp.backends.deepspeed.hooks import attach
 from mgpp.backends.deepspeed.refusals import unsupported_settings
 from mgpp.backends.deepspeed.state import (
     TrainedShard,
+    copy_to_low_precision,
     engine_counters,
     load_engine_counters,
-    load_training_state,
+    load_masters,
     training_state,
 )
 from mgpp.backends.deepspeed.weights import local_shards, shard_numel
@@ -37,9 +38,10 @@ __all__ = [
     "TrainedShard",
     "attach",
     "clear_gradients",
+    "copy_to_low_precision",
     "engine_counters",
     "load_engine_counters",
-    "load_training_state",
+    "load_masters",
     "local_shards",
     "shard_numel",
     "training_state",

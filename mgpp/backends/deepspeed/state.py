@@ -57,10 +57,12 @@ def training_state(engine: Any) -> Iterator[TrainedShard]:
         )
 
 
-def load_training_state(
+def load_masters(
     engine: Any, read: Callable[[str, int, int], tuple[dict[str, Tensor], dict[str, float]]]
 ) -> None:
-    """Restore a training state, whatever layout it was saved from; all ranks must call.
+    """Restore this rank's masters and optimizer state, whatever layout they were saved from.
+
+    No other rank is asked for anything. `copy_to_low_precision` must follow, on all ranks.
 
     Args:
         engine: what `deepspeed.initialize` returned.
@@ -84,7 +86,6 @@ def load_training_state(
             if isinstance(number, float):
                 device = shard.flat.device if on_device else torch.device("cpu")
                 state[key] = torch.tensor(number, dtype=torch.float32, device=device)
-    _copy_to_low_precision(engine)
 
 
 def engine_counters(engine: Any) -> dict[str, dict[str, float]]:
@@ -115,8 +116,8 @@ def _names(engine: Any) -> dict[int, str]:
     return {id(parameter): name for name, parameter in engine.module.named_parameters()}
 
 
-def _copy_to_low_precision(engine: Any) -> None:
-    """Copy the float32 masters to the weights that the model computes with."""
+def copy_to_low_precision(engine: Any) -> None:
+    """Copy the float32 masters to the weights that the model computes with; all ranks must call."""
     optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
     if stage == 0:
         for shard in parameter_shards(engine):

@@ -9,6 +9,7 @@ from pipeline.runs.config import RunConfig
 from pipeline.runs.stage import Stage, StageContext, every, only
 from pipeline.section import Section
 from pipeline.tasks import TaskConfig, make_task
+from pipeline.tasks.row_mapper import RowMapper
 
 _TOKENIZER = ("path", "revision", "gguf_file")
 
@@ -22,8 +23,12 @@ class DataStage(Stage):
     """Tokenizes the rows of all splits."""
 
     name = "data"
-    version = 3
+    version = 4
     settings = {"data": every, "task": _for_rows, "model": only(*_TOKENIZER)}
+
+    def num_cpus(self, config: RunConfig) -> int | str:
+        """Return the processes that tokenize."""
+        return config.data.num_proc
 
     def inputs(self, config: RunConfig) -> tuple[str, ...]:
         """Return nothing: it is the first."""
@@ -42,7 +47,8 @@ class DataStage(Stage):
         config = context.config
         tokenizer = load_tokenizer(config.model)
         task, identity = make_task(config.task), context.params["data"]
-        return prepare_data(config.data, task, tokenizer, context.output, identity)
+        mapper = RowMapper(num_proc=context.cores, folder=context.parts, progress=context.progress)
+        return prepare_data(config.data, task, tokenizer, context.output, identity, mapper)
 
 
 DATA = DataStage()

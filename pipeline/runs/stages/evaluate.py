@@ -21,7 +21,7 @@ class EvaluateStage(Stage):
     """Scores the models of a run."""
 
     name = "evaluate"
-    version = 2
+    version = 3
     settings = {
         "evaluate": every,
         "task": _for_scoring,

@@ -7,7 +7,7 @@ from pipeline.runs.stage import Stage, StageContext, every, model_sizes
 from pipeline.runs.stages.dense import DENSE
 from pipeline.runs.stages.export import EXPORT, embedding_sizes, package_versions
 from pipeline.tasks import make_task
-from pipeline.tracking.recorder import METRICS_FILE, read_records
+from pipeline.tracking.recorder import METRICS_FILE, parse_records
 
 
 class ReportStage(Stage):
@@ -34,10 +34,11 @@ class ReportStage(Stage):
         config, artifacts = context.config, context.artifacts
         figures, exported = artifacts["prune"].metrics, artifacts["export"].metrics
         task, metrics = make_task(config.task), artifacts["evaluate"].metrics
-        records = read_records(context.inputs["prune"] / METRICS_FILE)
+        records = parse_records(artifacts["prune"].read_text(METRICS_FILE))
         dense_steps: list[dict[str, Any]] = []
         if DENSE.name in artifacts:
-            dense_steps = read_records(context.inputs[DENSE.name] / METRICS_FILE).get("step", [])
+            of_dense = parse_records(artifacts[DENSE.name].read_text(METRICS_FILE))
+            dense_steps = of_dense.get("step", [])
         page = render_report(
             ReportData(
                 name=config.name,

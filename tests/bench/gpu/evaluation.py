@@ -63,5 +63,5 @@ def measure(size: Mapping[str, Any], device: torch.device, folder: Path) -> Iter
         key="evaluation_peak_logits",
         text="what of it lies beyond the weights, over a batch's logits in float32",
         value=None if peak is None else (peak - 2 * num_weights) / (4 * logits),
-        limit="<= 4",
+        limit="<= 0.4",
     )

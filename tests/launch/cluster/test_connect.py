@@ -12,7 +12,8 @@ import ray
 from prometheus_client.parser import text_string_to_metric_families
 from ray.train import ControllerError, WorkerGroupError
 
-from launch.cluster.connect import wait_for_nodes
+from launch.cluster import connect
+from launch.cluster.connect import cluster_capacity, local_capacity, wait_for_nodes
 from launch.workers.network import _VARIABLES, interface_of, use_node_interface
 from launch.workers.status_actor import GAUGES, PREFIX, RESTARTS
 from launch.workers.worker_group import _reason
@@ -21,6 +22,24 @@ from pipeline.runs.config import ClusterConfig
 from pipeline.training.config import TrainConfig
 from tests.launch.conftest import mgpp
 from tests.launch.runs import run_on
+
+
+@pytest.mark.parametrize(
+    ("file", "limit", "expected"),
+    [
+        ("memory.max", "1000\n", 1000),
+        ("memory.max", "max\n", None),
+        ("memory/memory.limit_in_bytes", "2000\n", 2000),
+        ("memory/memory.limit_in_bytes", f"{2**63 - 4096}\n", None),
+    ],
+)
+def test_memory_of_this_machine_is_what_its_control_group_allows(
+    tmp_path, monkeypatch, file, limit, expected
+):
+    monkeypatch.setattr(connect, "_CGROUP", tmp_path)
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(limit)
+    assert local_capacity().memory == (expected or psutil.virtual_memory().total,)
 
 
 def test_the_interface_of_an_address():
@@ -101,6 +120,9 @@ def test_why_workers_failed_is_said_first_and_in_full_after(error, expected):
 @pytest.mark.distributed
 def test_workers_that_cannot_fit_are_refused_at_once(project, tmp_path, cluster):
     cluster.add_node(num_cpus=1)
+    memory = _capacity(cluster).memory
+    assert len(memory) == 2
+    assert all(0 < size <= psutil.virtual_memory().total for size in memory)
     since = time.monotonic()
     with run_on(project, tmp_path / "runs", cluster) as run:
         code, log = run.end(timeout=120)
@@ -126,6 +148,14 @@ def test_prometheus_finds_a_run_at_its_nodes_port(project, tmp_path, cluster):
     assert 0 < found["mgpp_step"][1] <= 160
     assert 0 <= found["mgpp_mask_sparsity"][1] <= 0.8
     assert found["mgpp_tokens_per_second"][1] > 0
+
+
+def _capacity(cluster):
+    ray.init(address=cluster.address, logging_level="error")
+    try:
+        return cluster_capacity()
+    finally:
+        ray.shutdown()
 
 
 def _metrics_ports(cluster):

@@ -3,7 +3,7 @@
 import time
 
 from launch.cli.output import narrator
-from launch.driver.progress import StageDisplay
+from launch.driver.progress import StageDisplay, describe
 
 RECORD = {"step": 3, "num_steps": 8, "loss": 0.5}
 
@@ -35,6 +35,19 @@ def test_every_stage_is_told_and_timed(capsys):
     assert lines[2:4] == ["prune     starting", "prune     step 4/8  loss 0.5000"]
     assert lines[4].startswith("prune     done in ")
     assert set(display.seconds) == {"dense", "prune"}
+
+
+def test_rounds_of_writing_are_no_steps():
+    record = {"event": "write", "step": 2, "num_steps": 526}
+    assert describe(record) == "writing the model: round 3/526"
+
+
+def test_rows_are_counted_with_the_time_left():
+    record = {"event": "rows", "what": "tokenize train", "done": 1200, "total": 45000}
+    assert describe(record) == "tokenize train  1,200/45,000 rows"
+    assert describe(record | {"seconds_left": 754.6}) == (
+        "tokenize train  1,200/45,000 rows  12:34 left"
+    )
 
 
 def test_a_failure_is_told(capsys):

@@ -5,10 +5,10 @@ import time
 
 import pytest
 
+from pipeline.storage.filesystems import open_storage
 from pipeline.store.artifacts import ArtifactStore
 from pipeline.store.checkpoints import newest_step
 from pipeline.store.maintenance import entries
-from pipeline.store.storage import open_storage
 from tests.launch.conftest import mgpp
 from tests.launch.runs import Driver
 from tests.object_storage import ACCESS
@@ -56,7 +56,11 @@ def test_a_run_on_s3_is_killed_and_goes_on(project, bucket, tmp_path):
         ["data", "prune", "evaluate", "export", "report"], "done"
     )
     verified = mgpp(project, "store", "verify", storage, "--json")
-    assert json.loads(verified.stdout) == {"status": "verified", "num_artifacts": 5}
+    assert json.loads(verified.stdout) == {
+        "status": "verified",
+        "num_artifacts": 5,
+        "num_unsealed": 0,
+    }
 
     filesystem, root = open_storage(summary["model"])
     path = f"{root}/model.safetensors"

@@ -792,6 +792,24 @@ def test_identity_of_missing_files_and_functions():
 # The stage.
 
 
+SENTENCES = {"type": "classification", "text": ["text"], "label": "label"}
+
+
+def test_the_tokenizer_is_written_as_it_was_loaded(tiny_bert, words_csv, tmp_path):
+    """Not with the length that rows are cut to, which whoever loads the model would not expect."""
+    config = FilesConfig(source="files", train=str(words_csv), validation_share=0.25)
+    task = make_task(ClassificationConfig(**SENTENCES, max_length=4))
+    written = []
+    for name in ("first", "from-what-datasets-remembers"):
+        tokenizer = load_tokenizer(ModelConfig(path=str(tiny_bert)))
+        prepare_data(config, task, tokenizer, tmp_path / name)
+        files = (tmp_path / name / "tokenizer").iterdir()
+        written.append({path.name: path.read_bytes() for path in files})
+        found = load_tokenizer(ModelConfig(path=str(tmp_path / name / "tokenizer")))
+        assert len(found("a good day is a good day")["input_ids"]) == 9
+    assert written[0] == written[1]
+
+
 def test_prepared_data_is_on_disk_and_counted(tmp_path, tiny_bert, words_csv):
     task = make_task(ClassificationConfig(type="classification", text=["text"], label="label"))
     tokenizer = load_tokenizer(ModelConfig(path=str(tiny_bert)))

@@ -21,11 +21,12 @@ from pipeline.pruning.config import PruneSection
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import make_task
 from pipeline.tasks.sequence import ClassificationConfig
-from pipeline.training.checkpoint import TrainingState, write_checkpoint
+from pipeline.training.checkpoint import Snapshot, TrainingState
 from pipeline.training.config import TrainConfig
 from pipeline.training.deepspeed import ZeroConfig, init_deepspeed
 from pipeline.training.engine import make_engine
 from pipeline.training.loop import attach_pruner
+from pipeline.training.zero_extra import merged
 from pipeline.worker_group import WorkerGroup
 from tests.cases import run_cases
 from tests.memory import held_bytes
@@ -51,11 +52,21 @@ CASES: dict[str, dict[str, Any]] = {
         if not (stage == 0 and (away or rounded)) and not (away and rounded and stage != 2)
     },
     "stage1-fp16": {"stage": 1, "precision": "fp16"},
+    "stage3-bf16-offload-parameters": {
+        "stage": 3,
+        "precision": "bf16",
+        "offload_optimizer": True,
+        "offload_parameters": True,
+    },
 }
 # Nothing is kept whole, or from the forward pass to the backward pass, as no large model can be.
 EXTRA = {
     "zero_optimization": {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
 }
+# As on GPUs, where blocks under offload are pinned.
+_AWAY = {"device": "cpu", "pin_memory": True}
+PINNED = {"zero_optimization": {"offload_optimizer": _AWAY}}
+PINNED_PARAMETERS = {"zero_optimization": {"offload_optimizer": _AWAY, "offload_param": _AWAY}}
 ACCUMULATION = 2
 BUCKET = 2000
 
@@ -93,11 +104,32 @@ def _bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.itemsize
 
 
-def measure(case: str, bert: str, folder: Path) -> dict[str, float]:
+def pins_of(case: str) -> dict[str, Any]:
+    """Return the further keys of DeepSpeed by which a case pins what it would on a GPU."""
+    return PINNED_PARAMETERS if "parameters" in case else PINNED
+
+
+def count_pinned() -> list[int]:
+    """Return a list of the blocks that DeepSpeed pins from now on, in bytes; a CPU pins none of them."""
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+    pinned: list[int] = []
+
+    def pin_memory(_: Any, tensor: torch.Tensor, **__: Any) -> torch.Tensor:
+        pinned.append(tensor.nbytes)
+        return tensor
+
+    CPU_Accelerator.pin_memory = pin_memory
+    return pinned
+
+
+def measure(case: str, bert: str, folder: Path) -> dict[str, Any]:
     """Return what one worker holds at the end of the inner optimizer's second step, and all write."""
     gc.collect()
     before = set(held_bytes())
     extra = EXTRA | ({"fp16": {"initial_scale_power": 3}} if "fp16" in case else {})
+    if "offload" in case:
+        extra = merged(extra, pins_of(case))
     zero = ZeroConfig(**{"precision": "fp32", **CASES[case]}, bucket_elements=BUCKET, extra=extra)
     config = TrainConfig(batch_size=4 * ACCUMULATION, micro_batch_size=2)
     plan = config.batch_plan(num_rows=8, world_size=2)
@@ -113,6 +145,7 @@ def measure(case: str, bert: str, folder: Path) -> dict[str, float]:
         checkpoints=CheckpointStore(str(folder / "checkpoints"), workers),
         progress=lambda record: None,
     )
+    pinned = count_pinned()
     engine = make_engine(context, model, task, config, zero, prune, plan)
     pruner = attach_pruner(engine, prune, prune.settings.schedule(100, 10), num_examples=8)
     found: list[int] = []
@@ -130,23 +163,26 @@ def measure(case: str, bert: str, folder: Path) -> dict[str, float]:
                 engine.backward(engine(input_ids=tokens, labels=torch.tensor([0, 1])).loss)
                 engine.step()
             counted.append(sent.size)
-    written = folder / case
-    written.mkdir(exist_ok=True)
-    write_checkpoint(
-        written,
-        engine=engine,
-        pruner=pruner,
-        records=None,
-        done=TrainingState(),
-        workers=workers,
+    snapshot = Snapshot(
+        engine=engine, pruner=pruner, records=None, done=TrainingState(), workers=workers
     )
+    before_copy = set(held_bytes())
+    snapshot.copy_to_host()
+    copied = sum(size for at, size in held_bytes().items() if at not in before_copy)
+    context.checkpoints.save(snapshot.write, 1)
     dist.barrier()
-    checkpoint = sum(file.stat().st_size for file in written.iterdir())
+    written = (folder / "checkpoints").rglob("*")
+    checkpoint = sum(file.stat().st_size for file in written if file.is_file())
+    dist.barrier()
+    if workers.is_main:
+        context.checkpoints.discard()
     engine.destroy()
     # Of the second step: the first one may prune.
     return {
         "held": max(found[len(found) // 2 :]),
+        "pinned": pinned,
         "checkpoint": checkpoint,
+        "copied": copied,
         "sent": sum(counted[ACCUMULATION:]),
     }
 

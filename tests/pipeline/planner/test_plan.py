@@ -4,7 +4,9 @@ import json
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from transformers import (
+    AutoModelForCausalLM,
     BartForConditionalGeneration,
     BertForSequenceClassification,
     Gemma3Config,
@@ -12,17 +14,30 @@ from transformers import (
     LlamaConfig,
 )
 
+from mgpp import grouped_parameters
 from pipeline.errors import ConfigError
-from pipeline.planner.memory import activation_bytes, checkpoint_bytes, state_bytes
-from pipeline.planner.plan import plan_run
+from pipeline.evaluation.head import TokenScorer
+from pipeline.planner.memory import (
+    activation_bytes,
+    checkpoint_bytes,
+    copied_bytes,
+    state_bytes,
+)
+from pipeline.planner.pinned import pinned_blocks
+from pipeline.planner.plan import CHECKPOINT_COPY, plan_run
 from pipeline.planner.speed import StepTime, step_time
+from pipeline.pruning.config import PruneSection
 from pipeline.runs.config import parse_config, read_config
 from pipeline.runs.hardware import NO_GPUS, settled
+from pipeline.tasks import make_task
+from pipeline.tasks.causal_lm import CausalLMConfig
 from pipeline.tasks.text_to_text import TextToTextConfig
 from pipeline.training.deepspeed import ZeroConfig
+from pipeline.training.zero_extra import merged
 from tests import tiny
 from tests.cases import launch_cases
-from tests.pipeline.planner.plan_worker import ACCUMULATION, BUCKET, CASES
+from tests.memory import LiveBytes
+from tests.pipeline.planner.plan_worker import ACCUMULATION, BUCKET, CASES, EXTRA, pins_of
 from tests.processes import ROOT
 
 # Vocabulary, width, feed-forward, layers, heads, key-value heads, parameters (the published counts).
@@ -203,11 +218,108 @@ def test_settings_that_lie_nested_are_found(tmp_path):
 
 def test_offload_moves_the_optimizer_to_the_host(llama):
     folder = llama("8B")
-    near = plan_run(make_config(folder))
-    far = plan_run(make_config(folder, zero={"offload_optimizer": True}))
+    train = {"checkpoint_writing": "foreground"}
+    near = plan_run(make_config(folder, train=train))
+    far = plan_run(make_config(folder, train=train, zero={"offload_optimizer": True}))
     # 4 of the reduced gradients, 4 of the step's, 4 of the master weights and 8 of Adam's averages.
-    assert far.host_total == pytest.approx(20 * near.num_parameters / 64 + far.host["masks"])
-    assert near.device_total - far.device_total == pytest.approx(far.host_total)
+    moved = far.host_total - far.host["pinned blocks rounded up"]
+    assert moved == pytest.approx(20 * near.num_parameters / 64 + far.host["masks"])
+    assert near.device_total - far.device_total == pytest.approx(moved)
+
+
+def test_evaluation_is_planned_beside_training(llama):
+    folder, parameters = llama("8B"), LLAMAS["8B"][-1]
+    # 16 rows of 2,048 tokens; 523 predictions' logits are 256 MiB in float32.
+    expected = {
+        "activations (estimate)": 17 * 16 * 2048 * 4096 * 2,
+        "logits": 523 * 128256 * (2 + 4 + 4),
+    }
+    whole = plan_run(make_config(folder, zero={"stage": 2}))
+    assert whole.evaluation == {"parameters": 2 * parameters, **expected}
+    sharded = plan_run(make_config(folder))
+    assert sharded.evaluation == {
+        "parameters": 2 * -(-parameters // 64),
+        "buckets": 2 * 10 * 500_000_000,
+        **expected,
+    }
+    assert sharded.evaluation_total < 16 * 2**30
+    longer = plan_run(make_config(folder, evaluate={"batch_tokens": 65_536}))
+    grown = longer.evaluation_total - sharded.evaluation_total
+    assert grown == expected["activations (estimate)"]
+    offloaded = {"offload_optimizer": True, "offload_parameters": True}
+    assert "parameters" not in plan_run(make_config(folder, zero=offloaded)).evaluation
+
+
+def test_an_evaluation_takes_what_is_planned(llama):
+    """Of two of the layers, as many as are ever at work; nothing is computed."""
+    settings = LlamaConfig.from_pretrained(llama("8B"), num_hidden_layers=2, use_cache=False)
+    task = make_task(CausalLMConfig(type="causal-lm", max_length=2048))
+    plan = plan_run(make_config(llama("8B"), zero={"stage": 2}))
+    with FakeTensorMode(), torch.no_grad():
+        model = AutoModelForCausalLM.from_config(settings, dtype=torch.bfloat16).eval()
+        ids = torch.zeros(16, 2048, dtype=torch.int64)
+        scorer = TokenScorer(task=task, model=model, layers="model")
+        with LiveBytes() as live:
+            scorer.scores({"input_ids": ids}, torch.arange(ids.numel()), ids.flatten())
+    planned = plan.evaluation_total - plan.evaluation["parameters"]
+    assert 0.6 * planned < live.peak < planned
+
+
+def test_keys_and_values_of_generated_texts_are_planned(tmp_path):
+    architectures = ["BartForConditionalGeneration"]
+    tiny.config("bart", **BART, architectures=architectures).save_pretrained(tmp_path)
+    task = TextToTextConfig(
+        type="text-to-text", source="a", target="b", max_length=64, max_target_length=16
+    )
+    config = make_config(tmp_path, evaluate={"batch_size": 8}, zero={"stage": 2})
+    plan = plan_run(config.model_copy(update={"task": task}))
+    # Of 4 layers of the decoder, for 4 beams of 8 rows, of 64 tokens read and 16 written; in bf16.
+    assert plan.evaluation["keys and values"] == 2 * 4 * 8 * 4 * (64 + 16) * 128 * 2
+
+
+def test_host_memory_under_offload_is_what_torch_allocates_of_it(llama):
+    """70B on two nodes of eight GPUs, counted by hand."""
+    config = make_config(
+        llama("70B"), zero={"offload_optimizer": True}, cluster={"num_workers": 16}
+    )
+    plan, gib = plan_run(config), 2**30
+    shard = LLAMAS["70B"][-1] / 16
+    assert 16.4 * gib < 4 * shard < 16.5 * gib  # all gradients: one block, of 32 GiB
+    # Those of the step in float32, a block for every billion elements: of the prunable ones three of
+    # 1,001,390,080 and one of 1,006,632,960, 4 GiB each, and one of the other 267,386,880, 1 GiB; of
+    # the embeddings one of 131,334,144, half a GiB; of vectors next to nothing.
+    blocks = 32 + 4 * 4 + 1 + 0.5
+    unpinned = plan.host_total - plan.host["pinned blocks rounded up"] - 8 * shard
+    assert plan.host_total == pytest.approx(blocks * gib + unpinned, rel=1e-3)
+    # A node: eight workers, 6 GiB each besides, the export, and 8 GiB; a copy of a checkpoint only where
+    # there is room.
+    node = plan.node_bytes(8, has_gpus=True)
+    each = plan.host_total - plan.host[CHECKPOINT_COPY]
+    assert node == 8 * (each + 6 * gib) + plan.export + 8 * gib
+    on_cpus = make_config(
+        llama("70B"),
+        zero={"offload_optimizer": True},
+        cluster={"num_workers": 16, "gpus_per_worker": 0},
+    )
+    assert "pinned blocks rounded up" not in plan_run(on_cpus).host  # nothing is pinned there
+
+
+def test_a_copy_of_a_workers_checkpoint_is_counted_where_one_is_made(llama):
+    folder = llama("8B")
+
+    def planned(zero=None, **train):
+        return plan_run(make_config(folder, train=train, zero=zero or {}))
+
+    plan = planned()
+    # Master weights and both averages, and a bit of each prunable weight, over 64 workers.
+    assert plan.host == {
+        CHECKPOINT_COPY: pytest.approx(12 * plan.num_parameters / 64 + plan.num_prunable / 512)
+    }
+    assert planned(checkpoint_writing="background").host == plan.host
+    assert planned(checkpoint_writing="foreground").host == {}
+    assert planned(checkpoint_every=None).host == {}
+    assert planned(zero={"stage": 0}).host[CHECKPOINT_COPY] == plan.checkpoint  # by one worker
+    assert planned(checkpoints_kept=5).checkpoints == 6 * plan.checkpoint
 
 
 def test_pruning_in_one_shot_holds_one_layer_on_the_device(llama):
@@ -384,6 +496,9 @@ def measured(tmp_path_factory):
 WHOLE = ("stage1-bf16-offload", "stage1-fp16")
 
 
+LARGEST = 96 * 200  # elements of a matrix of the feed-forward
+
+
 def layout(case):
     return ZeroConfig(**{"precision": "fp32", **CASES[case]}, bucket_elements=BUCKET)
 
@@ -394,7 +509,13 @@ def test_two_workers_hold_and_write_what_is_planned(measured, case):
     launched, (total, trained, prunable) = measured
     found = json.loads((launched.folder(case) / f"{case}.json").read_text())
     planned = state_bytes(
-        layout(case), total, trained, prunable, world_size=2, accumulated=ACCUMULATION > 1
+        layout(case),
+        total,
+        trained,
+        prunable,
+        world_size=2,
+        accumulated=ACCUMULATION > 1,
+        largest=LARGEST,
     )
     expected = sum(sum(part.values()) for part in planned)
     if case in WHOLE:
@@ -402,6 +523,29 @@ def test_two_workers_hold_and_write_what_is_planned(measured, case):
     else:
         assert found["held"] == pytest.approx(expected, rel=0.1)
     assert found["checkpoint"] == pytest.approx(checkpoint_bytes(trained, prunable), rel=0.1)
+    copied = copied_bytes(layout(case), trained, prunable, world_size=2)
+    assert found["copied"] == pytest.approx(copied, rel=0.1)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("case", [case for case in CASES if "offload" in case])
+def test_two_workers_pin_the_blocks_that_are_planned(measured, case):
+    launched, _ = measured
+    found = json.loads((launched.folder(case) / f"{case}.json").read_text())
+    model = BertForSequenceClassification.from_pretrained(launched.root / "bert")
+    prunable = PruneSection(sparsity=0.5).settings.select(model)
+    groups = grouped_parameters(model, prunable, weight_decay=0.0)
+    planned = pinned_blocks(
+        layout(case).model_copy(update={"extra": merged(EXTRA, pins_of(case))}),
+        [[parameter.numel() for parameter in group["params"]] for group in groups],
+        2,
+        accumulated=ACCUMULATION > 1,
+        on_gpu=False,
+    )
+    assert found["pinned"]
+    # Parts of each parameter or group are padded a little.
+    for ours, theirs in zip(sorted(planned), sorted(found["pinned"]), strict=True):
+        assert theirs == pytest.approx(ours, rel=0.1, abs=256)
 
 
 @pytest.mark.distributed

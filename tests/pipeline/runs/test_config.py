@@ -305,7 +305,9 @@ def test_an_unknown_section_lists_the_sections():
 
 def test_an_unknown_key_lists_the_keys_of_its_section():
     problem = only_problem(changed(evaluate={"batchsize": 3}))
-    assert problem == "evaluate.batchsize: unknown key; allowed are batch_size, max_rows"
+    assert (
+        problem == "evaluate.batchsize: unknown key; allowed are batch_size, batch_tokens, max_rows"
+    )
 
 
 def test_an_unknown_key_of_a_chosen_method_lists_that_methods_keys():

@@ -12,7 +12,7 @@ from pipeline.models.source import ModelConfig, model_identity
 from pipeline.runs.config import parse_config
 from pipeline.runs.flow import pinned, plan_stages
 from pipeline.runs.hardware import NO_GPUS, settled
-from pipeline.store import hub as ours
+from pipeline.storage import hub as ours
 from tests import tiny
 from tests.hub_server import DROP, hub_server, online
 

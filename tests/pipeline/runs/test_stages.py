@@ -40,6 +40,7 @@ def stages(tiny_bert, words_csv, **changes):
     ("changes", "kept"),
     [
         ({}, {"data", "dense", "prune", "evaluate", "export", "report"}),
+        ({"data": {"num_proc": 3}}, {"data", "dense", "prune", "evaluate", "export", "report"}),
         ({"task": {"stride": 8}}, set()),
         ({"task": {"num_best": 5, "max_answer_length": 7}}, {"data", "dense", "prune"}),
         ({"task": {"metric": "exact_match"}}, {"data", "dense", "prune", "evaluate", "export"}),

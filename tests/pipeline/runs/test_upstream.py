@@ -6,12 +6,14 @@ import fsspec
 import pytest
 import yaml
 
+from pipeline.errors import ConfigError
 from pipeline.models.settings import load_model_config
 from pipeline.models.source import model_identity
 from pipeline.runs.config import parse_config, read_config
 from pipeline.runs.flow import plan_stages
-from pipeline.runs.hardware import NO_GPUS, settled
+from pipeline.runs.hardware import NO_GPUS, Choices, settled
 from pipeline.runs.upstream import resolve_upstream
+from pipeline.storage.node_copies import release, remove_unused
 from pipeline.store.artifacts import ArtifactStore, open_artifact
 
 
@@ -94,9 +96,8 @@ def test_a_third_step_goes_on_from_the_second(write, tiny_bert):
     assert resolved(third) == (f"{artifact.url}/model", [])
 
 
-def test_on_remote_storage_it_is_fetched_where_it_is_read(write, tiny_bert, monkeypatch, tmp_path):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    upstream = write("up", storage="memory://transfer-test/runs")
+def test_on_remote_storage_it_is_fetched_where_it_is_read(write, tiny_bert, bucket):
+    upstream = write("up", storage=f"{bucket}/runs")
     second = write("down", model=f"run:{upstream}")
     artifact = export(upstream, tiny_bert)
     path, problems = resolved(second)
@@ -105,7 +106,42 @@ def test_on_remote_storage_it_is_fetched_where_it_is_read(write, tiny_bert, monk
     assert load_model_config(config.model).model_type == "bert"
     here = config.model.model_copy(update={"path": str(open_artifact(artifact.url).path / "model")})
     assert model_identity(config.model) == model_identity(here)
-    fsspec.filesystem("memory").rm("/transfer-test", recursive=True)
+
+
+def test_a_damaged_choice_of_that_run_is_named(write, tiny_bert, tmp_path):
+    upstream = write("up")
+    second = write("down", model=f"run:{upstream}")
+    export(upstream, tiny_bert)
+    choices = Choices(str(tmp_path / "runs"), lambda: NO_GPUS)
+    choices.settle(parse_config(read_config(str(upstream))[0]))
+    choices.record()
+    (file,) = (tmp_path / "runs" / "auto").iterdir()
+    assert resolved(second)[1] == []
+    file.write_text("{}")
+    (problem,) = resolved(second)[1]
+    assert problem.startswith(f"model.path: 'run:{upstream}': {file} is damaged: ")
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_one_that_is_not_what_was_committed_is_refused(write, tiny_bert, bucket, is_remote):
+    upstream = write("up", **({"storage": f"{bucket}/wrong"} if is_remote else {}))
+    second = write("down", model=f"run:{upstream}")
+    artifact = export(upstream, tiny_bert)
+    filesystem, root = fsspec.core.url_to_fs(f"{artifact.url}/model/config.json")
+    filesystem.pipe_file(root, filesystem.cat_file(root).replace(b"32", b"64", 1))
+    release()
+    remove_unused()  # another machine has no copy
+    values, problems = resolve_upstream(read_config(str(second))[0])
+    if is_remote:  # it is read where it is loaded, by a machine that has no copy
+        release()
+        remove_unused()
+        with pytest.raises(ConfigError) as raised:
+            load_model_config(parse_config(values).model)
+        problems = raised.value.problems
+    said = str(*problems)
+    assert said.startswith("model.path: ")
+    assert f"{artifact.url}: model/config.json has another checksum" in said
+    assert f"`mgpp store verify {artifact.url.rsplit('/', 2)[0]} --discard`" in said
 
 
 @pytest.mark.parametrize(

@@ -304,6 +304,17 @@ def test_a_run_cannot_last_a_share_of_itself(config_file, section):
     assert problem == f"{section}.length: '50%' is a share; give steps or epochs"
 
 
+def test_more_processes_than_a_node_has_cores(config_file):
+    problem = only_problem(config_file, "data.num_proc=5", capacity=TWO_NODES)
+    assert problem == (
+        "data.num_proc: no node has as many cores; the most are 4, got 5; auto takes those that are free"
+    )
+    for fitting in (4, "auto"):
+        assert validate(str(config_file), [f"data.num_proc={fitting}"], TWO_NODES)
+    for wrong in (0, "all"):
+        assert problems(config_file, f"data.num_proc={wrong}", capacity=TWO_NODES)
+
+
 def test_more_workers_than_the_cluster_holds(config_file):
     overrides = ["cluster.num_workers=4", "cluster.cpus_per_worker=2"]
     problem = only_problem(config_file, *overrides, capacity=TWO_NODES)

@@ -14,6 +14,7 @@ from pipeline.models.loading import load_tokenizer
 from pipeline.models.source import ModelConfig
 from pipeline.models.weights import WEIGHTS_FILE, fingerprints, positive_zeros
 from pipeline.saving.model_files import write_model
+from pipeline.storage.checksums import describe
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import make_task
 from pipeline.worker_group import WorkerGroup
@@ -22,6 +23,7 @@ from tests.object_storage import s3_server
 from tests.pipeline.architectures import ARCHITECTURES, config_of, write_inputs
 from tests.pipeline.saving.models import JOINED, joined_config
 from tests.pipeline.saving.saving_worker import CASES, FULL, GATHERED, HANGS, KILLED, S3, SECOND
+from tests.processes import ranks_command, run
 
 NOT_WEIGHTS = ("config.json", "generation_config.json")
 
@@ -172,18 +174,16 @@ def test_a_full_disk_of_one_worker_is_the_same_error_on_all(written, case):
 @pytest.mark.parametrize("case", [S3])
 def test_files_go_straight_to_storage_with_their_checksums(written, case):
     folder = written.folder(case) / case
-    assert_same = tensors_of(folder / "stored" / "model")
+    ours = tensors_of(folder / "stored" / "model")
     whole = tensors_of(folder / "whole")
-    assert assert_same.keys() == whole.keys()
-    assert all(torch.equal(assert_same[name], tensor) for name, tensor in whole.items())
+    assert ours.keys() == whole.keys()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in whole.items())
     assert not list(folder.glob("rank-*/**/*.safetensors"))  # no copy here
     of_ranks = json.loads((folder / "written.json").read_text())
     assert [list(entries) for entries in of_ranks] == [
         ["model/model-00001-of-00002.safetensors"],
         [f"model/{SECOND}"],
     ]
-    from pipeline.store.checksums import describe
-
     for entries in of_ranks:
         for name, entry in entries.items():
             assert entry == describe(folder / "stored" / name)
@@ -222,3 +222,22 @@ def test_a_worker_killed_in_a_round_ends_the_others(tmp_path):
     assert (folder / "said-0").read_text() in ("RuntimeError", "DistBackendError")
     assert (folder / "model" / SECOND).stat().st_size > 0
     assert not (folder / "weights.json").exists()
+
+
+@distributed
+@pytest.mark.timeout(200)
+def test_no_worker_holds_much_more_than_its_own_state(tmp_path):
+    write_inputs(tmp_path)
+    command = ranks_command("tests.pipeline.saving.memory_worker", str(tmp_path), num_processes=2)
+    done = run(
+        command, timeout=150, env={"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    for rank in range(2):
+        found = json.loads((tmp_path / f"found-{rank}.json").read_text())
+        assert found["size"] > 180e6
+        # Of a round of 4 MiB: what is sent, received, and the values in hand.
+        assert found["rise"] < 0.1 * found["size"]
+    sizes = [path.stat().st_size for path in (tmp_path / "large/model").glob("*.safetensors")]
+    assert sum(sizes) > found["size"]
+    assert max(sizes) < 0.55 * found["size"]

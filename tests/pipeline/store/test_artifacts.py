@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 import uuid
 
 import fsspec
@@ -10,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.store.artifacts import ArtifactStore, file_sha256, make_key, open_artifact
-from pipeline.store.storage import put_json
+from pipeline.storage.filesystems import put_json
+from pipeline.store.artifacts import ArtifactStore, make_key, open_artifact
 
 FILES = {
     "model/weights.bin": bytes(range(256)) * 10,
@@ -32,8 +31,7 @@ values = st.recursive(
 @pytest.fixture(params=["local", "memory"])
 def store(request, tmp_path, monkeypatch):
     """A store on a local folder, or on one that files must be fetched from."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "machine"))
-    (tmp_path / "machine").mkdir()
+    monkeypatch.setenv("MGPP_CACHE", str(tmp_path / "machine"))
     if request.param == "local":
         yield ArtifactStore(str(tmp_path / "storage"))
         return
@@ -128,7 +126,10 @@ def test_a_committed_attempt_is_found_and_holds_what_was_written(store):
 def test_the_manifest_describes_each_file(store):
     committed = begin(store).commit({}, 0.0)
     assert committed.files == {
-        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        name: {
+            "bytes": len(content),
+            "blocks": [hashlib.sha256(content).hexdigest()] if content else [],
+        }
         for name, content in FILES.items()
     }
 
@@ -173,6 +174,62 @@ def test_what_is_missing_is_none(store):
     assert store.read(f"{store.url}/nowhere/_DONE.json") is None
 
 
+def changed(artifact, name, how):
+    """Change a file of an artifact, or its manifest, in storage."""
+    filesystem, root = fsspec.core.url_to_fs(artifact.url)
+    path = f"{root.rpartition('/')[0]}/_DONE.json" if name == "_DONE.json" else f"{root}/{name}"
+    after = how(filesystem.cat_file(path))
+    filesystem.rm(path)
+    if after is not None:
+        filesystem.pipe_file(path, after)
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "why"),
+    [
+        ("model/weights.bin", lambda data: None, "model/weights.bin is missing"),
+        ("model/weights.bin", lambda data: data[1:], "model/weights.bin has 2559 bytes, not 2560"),
+        ("_DONE.json", lambda data: data[:-9], "_DONE.json: no JSON (JSONDecodeError)"),
+        (
+            "_DONE.json",
+            lambda data: data.replace(b"0.5", b"0.9"),
+            "_DONE.json: it was changed after it was written (another checksum)",
+        ),
+        ("_DONE.json", lambda data: None, ""),
+    ],
+)
+def test_what_is_not_all_there_is_not_finished(store, name, how, why):
+    committed = begin(store).commit(METRICS, 0.0)
+    assert store.damage("train", "0123abcd") == ""
+    changed(committed, name, how)
+    assert store.find("train", "0123abcd") is None
+    assert store.damage("train", "0123abcd") == why
+    again = begin(store).commit(METRICS, 0.0)
+    assert store.find("train", "0123abcd") == again
+    assert store.damage("train", "0123abcd") == ""
+
+
+def test_another_key_s_manifest_is_not_this_one_s(store):
+    filesystem, path = fsspec.core.url_to_fs(begin(store).commit(METRICS, 0.0).url)
+    there = store.folder_of("train", "ffff")
+    filesystem.makedirs(fsspec.core.url_to_fs(there)[1], exist_ok=True)
+    moved = fsspec.core.url_to_fs(f"{there}/_DONE.json")[1]
+    filesystem.copy(f"{path.rpartition('/')[0]}/_DONE.json", moved)
+    assert store.find("train", "ffff") is None
+    assert store.damage("train", "ffff") == "_DONE.json is of train-0123abcd"
+
+
+def test_what_was_found_to_be_wrong_stays_so_until_it_is_made_again(store):
+    committed = begin(store).commit(METRICS, 0.0)
+    store.condemn(committed.url, {"model/config.json": "has another checksum"})
+    assert store.find("train", "0123abcd") is None
+    assert store.damage("train", "0123abcd") == "model/config.json has another checksum"
+    again = begin(store).commit(METRICS, 0.0)
+    assert store.find("train", "0123abcd") == again
+    store.condemn(committed.url, {"model/config.json": "has another checksum"})  # by another run
+    assert store.find("train", "0123abcd") == again
+
+
 def test_one_file_is_read_without_the_others(store, monkeypatch):
     committed = begin(store).commit({}, 0.0)
     monkeypatch.setattr(type(committed), "path", None)
@@ -183,39 +240,6 @@ def test_one_file_is_read_without_the_others(store, monkeypatch):
 def test_an_artifact_outlives_its_store_object(store):
     committed = begin(store).commit({}, 0.0)
     assert ArtifactStore(store.url).find("train", "0123abcd") == committed
-
-
-def test_a_remote_artifact_is_fetched_once():
-    store = ArtifactStore(f"memory://{uuid.uuid4().hex}/storage")
-    with tempfile.TemporaryDirectory() as machine, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tempfile, "tempdir", machine)
-        attempt = begin(store)
-        assert attempt.folder.is_dir()
-        committed = attempt.commit({}, 0.0)
-        assert not attempt.folder.exists()  # the upload took it
-        assert not store.is_local
-        path = committed.path
-        store.discard(committed.url)
-        assert committed.path == path
-        assert contents(path) == FILES
-
-
-def test_a_fetch_that_another_worker_wins_leaves_one_copy(monkeypatch, tmp_path):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    store = ArtifactStore(f"memory://{uuid.uuid4().hex}/storage")
-    committed = begin(store).commit({}, 0.0)
-    make_folder = tempfile.mkdtemp
-
-    def slower_than_another(**kwargs):
-        monkeypatch.setattr(tempfile, "mkdtemp", make_folder)
-        assert contents(committed.path) == FILES
-        return make_folder(**kwargs)
-
-    monkeypatch.setattr(tempfile, "mkdtemp", slower_than_another)
-    path = committed.path
-    assert contents(path) == FILES
-    left = [p for p in path.parent.iterdir() if p.name.startswith("fetch-") and any(p.rglob("*"))]
-    assert left == []
 
 
 # Opening by path.
@@ -287,9 +311,3 @@ def test_put_json_replaces_and_leaves_no_temporary_file(store):
     assert stored(store) == sorted([*before, "train-0123abcd/state.json"])
     with fsspec.open(f"{folder}/state.json") as file:
         assert json.load(file) == {"step": 2, "é": [None]}
-
-
-def test_the_sha256_of_a_file_larger_than_a_block(tmp_path):
-    content = b"0123456789abcdef" * 70_000 + b"rest"
-    (tmp_path / "file").write_bytes(content)
-    assert file_sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()

@@ -91,20 +91,3 @@ def test_the_checksum_of_a_folder_is_of_names_and_contents(tmp_path):
 def test_what_is_missing_has_no_checksum(tmp_path):
     with pytest.raises(FileNotFoundError):
         content_sha256(tmp_path / "missing")
-
-
-def test_a_file_is_read_once_and_again_when_it_changed(tmp_path, monkeypatch):
-    from pipeline.store import locations as sources
-
-    read = []
-
-    def counting(path):
-        read.append(path)
-        return str(len(read))
-
-    monkeypatch.setattr(sources, "file_sha256", counting)
-    path = tmp_path / "weights"
-    path.write_text("one")
-    assert [content_sha256(path), content_sha256(path)] == ["1", "1"]
-    path.write_text("another")
-    assert content_sha256(path) == "2"

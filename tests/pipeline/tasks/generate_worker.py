@@ -56,7 +56,7 @@ def save_inputs(folder: Path) -> tuple[TextToText, T5ForConditionalGeneration, D
     rows = Dataset.from_dict({"article": ROWS, "summary": ROWS})
     tokenizer, task = tiny.sequence_tokenizer(), make_task()
     splits = DatasetDict(train=rows, validation=rows, other=rows.select(range(2, 5)))
-    tokenized = task.tokenize(splits, tokenizer, None)
+    tokenized = task.tokenize(splits, tokenizer)
     tokenized.splits.save_to_disk(str(folder / "data" / "dataset"))
     tokenizer.save_pretrained(folder / "data" / "tokenizer")
     return task, model, tokenized.splits["validation"]

@@ -12,6 +12,7 @@ from transformers import GPT2LMHeadModel
 from pipeline.errors import ConfigError
 from pipeline.tasks import make_task
 from pipeline.tasks.causal_lm import CausalLM, CausalLMConfig
+from pipeline.tasks.row_mapper import IN_MEMORY, RowMapper
 from tests import tiny
 from tests.tiny import NUMBER_WORDS as WORDS
 from tests.tiny import number_tokenizer as make_tokenizer
@@ -43,7 +44,7 @@ def test_blocks_are_the_joined_documents_cut(length, with_end):
     tokenizer = make_tokenizer(eos_token="<end>") if with_end else make_tokenizer()
     stream = joined(TEXTS, [END] if with_end else [])
     length = min(length, len(stream))
-    tokenized = make_task_of(length).tokenize(make_splits(TEXTS), tokenizer, None)
+    tokenized = make_task_of(length).tokenize(make_splits(TEXTS), tokenizer)
     expected = [stream[i : i + length] for i in range(0, len(stream) - length + 1, length)]
     for split in tokenized.splits.values():
         assert split["input_ids"][:] == expected
@@ -56,9 +57,7 @@ def test_blocks_are_the_joined_documents_cut(length, with_end):
 
 def test_rows_that_are_lines_are_joined_without_the_end_token():
     config = CausalLMConfig(type="causal-lm", max_length=3, end_of_text=False)
-    tokenized = CausalLM(config).tokenize(
-        make_splits(TEXTS), make_tokenizer(eos_token="<end>"), None
-    )
+    tokenized = CausalLM(config).tokenize(make_splits(TEXTS), make_tokenizer(eos_token="<end>"))
     stream = joined(TEXTS, [])
     expected = [stream[i : i + 3] for i in range(0, len(stream) - 2, 3)]
     assert tokenized.splits["train"]["input_ids"][:] == expected
@@ -68,14 +67,14 @@ def test_special_tokens_of_single_texts_are_not_in_the_stream(tiny_bert):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
-    tokenized = make_task_of(3).tokenize(make_splits(["a good day"]), tokenizer, None)
+    tokenized = make_task_of(3).tokenize(make_splits(["a good day"]), tokenizer)
     expected = [tokenizer.convert_tokens_to_ids(["a", "good", "day"])]
     assert tokenized.splits["train"]["input_ids"][:] == expected
 
 
 def test_a_row_that_is_missing_is_no_document():
     tokenizer = make_tokenizer(eos_token="<end>")
-    tokenized = make_task_of(2).tokenize(make_splits(["one", None, "two"]), tokenizer, None)
+    tokenized = make_task_of(2).tokenize(make_splits(["one", None, "two"]), tokenizer)
     assert tokenized.splits["train"]["input_ids"][:] == [[3, END], [4, END]]
 
 
@@ -83,8 +82,8 @@ def test_blocks_do_not_depend_on_the_number_of_processes():
     # The number of processes is no part of what names the data.
     tokenizer = make_tokenizer(eos_token="<end>")
     one, two = (
-        make_task_of(5).tokenize(make_splits(TEXTS), tokenizer, num_proc).splits["train"]
-        for num_proc in (None, 2)
+        make_task_of(5).tokenize(make_splits(TEXTS), tokenizer, mapper).splits["train"]
+        for mapper in (IN_MEMORY, RowMapper(num_proc=2, part_bytes=20))
     )
     assert two["input_ids"][:] == one["input_ids"][:]
 
@@ -96,13 +95,13 @@ def test_blocks_do_not_depend_on_the_number_of_processes():
 def test_too_little_text_for_one_block(train, validation, short):
     tokenizer = make_tokenizer(eos_token="<end>")
     with pytest.raises(ConfigError, match=f"{short} holds fewer than 4 tokens, not one block"):
-        make_task_of(4).tokenize(make_splits(train, validation), tokenizer, None)
+        make_task_of(4).tokenize(make_splits(train, validation), tokenizer)
 
 
 def test_no_text_at_all():
     tokenizer = make_tokenizer(eos_token="<end>")
     with pytest.raises(ConfigError, match="train holds fewer than 4 tokens"):
-        make_task_of(4).tokenize(make_splits([" ", ""]), tokenizer, None)
+        make_task_of(4).tokenize(make_splits([" ", ""]), tokenizer)
 
 
 def test_a_batch_is_its_own_label():
@@ -174,7 +173,7 @@ def test_perplexity_per_word_is_that_of_the_whole_text_where_all_its_tokens_are_
     model, tokenizer = make_model(), make_tokenizer()
     task = make_task_of(6)
     splits = make_splits(["one two three four five six"], ["one two three", "unknown", "five two"])
-    rows = task.tokenize(splits, tokenizer, None).splits["validation"]
+    rows = task.tokenize(splits, tokenizer).splits["validation"]
     assert len(rows) == 1
     batch = task.collator(tokenizer)([rows[0]])
     with torch.inference_mode():

@@ -38,7 +38,7 @@ def make_rows(**changes):
 def tokenize(task, rows=None, tokenizer=None):
     rows = rows or make_rows()
     tokenizer = tokenizer or make_tokenizer(eos_token="<end>")
-    return task.tokenize(DatasetDict(train=rows, validation=rows), tokenizer, None).splits
+    return task.tokenize(DatasetDict(train=rows, validation=rows), tokenizer).splits
 
 
 def ids(text):

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, BertForMaskedLM
 from pipeline.errors import ConfigError
 from pipeline.tasks import make_task
 from pipeline.tasks.masked_lm import MaskedLMConfig
+from pipeline.tasks.row_mapper import IN_MEMORY, RowMapper
 from tests import tiny
 from tests.tiny import BAD, GOOD
 
@@ -29,9 +30,9 @@ def make(**settings):
     return make_task(MaskedLMConfig(type="masked-lm", **{"max_length": 10, **settings}))
 
 
-def tokenize(task, tokenizer, texts=TEXTS, num_proc=None):
+def tokenize(task, tokenizer, texts=TEXTS, mapper=IN_MEMORY):
     rows = Dataset.from_dict({"text": texts})
-    return task.tokenize(DatasetDict(train=rows, validation=rows), tokenizer, num_proc).splits
+    return task.tokenize(DatasetDict(train=rows, validation=rows), tokenizer, mapper).splits
 
 
 @pytest.mark.parametrize("separator", [True, False])
@@ -46,7 +47,7 @@ def test_blocks_are_the_stream_between_the_special_tokens(tokenizer, separator):
     assert blocks.column_names == ["input_ids"]
     assert blocks["input_ids"][:] == expected
     rows = Dataset.from_dict({"text": TEXTS})
-    assert task.num_examples(rows, tokenizer, None) == len(expected)
+    assert task.num_examples(rows, tokenizer) == len(expected)
 
 
 def test_validation_masks_are_the_row_s_own(tokenizer):
@@ -56,8 +57,8 @@ def test_validation_masks_are_the_row_s_own(tokenizer):
     rows = splits["validation"]
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    for num_proc in (None, 2):
-        again = tokenize(make(), tokenizer, num_proc=num_proc)["validation"]
+    for mapper in (IN_MEMORY, RowMapper(num_proc=2, part_bytes=50)):
+        again = tokenize(make(), tokenizer, mapper=mapper)["validation"]
         assert again["labels"][:] == rows["labels"][:]
         assert again["input_ids"][:] == rows["input_ids"][:]
     assert torch.equal(torch.get_rng_state(), state)  # masks are drawn beside it

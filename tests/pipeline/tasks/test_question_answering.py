@@ -89,7 +89,7 @@ def tokenize(task, rows, tokenizer, validation=None):
     splits = DatasetDict(
         train=Dataset.from_list(rows), validation=Dataset.from_list(validation or rows)
     )
-    return task.tokenize(splits, tokenizer, None)
+    return task.tokenize(splits, tokenizer)
 
 
 # Settings.
@@ -301,7 +301,7 @@ def test_windows_that_leave_no_room_for_a_question(bert):
 def test_examples_are_counted_as_windows(tokenizer):
     rows = make_rows(30)
     task = make()
-    num_examples = task.num_examples(Dataset.from_list(rows), tokenizer, None)
+    num_examples = task.num_examples(Dataset.from_list(rows), tokenizer)
     assert num_examples == len(tokenize(task, rows, tokenizer).splits["train"]) > 30
 
 

@@ -76,7 +76,7 @@ def test_token_lengths_are_those_of_the_rows_in_their_order():
 )
 def test_labels_become_numbers_from_zero(tokenizer, train, feature, names, mapped):
     splits = make_splits(train, train[:1], feature)
-    tokenized = classification().tokenize(splits, tokenizer, None)
+    tokenized = classification().tokenize(splits, tokenizer)
     assert tokenized.splits["train"]["labels"][:] == mapped
     assert tokenized.splits["validation"]["labels"][:] == mapped[:1]
     assert tokenized.model_kwargs == {
@@ -104,7 +104,7 @@ def test_labels_become_numbers_from_zero(tokenizer, train, feature, names, mappe
 def test_labels_that_cannot_be_learned(tokenizer, train, validation, feature, why):
     splits = make_splits(train, validation, feature)
     with pytest.raises(ConfigError, match=f"task.label: column 'label' .*{why}"):
-        classification().tokenize(splits, tokenizer, None)
+        classification().tokenize(splits, tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_splits_that_number_the_classes_otherwise(tokenizer, names, split):
     splits = make_splits([0, 1], [1], ClassLabel(names=["neg", "pos"]))
     splits[split] = make_splits([0], [0, 1], ClassLabel(names=names))["validation"]
     with pytest.raises(ConfigError) as caught:
-        classification().tokenize(splits, tokenizer, None)
+        classification().tokenize(splits, tokenizer)
     assert str(caught.value) == (
         f"task.label: the classes of column 'label' are {names} in the {split} data and "
         "['neg', 'pos'] in the train data, numbered from 0; give all splits the same ones in one order"
@@ -126,7 +126,7 @@ def test_splits_that_number_the_classes_otherwise(tokenizer, names, split):
 def test_numbers_without_names_go_with_named_classes(tokenizer):
     splits = make_splits([0, 1], [1], ClassLabel(names=["neg", "pos"]))
     splits["validation"] = make_splits([1], [1, 0, 1])["validation"]
-    tokenized = classification().tokenize(splits, tokenizer, None)
+    tokenized = classification().tokenize(splits, tokenizer)
     assert tokenized.splits["validation"]["labels"][:] == [1, 0, 1]
 
 
@@ -141,7 +141,7 @@ def test_numbers_without_names_go_with_named_classes(tokenizer):
 )
 def test_minus_one_marks_rows_without_a_label(tokenizer, train, validation, feature):
     with pytest.raises(ConfigError, match=r"has -1, which marks rows without a label"):
-        classification().tokenize(make_splits(train, validation, feature), tokenizer, None)
+        classification().tokenize(make_splits(train, validation, feature), tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -155,19 +155,19 @@ def test_minus_one_marks_rows_without_a_label(tokenizer, train, validation, feat
 )
 def test_labels_of_kinds_that_do_not_go_together(tokenizer, train, validation, why):
     with pytest.raises(ConfigError, match=why):
-        classification().tokenize(make_splits(train, validation), tokenizer, None)
+        classification().tokenize(make_splits(train, validation), tokenizer)
 
 
 def test_few_of_many_unseen_labels_are_named(tokenizer):
     with pytest.raises(ConfigError, match=r"training: \[2, 3, 4, 5, 6\] and 93 more$"):
-        classification().tokenize(make_splits([0, 1], list(range(100))), tokenizer, None)
+        classification().tokenize(make_splits([0, 1], list(range(100))), tokenizer)
 
 
 def test_labels_of_a_further_validation_set_must_be_in_training_too(tokenizer):
     splits = make_splits(["a", "b"], ["a"])
     splits["other"] = make_splits(["a"], ["c"])["validation"]
     with pytest.raises(ConfigError, match=r"unseen in training: \['c'\]"):
-        classification().tokenize(splits, tokenizer, None)
+        classification().tokenize(splits, tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -176,13 +176,13 @@ def test_labels_of_a_further_validation_set_must_be_in_training_too(tokenizer):
 )
 def test_a_missing_label_is_refused(tokenizer, train, validation):
     with pytest.raises(ConfigError, match=r"task\.label"):
-        classification().tokenize(make_splits(train, validation), tokenizer, None)
+        classification().tokenize(make_splits(train, validation), tokenizer)
 
 
 def test_regression_takes_numbers_as_they_are(tokenizer):
     for values in ([0.5, -2.0, 3.25], [1, 2, 3]):
         splits = make_splits(values, values[:1])
-        tokenized = regression().tokenize(splits, tokenizer, None)
+        tokenized = regression().tokenize(splits, tokenizer)
         assert tokenized.splits["train"]["labels"][:] == values
         assert tokenized.splits["train"].features["labels"].dtype.startswith("float")
         assert tokenized.model_kwargs == {"num_labels": 1, "problem_type": "regression"}
@@ -195,13 +195,13 @@ def test_regression_refuses_what_is_no_number(tokenizer, name, feature):
     label = "0.5" if feature == Value("string") else 1
     splits[name] = make_splits([label], [label], feature)["train"]
     with pytest.raises(ConfigError, match=f"'label' of {name} holds .*regression needs numbers"):
-        regression().tokenize(splits, tokenizer, None)
+        regression().tokenize(splits, tokenizer)
 
 
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "uint64", "int8", "float16", "float32"])
 def test_regression_takes_numbers_of_any_width(tokenizer, kind):
     splits = make_splits([1, 0, 3], [2], Value(kind))
-    tokenized = regression().tokenize(splits, tokenizer, None)
+    tokenized = regression().tokenize(splits, tokenizer)
     assert tokenized.splits["train"]["labels"][:] == [1.0, 0.0, 3.0]
 
 
@@ -209,8 +209,8 @@ def test_regression_takes_numbers_of_any_width(tokenizer, kind):
 def test_regression_refuses_numbers_whose_square_float32_does_not_hold(tokenizer, value):
     assert torch.tensor(value).square().isinf()
     with pytest.raises(ConfigError, match="'label' of train holds numbers that are too large"):
-        regression().tokenize(make_splits([0.5, value], [0.5]), tokenizer, None)
-    regression().tokenize(make_splits([0.5, 1e19, -1e19], [0.5]), tokenizer, None)
+        regression().tokenize(make_splits([0.5, value], [0.5]), tokenizer)
+    regression().tokenize(make_splits([0.5, 1e19, -1e19], [0.5]), tokenizer)
     assert torch.tensor(1e19).square().isfinite()
 
 
@@ -219,12 +219,12 @@ def test_regression_refuses_what_is_not_finite(tokenizer, value):
     with pytest.raises(
         ConfigError, match=f"'label' of validation holds numbers that .*got {value}"
     ):
-        regression().tokenize(make_splits([0.5, 1.0], [0.5, value]), tokenizer, None)
+        regression().tokenize(make_splits([0.5, 1.0], [0.5, value]), tokenizer)
 
 
 def test_regression_refuses_a_missing_number(tokenizer):
     with pytest.raises(ConfigError, match=r"task\.label"):
-        regression().tokenize(make_splits([0.5, None], [0.5]), tokenizer, None)
+        regression().tokenize(make_splits([0.5, None], [0.5]), tokenizer)
 
 
 # Tokens.
@@ -234,7 +234,7 @@ def test_texts_are_tokenized_as_the_tokenizer_does(tokenizer):
     texts = ["a good day", "bad", "a not so unknown day", ""]
     rows = Dataset.from_dict({"text": texts, "label": [0, 1, 0, 1], "other": [1, 2, 3, 4]})
     splits = DatasetDict(train=rows, validation=rows)
-    tokenized = classification().tokenize(splits, tokenizer, None)
+    tokenized = classification().tokenize(splits, tokenizer)
     for split in tokenized.splits.values():
         assert set(split.column_names) == {
             "input_ids",
@@ -250,7 +250,7 @@ def test_pairs_are_tokenized_as_the_tokenizer_does(tokenizer):
     first, second = ["a good day", "bad"], ["a fine day", "not bad not sad"]
     rows = Dataset.from_dict({"one": first, "two": second, "label": [0, 1]})
     task = classification(text=("one", "two"), max_length=8)
-    split = task.tokenize(DatasetDict(train=rows, validation=rows), tokenizer, None).splits["train"]
+    split = task.tokenize(DatasetDict(train=rows, validation=rows), tokenizer).splits["train"]
     for row, pair in zip(split, zip(first, second, strict=True), strict=True):
         expected = tokenizer(*pair, truncation=True, max_length=8)
         assert {name: row[name] for name in expected} == dict(expected)
@@ -261,7 +261,7 @@ def test_pairs_are_tokenized_as_the_tokenizer_does(tokenizer):
 def test_texts_longer_than_max_length_are_cut(tokenizer):
     rows = Dataset.from_dict({"text": ["a good day " * 20] * 2, "label": [0, 1]})
     task = classification(max_length=5)
-    split = task.tokenize(DatasetDict(train=rows, validation=rows), tokenizer, None).splits["train"]
+    split = task.tokenize(DatasetDict(train=rows, validation=rows), tokenizer).splits["train"]
     assert split[0]["input_ids"] == tokenizer("a good day")["input_ids"]
 
 

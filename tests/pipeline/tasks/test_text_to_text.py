@@ -63,7 +63,7 @@ def predict(task, model, rows, batch_size):
 
 def test_sources_and_targets_are_tokenized():
     sources, targets = ["one two", "red mystery"], ["two", "blue red one"]
-    tokenized = make_task_of().tokenize(make_splits(sources, targets), make_tokenizer(), None)
+    tokenized = make_task_of().tokenize(make_splits(sources, targets), make_tokenizer())
     train, validation = tokenized.splits["train"], tokenized.splits["validation"]
     assert sorted(train.column_names) == ["attention_mask", "input_ids", "labels"]
     assert train["input_ids"][:] == [ids_of(text) for text in sources]
@@ -82,14 +82,14 @@ def test_sources_and_targets_are_tokenized():
 
 def test_tokens_decode_to_the_texts():
     tokenizer = make_tokenizer()
-    rows = make_task_of().tokenize(make_splits(TEXTS, TEXTS[::-1]), tokenizer, None).splits["train"]
+    rows = make_task_of().tokenize(make_splits(TEXTS, TEXTS[::-1]), tokenizer).splits["train"]
     assert tokenizer.batch_decode(rows["input_ids"][:], skip_special_tokens=True) == TEXTS
     assert tokenizer.batch_decode(rows["labels"][:], skip_special_tokens=True) == TEXTS[::-1]
 
 
 def test_the_prefix_goes_before_each_source_alone():
     task = make_task_of(prefix="green two ")
-    rows = task.tokenize(make_splits(["one", ""], ["red", "red"]), make_tokenizer(), None).splits
+    rows = task.tokenize(make_splits(["one", ""], ["red", "red"]), make_tokenizer()).splits
     assert rows["train"]["input_ids"][:] == [ids_of("green two one"), ids_of("green two")]
     assert rows["train"]["labels"][:] == [ids_of("red")] * 2
 
@@ -97,7 +97,7 @@ def test_the_prefix_goes_before_each_source_alone():
 def test_long_texts_are_cut_each_at_its_length_but_not_the_reference():
     task = make_task_of(max_length=5, max_target_length=4)
     text = "one two red blue green"
-    row = task.tokenize(make_splits([text], [text]), make_tokenizer(), None).splits["validation"][0]
+    row = task.tokenize(make_splits([text], [text]), make_tokenizer()).splits["validation"][0]
     assert row["input_ids"] == ids_of("one two red")
     assert row["labels"] == ids_of("one two")
     assert row["references"] == [text]
@@ -106,13 +106,13 @@ def test_long_texts_are_cut_each_at_its_length_but_not_the_reference():
 def test_a_row_without_a_target_is_refused():
     splits = make_splits(["one", "two"], ["one", None])
     with pytest.raises(ConfigError, match=r"task.target: 1 rows of the train data .*'summary'"):
-        make_task_of().tokenize(splits, make_tokenizer(), None)
+        make_task_of().tokenize(splits, make_tokenizer())
 
 
 def test_inputs_are_padded_and_labels_filled_up_with_minus_100():
     tokenizer, task = make_tokenizer(), make_task_of()
     splits = make_splits(["one two", "red"], ["two", "blue red one"])
-    rows = task.tokenize(splits, tokenizer, None).splits["validation"]
+    rows = task.tokenize(splits, tokenizer).splits["validation"]
     batch = task.collator(tokenizer)(list(rows))
     assert sorted(batch) == ["attention_mask", "input_ids", "labels"]
     assert batch["input_ids"].tolist() == [ids_of("one two"), [*ids_of("red"), PAD]]
@@ -122,7 +122,7 @@ def test_inputs_are_padded_and_labels_filled_up_with_minus_100():
 
 def test_padding_does_not_change_the_loss():
     tokenizer, task, model = make_tokenizer(), make_task_of(), make_bart()
-    rows = list(task.tokenize(make_splits(TEXTS, TEXTS), tokenizer, None).splits["train"])
+    rows = list(task.tokenize(make_splits(TEXTS, TEXTS), tokenizer).splits["train"])
     collate = task.collator(tokenizer)
     with torch.inference_mode():
         together = model(**collate(rows)).loss
@@ -134,7 +134,7 @@ def test_padding_does_not_change_the_loss():
 @pytest.mark.slow
 def test_a_model_that_learned_to_copy_scores_100_and_one_that_did_not_does_not():
     tokenizer, task, model = make_tokenizer(), make_task_of(max_target_length=8), make_bart()
-    splits = task.tokenize(make_splits(TEXTS, TEXTS), tokenizer, None).splits
+    splits = task.tokenize(make_splits(TEXTS, TEXTS), tokenizer).splits
     rows = splits["validation"]
     untrained = task.score(predict(task, model, rows, 4), rows, tokenizer)
     batch = task.collator(tokenizer)(list(splits["train"]))
@@ -168,7 +168,7 @@ def random_model():
 
 def generated_with(settings):
     task = make_task_of(max_target_length=9, **settings)
-    rows = task.tokenize(make_splits(TEXTS, TEXTS), make_tokenizer(), None).splits["validation"]
+    rows = task.tokenize(make_splits(TEXTS, TEXTS), make_tokenizer()).splits["validation"]
     return predict(task, random_model(), rows, len(TEXTS))["generated"]
 
 
@@ -325,12 +325,12 @@ def test_rows_of_one_source_are_written_once_and_keep_all_their_references():
     sources, targets = ["red", "blue", "red", "one"], ["one", "two", "green", "red"]
     splits = make_splits(sources, targets)
     splits["other"] = splits["validation"].select(range(2))
-    tokenized = make_task_of(group_references=True).tokenize(splits, make_tokenizer(), None).splits
+    tokenized = make_task_of(group_references=True).tokenize(splits, make_tokenizer()).splits
     assert len(tokenized["train"]) == 4
     assert tokenized["validation"]["references"][:] == [["one", "green"], ["two"], ["red"]]
     assert tokenized["validation"]["input_ids"][:] == [ids_of(t) for t in ("red", "blue", "one")]
     assert tokenized["other"]["references"][:] == [["one"], ["two"]]
-    apart = make_task_of().tokenize(splits, make_tokenizer(), None).splits["validation"]
+    apart = make_task_of().tokenize(splits, make_tokenizer()).splits["validation"]
     assert apart["references"][:] == [["one"], ["two"], ["green"], ["red"]]
     generated = np.array([[WORDS.index(w), END] for w in ("green", "two", "red")])
     score = make_task_of(group_references=True, max_target_length=2).score
@@ -346,7 +346,7 @@ def test_e2e_has_547_sources_of_several_references(datasets_cache):
 
     config = FilesConfig(source="files", train=str(E2E), validation=str(E2E))
     task = make_task_of(source="mr", target="ref", group_references=True)
-    rows = task.tokenize(load_splits(config), make_tokenizer(), None).splits
+    rows = task.tokenize(load_splits(config), make_tokenizer()).splits
     assert (len(rows["train"]), len(rows["validation"])) == (4672, 547)
     assert sum(len(references) for references in rows["validation"]["references"]) == 4672
 

@@ -4,7 +4,7 @@ One process imports all that is slow to import and forks the ranks of each attem
 attempt takes seconds. The ranks tell it of every step and of every checkpoint they begin to write; it
 kills one or both of them at moments drawn from a seed, and starts them again until the run is through.
 
-    python -m tests.pipeline.training.kill_worker BERT DATA OUTPUT CASE KILLS SEED
+    python -m tests.pipeline.training.kill_worker BERT DATA OUTPUT CASE WRITING KILLS SEED
 """
 
 import json
@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch.distributed as dist
 
 from pipeline.section import Duration
-from pipeline.store.checkpoints import CheckpointStore
+from pipeline.store.checkpoints import CheckpointFiles, CheckpointStore, Write
 from pipeline.worker_group import WorkerGroup
 from tests import slow_imports  # noqa: F401  (once for all attempts)
 from tests.pipeline.training.train_worker import PRUNE, TRAIN
@@ -69,14 +70,22 @@ class Telling(CheckpointStore):
 
     tell: Callable[[str, int], None]
 
-    def save(self, write: Callable[[Path], None], step: int) -> None:
+    def save(self, write: Write, step: int, *, in_background: bool = False) -> None:
         self.tell("checkpoint", step)
-        super().save(write, step)
+        slowly = partial(write_slowly, write)
+        super().save(slowly if in_background else write, step, in_background=in_background)
+
+
+def write_slowly(write: Write, files: CheckpointFiles) -> None:
+    """Write while a step or two are taken, so that many a kill comes between."""
+    time.sleep(0.02)
+    write(files)
+    time.sleep(0.02)
 
 
 def run_rank(rank: int, meeting: Path, arguments: list[str], output: Path, pipe: int) -> None:
     """Be one rank of an attempt."""
-    bert, data, _, case, *_ = arguments
+    bert, data, _, case, writing, *_ = arguments
 
     def tell(kind: str, step: int) -> None:
         os.write(pipe, f"{kind} {step}\n".encode())
@@ -88,7 +97,12 @@ def run_rank(rank: int, meeting: Path, arguments: list[str], output: Path, pipe:
     checkpoints = Telling(f"{output}-checkpoints", workers, notify=notes.append)
     checkpoints.tell = tell
     config = TRAIN.model_copy(
-        update={"length": Duration(LENGTH), "log_every": 1, "checkpoint_every": EVERY}
+        update={
+            "length": Duration(LENGTH),
+            "log_every": 1,
+            "checkpoint_every": EVERY,
+            "checkpoint_writing": writing,
+        }
     )
     phases = {"start_after": Duration(WARMUP), "finetune": Duration(FINETUNE)}
     figures = train(
@@ -172,7 +186,7 @@ def damage_newest(folder: Path) -> str | None:
 
 def main(*arguments: str) -> None:
     """Run once in peace, once with kills."""
-    *_, output, _, num_kills, seed = arguments
+    _, _, output, _, _, num_kills, seed = arguments
     values: list[str] = list(arguments)
     peace, torn = Path(output) / "peace", Path(output) / "torn"
     assert attempt(0, values, peace, None)

@@ -5,6 +5,8 @@ resize_worker resume <bert> <data> <out>   what is to be resumed on as many rank
 """
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,23 +75,23 @@ def whole_masks(pruner: Pruner, workers: WorkerGroup) -> dict[str, np.ndarray] |
     return masks
 
 
-def keep_masks(name: str, path: Path) -> None:
-    """Have a function of `checkpoint` write the masks as they are when it was called."""
-    original = getattr(checkpoint, name)
+@contextmanager
+def masks_kept(owner: Any, name: str, path: Path) -> Iterator[None]:
+    """Have a function that is given the pruner write the masks as they are when it was called."""
+    original = getattr(owner, name)
 
-    def wrapped(*args: Any, pruner: Pruner, workers: WorkerGroup, **kwargs: Any) -> Any:
-        result = original(*args, pruner=pruner, workers=workers, **kwargs)
-        masks = whole_masks(pruner, workers)
+    def wrapped(*args: Any, pruner: Pruner, **kwargs: Any) -> Any:
+        result = original(*args, pruner=pruner, **kwargs)
+        masks = whole_masks(pruner, WorkerGroup.current())
         if masks is not None:
             np.savez(path, **masks)
         return result
 
-    setattr(checkpoint, name, wrapped)
-    wrapped.original = original  # type: ignore[attr-defined]
-
-
-def restore(name: str) -> None:
-    setattr(checkpoint, name, getattr(checkpoint, name).original)
+    setattr(owner, name, wrapped)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
 
 
 def save(case: str, bert: Path, data: Path, out: Path) -> None:
@@ -101,11 +103,9 @@ def save(case: str, bert: Path, data: Path, out: Path) -> None:
         folder = out / f"{case}-{stop}"
         checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", WorkerGroup.current())
         checkpoints.stop_at = stop
-        keep_masks("write_checkpoint", Path(f"{folder}-masks.npz"))
-        try:
+        kept = masks_kept(checkpoint, "Snapshot", Path(f"{folder}-masks.npz"))
+        with kept, suppress(InterruptedRunError):
             run(case, bert, data, folder, checkpoints, config=CONFIG, prune=prune)
-        except InterruptedRunError:
-            restore("write_checkpoint")
 
 
 def resume(case: str, stop: int, into: str, bert: Path, data: Path, out: Path) -> None:
@@ -116,10 +116,9 @@ def resume(case: str, stop: int, into: str, bert: Path, data: Path, out: Path) -
         shutil.copytree(out / f"{case}-{stop}-checkpoints", f"{folder}-checkpoints")
     workers.barrier()
     checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", workers)
-    keep_masks("load_pruner", Path(f"{folder}-masks.npz"))
     prune = prune_by(METHOD_OF.get(case, "mgpp"))
-    run(into, bert, data, folder, checkpoints, config=CONFIG, prune=prune)
-    restore("load_pruner")
+    with masks_kept(checkpoint.Restored, "apply", Path(f"{folder}-masks.npz")):
+        run(into, bert, data, folder, checkpoints, config=CONFIG, prune=prune)
 
 
 def main(which: str, *arguments: str) -> None:

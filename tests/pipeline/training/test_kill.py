@@ -14,10 +14,10 @@ NUM_KILLS = int(os.environ.get("MGPP_TORTURE_KILLS", "12"))
 
 @pytest.mark.distributed
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("case", ["stage2", "stage3"])
-def test_killed_again_and_again(tiny_bert, train_data, tmp_path, case):
+@pytest.mark.parametrize(("case", "writing"), [("stage2", "foreground"), ("stage3", "background")])
+def test_killed_again_and_again(tiny_bert, train_data, tmp_path, case, writing):
     num_kills = max(NUM_KILLS // 2, 1)
-    arguments = [tiny_bert, train_data, tmp_path, case, num_kills, 7]
+    arguments = [tiny_bert, train_data, tmp_path, case, writing, num_kills, 7]
     command = [sys.executable, "-m", "tests.pipeline.training.kill_worker", *map(str, arguments)]
     done = run(command, timeout=120 + 60 * num_kills, env={"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"

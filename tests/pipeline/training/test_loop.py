@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.cases import launch_cases
 from tests.pipeline.training.train_worker import (
     ALL_CASES,
     CASES,
+    DAMAGED,
     DISTILL_STOP,
     DISTILLED,
     LENGTH,
@@ -61,6 +63,28 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(trained, case, sto
         assert a == b
     figures = [json.loads((f / "figures.json").read_text()) for f in (whole, resumed)]
     assert figures[0] == figures[1]
+
+
+@pytest.mark.distributed
+def test_where_all_checkpoints_are_damaged_the_run_begins_with_the_model_it_was_given(trained):
+    """Rank 0 had read its undamaged part into the engine by then."""
+    folder = trained.folder(DAMAGED, "damaged")
+    assert weights_of(folder / "damaged") == weights_of(folder / f"{DAMAGED}-None")
+    notes = json.loads((folder / "damaged" / "notes.json").read_text())
+    corrupt = [note for note in notes if "is corrupt and skipped: state-r00001-" in note]
+    assert len(corrupt) == 2
+    assert not any("resuming" in note for note in notes)
+
+
+@pytest.mark.distributed
+def test_where_one_node_has_no_memory_for_a_copy_all_write_in_the_foreground(trained):
+    notes = json.loads((trained.folder("damaged") / "damaged" / "notes.json").read_text())
+    said = [note for note in notes if note.startswith("checkpoints are written")]
+    assert len(said) == 2  # once by each of the two runs
+    assert re.fullmatch(
+        r"checkpoints are written in the foreground: a copy takes .* free on .*", said[0]
+    )
+    assert said[1].startswith("checkpoints are written in the background")
 
 
 @pytest.mark.distributed

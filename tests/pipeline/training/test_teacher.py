@@ -147,6 +147,18 @@ def test_every_family_learns_what_its_loss_predicts(family):
     assert any(parameter.grad is not None for parameter in student.parameters())
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_teacher_computes_no_loss_of_tokens_that_nothing_uses(family):
+    task, make, inputs, _ = FAMILIES[family]
+    student, teacher = pair_of(make)
+    losses = []
+    teacher.register_forward_hook(lambda *done: losses.append(done[-1].loss))
+    distillation(task, teacher).losses(student, {"input_ids": IDS, **inputs})
+    (loss,) = losses
+    # Where a decoder's inputs are made of labels, they are given; positions of answers cost nothing.
+    assert (loss is None) == (family not in ("text-to-text", "question-answering"))
+
+
 def test_regression_learns_by_squared_error():
     task = make_task(RegressionConfig(type="regression", **SEQUENCE))
     student, teacher = pair_of(random_model(BertForSequenceClassification, num_labels=1))

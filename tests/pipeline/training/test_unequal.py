@@ -100,7 +100,7 @@ def write_family(kind, folder):
         tokenizer.save_pretrained(folder / name)
     rows = Dataset.from_dict(texts(kind))
     task = make_task(TASKS[kind])
-    splits = task.tokenize(DatasetDict(train=rows, validation=rows), tokenizer, None).splits
+    splits = task.tokenize(DatasetDict(train=rows, validation=rows), tokenizer).splits
     splits.save_to_disk(str(folder / "data" / "dataset"))
 
 

@@ -14,12 +14,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch.distributed as dist
 
+from pipeline import host_memory
 from pipeline.context import Context
 from pipeline.errors import StageError
 from pipeline.models.loading import load_tokenizer
 from pipeline.models.source import ModelConfig
 from pipeline.pruning.config import METHOD_CONFIGS, PruneSection
-from pipeline.store.checkpoints import CheckpointStore
+from pipeline.store.checkpoints import CheckpointStore, Write
 from pipeline.tasks import make_task
 from pipeline.tasks.sequence import ClassificationConfig, RegressionConfig
 from pipeline.training.config import TrainConfig
@@ -71,6 +72,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 GROUPED = "stage2-bf16"  # the case whose batches are grouped by length
 METHOD_OF = {"stage0": "platon", "stage3": "soft-movement"}  # what keeps state of every weight
 NAN_CASES = ("stage2", "stage3")
+DAMAGED = "stage3"  # the case that is also resumed where every checkpoint is damaged
 DISTILLED = ("stage2", "stage3-small")  # the last with all of both models sharded
 DISTILL_STOP = 9
 TEACHER = "stage0"  # the case whose whole run makes the teacher
@@ -78,6 +80,7 @@ ALL_CASES = (
     *CASES,
     *(f"distilled-{case}" for case in DISTILLED),
     "silent",
+    "damaged",
     *(f"{case}-nan" for case in NAN_CASES),
     *(f"overflow-{name}" for name in OVERFLOWS),
 )
@@ -93,11 +96,12 @@ class StoppingCheckpoints(CheckpointStore):
 
     stop_at: int | None = None
 
-    def save(self, write: Callable[[Path], None], step: int) -> None:
+    def save(self, write: Write, step: int, *, in_background: bool = False) -> None:
         if self.stop_at is None:
             return
-        super().save(write, step)
+        super().save(write, step, in_background=in_background)
         if step == self.stop_at:
+            self.settle()
             dist.barrier()
             raise InterruptedRunError
 
@@ -162,6 +166,7 @@ def main(bert: str, data: str, output: str) -> None:
             **{case: partial(run_interrupted, case, *paths) for case in CASES},
             **{f"distilled-{case}": partial(run_distilled, case, *paths) for case in DISTILLED},
             "silent": partial(run_with_silent_teacher, *paths),
+            "damaged": partial(run_from_damage, *paths),
             **{f"{case}-nan": partial(run_with_nan, case, *nan_paths) for case in NAN_CASES},
             **{f"overflow-{n}": partial(run_that_overflows, n, *paths) for n in OVERFLOWS},
         },
@@ -172,8 +177,11 @@ def main(bert: str, data: str, output: str) -> None:
 def run_interrupted(case: str, bert: Path, data: Path, output: Path) -> None:
     """Train whole, and stopped at several steps and resumed."""
     prune = prune_by(METHOD_OF.get(case, "mgpp"))
-    config = TRAIN.model_copy(update={"group_by_length": case == GROUPED})
     for stop in (None, *STOP_AFTER):
+        writing = "foreground" if stop == STOP_AFTER[1] else "background"
+        config = TRAIN.model_copy(
+            update={"group_by_length": case == GROUPED, "checkpoint_writing": writing}
+        )
         folder = output / f"{case}-{stop}"
         checkpoints = StoppingCheckpoints(f"{folder}-checkpoints", WorkerGroup.current())
         checkpoints.stop_at = stop
@@ -228,6 +236,36 @@ def run_with_silent_teacher(bert: Path, data: Path, output: Path) -> None:
     dist.barrier()
 
 
+def run_from_damage(bert: Path, data: Path, output: Path) -> None:
+    """Stop, damage one rank's shards in every checkpoint that there is, and run again.
+
+    The first time one rank's node has no memory for a copy, the second time all have.
+    """
+    folder, prune = output / "damaged", prune_by(METHOD_OF[DAMAGED])
+    notes: list[str] = []
+    checkpoints = StoppingCheckpoints(
+        f"{folder}-checkpoints", WorkerGroup.current(), notify=notes.append
+    )
+    checkpoints.stop_at = STOP_AFTER[1]
+    measure = host_memory.available_bytes
+    if dist.get_rank() == 1:
+        host_memory.available_bytes = lambda: 1000  # too few for a copy
+    with suppress(InterruptedRunError):
+        run(DAMAGED, bert, data, folder, checkpoints, prune=prune)
+    host_memory.available_bytes = measure
+    dist.barrier()
+    if dist.get_rank() == 0:
+        for shards in Path(f"{folder}-checkpoints").rglob("state-r00001-*"):
+            content = bytearray(shards.read_bytes())
+            content[len(content) // 2] ^= 1
+            shards.write_bytes(content)
+    dist.barrier()
+    checkpoints.stop_at = None
+    run(DAMAGED, bert, data, folder, checkpoints, prune=prune)
+    if dist.get_rank() == 0:
+        (folder / "notes.json").write_text(json.dumps(notes))
+
+
 def run_with_nan(case: str, bert: Path, data: Path, output: Path) -> None:
     """Train on rows one of which has no number for its label: once stopped by it, once not."""
     name = f"{case}-nan"
@@ -237,8 +275,7 @@ def run_with_nan(case: str, bert: Path, data: Path, output: Path) -> None:
         run(case, bert, data, output / name, checkpoints, task=REGRESSION)
     except StageError as error:
         found["error"] = str(error)
-    with checkpoints.latest() as saved:
-        found["last_checkpoint"] = saved.manifest.step if saved else None
+    found["last_checkpoint"] = checkpoints.restore(lambda saved: saved.manifest.step)
     patient = TRAIN.model_copy(update={"max_skipped_steps": 9})
     found["figures"] = run(
         case, bert, data, output / name, checkpoints, task=REGRESSION, config=patient

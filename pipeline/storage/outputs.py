@@ -5,8 +5,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.store.checksums import HashingStream
-from pipeline.store.storage import is_local, open_storage
+from pipeline.storage.checksums import HashingStream
+from pipeline.storage.filesystems import is_local, open_storage
 
 
 class OutputFiles:

@@ -2,9 +2,9 @@
 
 import pytest
 
+from pipeline.storage.checksums import describe
+from pipeline.storage.outputs import OutputFiles
 from pipeline.store.artifacts import ArtifactStore
-from pipeline.store.checksums import describe
-from pipeline.store.outputs import OutputFiles
 
 
 def write(files, name, error=None):

@@ -5,8 +5,8 @@ import socket
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.store import hub as ours
-from pipeline.store.hub import hub_commit, is_commit
+from pipeline.storage import hub as ours
+from pipeline.storage.hub import hub_commit, is_commit
 from tests.hub_server import DROP, hub_server, online
 
 KINDS = [("model", "models"), ("dataset", "datasets")]

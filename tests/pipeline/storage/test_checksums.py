@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store import checksums
-from pipeline.store.checksums import BlockHasher, HashingStream, describe, problem
+from pipeline.storage import checksums
+from pipeline.storage.checksums import BlockHasher, HashingStream, describe, problem
 
 DATA = bytes(range(256)) * 10
 
