@@ -10,7 +10,7 @@ import typer
 from launch.cli.output import Terminated
 from pipeline.runs.stage import PlannedStage
 from pipeline.store.artifacts import ArtifactStore
-from pipeline.store.checkpoints import newest_step
+from pipeline.store.checkpoint_manifest import newest_step
 
 
 @contextmanager

@@ -8,12 +8,17 @@ reader of a slice checks the blocks that it touches. Older entries have one `sha
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
-
-from mgpp.tensor_file import Stream
+from typing import Any, BinaryIO, Protocol
 
 BLOCK_BYTES = 64 << 20
 _READ_BYTES = 1 << 20
+
+
+class Stream(Protocol):
+    """What bytes are written to: an open file, a file of fsspec."""
+
+    def write(self, data: bytes | memoryview, /) -> object:
+        """Take all of the bytes."""
 
 
 class BlockHasher:

@@ -2,7 +2,7 @@
 
     <url>/step-00000500-3fa2c1/...               what the workers wrote, straight to storage
     <url>/step-00000500-3fa2c1/part-r00003.json  the names of what worker 3 wrote in the background
-    <url>/step-00000500-3fa2c1/_DONE.json        written last: step, world size, each file's checksums
+    <url>/step-00000500-3fa2c1/DONE_FILE.json        written last: step, world size, each file's checksums
 
 Storage is a local or shared folder or any fsspec URL. What a thread does here is agreed upon through
 storage, never by collectives, which the training uses meanwhile.
@@ -13,7 +13,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import fsspec
@@ -21,30 +20,15 @@ import fsspec
 from pipeline.errors import StageError, error_text, is_storage_failure
 from pipeline.storage.checksums import HashingStream
 from pipeline.storage.filesystems import open_storage, put_json, read_json
-from pipeline.storage.records import DamagedRecordError, put_record, read_record
+from pipeline.storage.records import put_record
 from pipeline.storage.verified import DamagedFileError, VerifiedFiles
 from pipeline.storage.writing import BackgroundThread, written
+from pipeline.store.checkpoint_manifest import DONE_FILE, Manifest, good_manifest
 from pipeline.worker_group import WorkerGroup
 
 _Loaded = TypeVar("_Loaded")
-_DONE = "_DONE.json"
 _POLL_SECONDS = (0.02, 2.0)  # between two looks for the parts of the others: at first, at most
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """The manifest of a complete checkpoint.
-
-    Attributes:
-        step: optimizer steps done.
-        world_size: workers that wrote it.
-        files: by relative path: `bytes`, `blocks` (in older ones `sha256`) and the `rank` that wrote it.
-    """
-
-    step: int
-    world_size: int
-    files: dict[str, dict[str, Any]]
 
 
 class SavedCheckpoint:
@@ -97,47 +81,6 @@ class CheckpointFiles:
 
 
 Write = Callable[[CheckpointFiles], None]
-
-
-def read_checkpoint(filesystem: fsspec.AbstractFileSystem, path: str) -> Manifest | None:
-    """Return the manifest of a complete checkpoint; None where there is none.
-
-    Raises:
-        DamagedRecordError: if it is not what was written, or names no files.
-    """
-    manifest = read_record(filesystem, path, Manifest)
-    if manifest is None:
-        return None
-    if not manifest.files:
-        raise DamagedRecordError(path, "names no files")
-    for name, entry in manifest.files.items():
-        is_good = (
-            isinstance(entry.get("bytes"), int)
-            and isinstance(entry.get("blocks", []), list)
-            and isinstance(entry.get("sha256", ""), str)
-            and not entry.keys().isdisjoint({"blocks", "sha256"})
-        )
-        if not is_good:
-            raise DamagedRecordError(path, f"files.{name} has no size or no checksum")
-    return manifest
-
-
-def newest_step(url: str) -> int | None:
-    """Return the step of the newest complete checkpoint in a run's folder of them, or None."""
-    filesystem, root = open_storage(url)
-    if not filesystem.exists(root):
-        return None
-    folders = (str(path).rstrip("/") for path in filesystem.ls(root, detail=False))
-    found = [_read_manifest(filesystem, folder) for folder in folders if "/step-" in folder]
-    return max((manifest.step for manifest in found if manifest), default=None)
-
-
-def _read_manifest(filesystem: fsspec.AbstractFileSystem, folder: str) -> Manifest | None:
-    """Return a checkpoint's manifest; None where it is none, such as one without files."""
-    try:
-        return read_checkpoint(filesystem, f"{folder}/{_DONE}")
-    except DamagedRecordError:
-        return None
 
 
 class CheckpointStore:
@@ -334,9 +277,9 @@ class CheckpointStore:
         """Write the manifest, then delete the oldest checkpoints."""
         files = {path: entry for part in parts for path, entry in part.items()}
         manifest = Manifest(step=step, world_size=self._workers.world_size, files=files)
-        put_record(self._fs, f"{folder}/{_DONE}", manifest)
+        put_record(self._fs, f"{folder}/{DONE_FILE}", manifest)
         for old in self._folders_done()[self._keep :]:
-            self._fs.rm(f"{old}/{_DONE}")  # first: from now on it is no checkpoint
+            self._fs.rm(f"{old}/{DONE_FILE}")  # first: from now on it is no checkpoint
             self._fs.rm(old, recursive=True)
 
     def _folders(self) -> list[str]:
@@ -349,7 +292,7 @@ class CheckpointStore:
         return sorted((n for n in names if n.rpartition("/")[2].startswith("step-")), reverse=True)
 
     def _folders_done(self) -> list[str]:
-        return [folder for folder in self._folders() if self._fs.exists(f"{folder}/{_DONE}")]
+        return [folder for folder in self._folders() if self._fs.exists(f"{folder}/{DONE_FILE}")]
 
     def _drop_incomplete(self) -> None:
         """Delete what was left half-written; only when a run begins, so that none is at work on it."""
@@ -358,9 +301,9 @@ class CheckpointStore:
 
     def _looked_over(self, folder: str) -> tuple[Manifest | None, list[str]]:
         """Return a checkpoint's manifest and what a listing shows to be wrong with its files."""
-        manifest = _read_manifest(self._fs, folder)
+        manifest = good_manifest(self._fs, folder)
         if manifest is None:
-            return None, [f"{_DONE} cannot be read or names no files"]
+            return None, [f"{DONE_FILE} cannot be read or names no files"]
         listed: Mapping[str, Any] = self._fs.find(folder, detail=True)
         sizes = {str(path)[len(folder) + 1 :]: info["size"] for path, info in listed.items()}
         problems = [f"{name} is missing" for name in manifest.files if name not in sizes]

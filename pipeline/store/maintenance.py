@@ -22,7 +22,7 @@ from pipeline.storage.filesystems import (
 )
 from pipeline.storage.records import DamagedRecordError, FailureNote, HardwareChoice, read_record
 from pipeline.store.artifacts import DONE_FILE, FAILED_FILE, Artifact, ArtifactStore
-from pipeline.store.checkpoints import read_checkpoint
+from pipeline.store.checkpoint_manifest import read_checkpoint
 from pipeline.store.leases import HeldLease, Lease, LeaseFolder, LeaseLostError, LeaseWatch
 from pipeline.store.parts import PARTS, abandoned_parts, discard_parts
 

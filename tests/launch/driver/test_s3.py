@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.storage.filesystems import open_storage
 from pipeline.store.artifacts import ArtifactStore
-from pipeline.store.checkpoints import newest_step
+from pipeline.store.checkpoint_manifest import newest_step
 from pipeline.store.maintenance import entries
 from tests.launch.conftest import mgpp
 from tests.launch.runs import Driver

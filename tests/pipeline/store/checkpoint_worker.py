@@ -26,7 +26,8 @@ from s3fs import S3FileSystem
 from mgpp.backends.deepspeed import TrainedShard
 from pipeline.errors import StageError
 from pipeline.storage import checksums, verified, writing
-from pipeline.store.checkpoints import CheckpointFiles, CheckpointStore, newest_step
+from pipeline.store.checkpoint_manifest import newest_step
+from pipeline.store.checkpoints import CheckpointFiles, CheckpointStore
 from pipeline.training import checkpoint_shards
 from pipeline.training.checkpoint_shards import ShardReader, ShardWriter
 from pipeline.worker_group import WorkerGroup

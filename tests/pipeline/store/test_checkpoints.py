@@ -11,7 +11,8 @@ import pytest
 import torch.distributed as dist
 
 from pipeline.errors import StageError
-from pipeline.store.checkpoints import CheckpointStore, newest_step
+from pipeline.store.checkpoint_manifest import newest_step
+from pipeline.store.checkpoints import CheckpointStore
 from pipeline.worker_group import WorkerGroup
 
 
