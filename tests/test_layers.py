@@ -136,7 +136,7 @@ ALLOWED = {
     "mgpp.prior": "mgpp.kernels",
     "mgpp.sharding": "mgpp.kernels",
     "mgpp.schedule": "mgpp.settings",
-    "pipeline.storage": "mgpp.tensor_file pipeline.errors",
+    "pipeline.storage": "pipeline.errors",
 }
 
 

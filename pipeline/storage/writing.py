@@ -16,8 +16,7 @@ from typing import Any
 import fsspec
 from fsspec.spec import AbstractBufferedFile
 
-from mgpp.tensor_file import Stream
-from pipeline.storage.checksums import HashingStream
+from pipeline.storage.checksums import HashingStream, Stream
 from pipeline.storage.filesystems import is_local
 
 PART_BYTES = 16 << 20  # a request to an object store: 10,000 a file, of 5 MiB at least
