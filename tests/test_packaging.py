@@ -22,7 +22,8 @@ USED_BY_OTHERS = {
     "gguf": "transformers, to read GGUF files",
     "tensorboard": "torch.utils.tensorboard",
 }
-OPTIONAL = {"mgpp/integrations/": {"transformers"}}  # of mgpp, where the user brings the library
+# Of mgpp, where the user brings the library.
+OPTIONAL = {"mgpp/integrations/": {"transformers"}, "mgpp/backends/deepspeed/": {"deepspeed"}}
 
 
 @cache

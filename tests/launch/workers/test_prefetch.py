@@ -70,4 +70,4 @@ def test_it_is_done_before_the_process_group_is_made(monkeypatch):
     monkeypatch.setattr(parent, "on_start", lambda *_: done.append("process group"))
     models = ({"path": "org/model"},)
     _Backend().on_start(Group(), WorkerGroupConfig(models=models))
-    assert done == [("prefetch", models), ("use_node_interface",), "process group"]
+    assert done == [("prefetch", models, ()), ("use_node_interface",), "process group"]

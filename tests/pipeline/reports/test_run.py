@@ -202,8 +202,8 @@ def test_phases_are_shaded_on_every_step_figure(html: str) -> None:
 def test_sizes_say_how_much_of_them_is_embeddings(html: str) -> None:
     text = " ".join(Page(html).text.split())
     assert "size on disk 51.2 MB packed model" in text
-    assert "dense model 90.9 MB pruned model 90.9 MB, 52% embeddings" in text
-    assert "packed model 51.2 MB, 92% embeddings" in text
+    assert "dense model90.9 MB pruned model90.9 MB, 52% embeddings" in text
+    assert "packed model51.2 MB, 92% embeddings" in text
 
 
 def test_everything_given_is_escaped() -> None:

@@ -132,7 +132,7 @@ def test_a_disk_without_room_is_refused_after_the_first_part(tmp_path, monkeypat
     usage = shutil.disk_usage(tmp_path)._replace(free=10_000)
     monkeypatch.setattr(row_mapper.shutil, "disk_usage", lambda folder: usage)
     mapper = RowMapper(num_proc=2, folder=tmp_path, part_bytes=400)
-    with pytest.raises(StageError, match=r"0\.0 GB left.*make room and run again"):
+    with pytest.raises(StageError, match=r"0\.0 GB left.*make room and rerun"):
         mapper.map("tokenize", "train", ROWS, pairs, FEATURES)
 
 

@@ -38,7 +38,7 @@ def prepare(folder, storage, cores, progress=lambda record: None):
     store = ArtifactStore(storage)
     artifact = run_stage(stage, config, store, {}, workers=None, progress=progress, cores=cores)
     assert not parts_folder(store, stage.name, stage.key).exists()
-    return {name: entry["sha256"] for name, entry in artifact.files.items()}
+    return {name: entry["blocks"] for name, entry in artifact.files.items()}
 
 
 @pytest.fixture
