@@ -3,11 +3,15 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 
 from launch.workers.controller import WorkerGroupConfig, _Backend
 from launch.workers.prefetch import prefetch
+from pipeline.store.artifacts import ArtifactStore
+from pipeline.storage.node_copies import release, remove_unused
+from pipeline.storage.filesystems import open_storage
 from tests.hub_server import hub_server
 from tests.processes import ROOT
 
@@ -57,6 +61,26 @@ def test_a_download_that_fails_is_left_to_the_load(caplog, monkeypatch):
     assert "org/model was not fetched: no network" in caplog.text
 
 
+def test_artifacts_are_fetched_and_a_damaged_one_is_left_to_the_stage(
+    tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setenv("MGPP_CACHE", str(tmp_path))
+    attempt = ArtifactStore("memory://prefetch-test/runs").begin("data", "0" * 16, {}, {})
+    (attempt.folder / "rows").write_bytes(b"rows")
+    artifact = attempt.commit({}, 0.0)
+    release()
+    remove_unused()
+    prefetch([], [asdict(artifact)])
+    assert (attempt.folder / "rows").read_bytes() == b"rows"
+    filesystem, root = open_storage(artifact.url)
+    filesystem.pipe_file(f"{root}/rows", b"rowz")
+    (attempt.folder / "rows").unlink()
+    prefetch([], [asdict(artifact)])
+    assert f"{artifact.url}: rows has another checksum" in caplog.text
+    release()
+    filesystem.rm("/prefetch-test", recursive=True)
+
+
 def test_it_is_done_before_the_process_group_is_made(monkeypatch):
     done = []
 
@@ -68,6 +92,6 @@ def test_it_is_done_before_the_process_group_is_made(monkeypatch):
 
     parent = _Backend.__mro__[1]
     monkeypatch.setattr(parent, "on_start", lambda *_: done.append("process group"))
-    models = ({"path": "org/model"},)
-    _Backend().on_start(Group(), WorkerGroupConfig(models=models))
-    assert done == [("prefetch", models, ()), ("use_node_interface",), "process group"]
+    models, artifacts = ({"path": "org/model"},), ({"url": "s3://bucket/runs/data-0/a-1"},)
+    _Backend().on_start(Group(), WorkerGroupConfig(models=models, artifacts=artifacts))
+    assert done == [("prefetch", models, artifacts), ("use_node_interface",), "process group"]
