@@ -9,9 +9,9 @@ import pytest
 
 from launch.workers.controller import WorkerGroupConfig, _Backend
 from launch.workers.prefetch import prefetch
-from pipeline.store.artifacts import ArtifactStore
-from pipeline.storage.node_copies import release, remove_unused
 from pipeline.storage.filesystems import open_storage
+from pipeline.storage.node_copies import release, remove_unused
+from pipeline.store.artifacts import ArtifactStore
 from tests.hub_server import hub_server
 from tests.processes import ROOT
 
