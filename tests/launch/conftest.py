@@ -1,6 +1,7 @@
 """A project folder as a user would have it: a tiny random BERT, rows and a configuration."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from transformers import BertForSequenceClassification
 
 from tests import tiny
 from tests.launch.runs import LONGER, outcome, run_in_background
-from tests.processes import MGPP, run
+from tests.processes import MGPP, ROOT, run
 
-ONE_GPU = {"PYTHONPATH": str(Path(__file__).parent / "one_gpu")}
+# And this checkout, whichever one is installed.
+ONE_GPU = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "one_gpu"), str(ROOT)])}
 SYLLABLES = ["ba", "do", "ke", "lu", "mi", "no", "pa", "ri", "so", "tu"]
 
 
