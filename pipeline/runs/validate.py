@@ -30,6 +30,7 @@ from pipeline.training.engine import freeze
 from pipeline.training.teacher import teacher_problems
 
 _MANY_STEPS = 10**6
+_COUNTED_BYTES = 64 << 20  # of rows that are tokenized only to count examples
 
 
 def validate(path: str, overrides: Sequence[str], capacity: Capacity | None) -> RunConfig:
@@ -356,6 +357,8 @@ def _length_problems(sections: dict[str, Any], splits: DatasetDict | None) -> li
         return []
     try:
         rows = (splits or load_splits(data, task))["train"]
+        if not task.row_is_example and rows.data.nbytes > _COUNTED_BYTES:
+            return []  # `check_schedule` tells when the data stage has counted
         mapper = RowMapper(num_proc=num_processes(data.num_proc))
         num_rows = task.num_examples(rows, load_tokenizer(sections["model"]), mapper)
     except ConfigError as error:

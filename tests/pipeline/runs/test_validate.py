@@ -432,7 +432,7 @@ def test_rows_that_do_not_fill_a_batch(config_file):
     ]
 
 
-def test_blocks_of_text_are_counted_where_steps_and_epochs_mix(config_file, tmp_path):
+def test_blocks_of_text_are_counted_where_steps_and_epochs_mix(config_file, tmp_path, monkeypatch):
     write_decoder("llama", tmp_path / "llama")
     rows = tmp_path / "text.txt"
     rows.write_text("w1 w2 w3\n" * 30, encoding="utf-8")  # 120 tokens: 30 blocks, three batches
@@ -446,6 +446,11 @@ def test_blocks_of_text_are_counted_where_steps_and_epochs_mix(config_file, tmp_
     validate(str(config_file), [*task, "train.length=3ep", "prune.start_after=3"], None)
     problem = only_problem(config_file, *task, "train.length=3ep", "prune.start_after=5")
     assert problem.startswith("prune: prune_start")
+    # Of much text, once the data stage has counted.
+    monkeypatch.setattr("pipeline.runs.validate._COUNTED_BYTES", 10)
+    config = validate(str(config_file), [*task, "train.length=3ep", "prune.start_after=5"], None)
+    with pytest.raises(ConfigError, match="prune: prune_start"):
+        check_schedule(config, num_rows=30)
 
 
 def test_a_one_shot_method_and_what_it_does_not_go_with(config_file):
