@@ -64,15 +64,15 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
         from pipeline.runs.hardware import Choices, described
         from pipeline.runs.node_memory import node_memory_problems
         from pipeline.runs.validate import cluster_problems, core_problems, validate
-        from pipeline.storage.filesystems import absolute_url, storage_problems
-        from pipeline.store.artifacts import ArtifactStore
+        from pipeline.storage.filesystems import storage_problems
+        from pipeline.store.maintenance import readable_store
         from pipeline.tasks import make_task
 
         console = narrator()
         changes = list(overrides or [])
         joins = _joins_a_cluster(config, changes)
         settings = validate(config, changes, None if joins else local_capacity())
-        store = ArtifactStore(absolute_url(settings.storage))
+        store = readable_store(settings.storage)
         with connected_on_demand(settings.cluster) as connect:
             choices = Choices(store.url, lambda: hardware_of(settings.cluster, connect))
             begun = choices.has_begun(settings)

@@ -1,6 +1,5 @@
 """Where artifacts and checkpoints lie: a local or shared folder, or any fsspec URL (s3://, gs://)."""
 
-import contextlib
 import errno
 import json
 import os
@@ -140,9 +139,14 @@ def _trial_problem(storage: str) -> Problem | None:
     fault = _fault_of(filesystem, place)
     if fault and protocol in _EXTRAS:
         bucket = place.partition("/")[0]
-        with contextlib.suppress(Exception):  # then the first fault says more
-            if not filesystem.exists(bucket):
-                return Problem("storage", f"{storage}: there is no bucket {bucket!r}")
+        try:
+            filesystem.ls(
+                bucket, detail=False
+            )  # `exists` is False of a server that does not answer
+        except FileNotFoundError:
+            return Problem("storage", f"{storage}: there is no bucket {bucket!r}")
+        except Exception:  # noqa: BLE001, S110  # the first fault says more
+            pass
     return Problem("storage", f"{storage} cannot be written: {fault}") if fault else None
 
 

@@ -137,6 +137,24 @@ def usable_store(storage: str) -> ArtifactStore:
     return ArtifactStore(absolute_url(storage))
 
 
+def readable_store(storage: str) -> ArtifactStore:
+    """Return the store of a run's `storage`, which answers; there may be nothing in it yet.
+
+    Raises:
+        ConfigError: if it cannot be read.
+    """
+    url = absolute_url(storage)
+    try:
+        store = ArtifactStore(url)
+        filesystem, root = open_storage(store.url)
+        with suppress(FileNotFoundError):
+            filesystem.info(root)
+    except Exception as error:
+        why = f"{url} cannot be read: {storage_error_text(error)}"
+        raise ConfigError([Problem("storage", why, got=storage)]) from error
+    return store
+
+
 def existing_store(storage: str) -> ArtifactStore:
     """Return the store of a run's `storage`, in which there must be something.
 

@@ -6,18 +6,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.launch.conftest import mgpp
-from tests.launch.runs import LONGER, OVERRIDES, outcome, run_in_background
+from tests.launch.runs import LONGER, OVERRIDES, Driver, outcome, run_in_background
 from tests.launch.slurm import render_for_two_nodes, run_script
+from tests.object_storage import ACCESS
+from tests.processes import MGPP, ROOT, run
 
 pytestmark = [pytest.mark.distributed, pytest.mark.torture, pytest.mark.timeout(1500)]
 
 HEAD_IP, OTHER_IP = "10.199.7.1", "10.199.7.2"
+S3_PORT = 9753
 
 
 def ip(*arguments, check=True):
@@ -54,7 +58,23 @@ def machines():
 
 
 @pytest.fixture
-def two_machines(machines, monkeypatch):
+def cores():
+    """Of each machine."""
+    return 1
+
+
+@pytest.fixture
+def homes(tmp_path, monkeypatch):
+    """The home folder of each machine, with what it keeps of artifacts."""
+    monkeypatch.delenv("MGPP_CACHE", raising=False)
+    made = [tmp_path / f"home-{i}" for i in range(2)]
+    for home in made:
+        home.mkdir()
+    return made
+
+
+@pytest.fixture
+def two_machines(machines, cores, homes, monkeypatch):
     """The same, with Ray's head on the one and a node on the other."""
     names, cable = machines
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
@@ -70,9 +90,9 @@ def two_machines(machines, monkeypatch):
             rays.append(
                 subprocess.Popen(
                     ["ip", "netns", "exec", name, ray, "start", "--block", *where,
-                     f"--node-ip-address={address}", "--num-cpus=1",
+                     f"--node-ip-address={address}", f"--num-cpus={cores}",
                      *([f"--temp-dir=/tmp/mgpp-{os.getpid()}"] if i == 0 else [])],
-                    env={**os.environ, "HF_HUB_OFFLINE": "1"},
+                    env={**os.environ, "HF_HUB_OFFLINE": "1", "HOME": str(homes[i])},
                     start_new_session=True,
                 )
             )  # fmt: skip
@@ -86,6 +106,49 @@ def two_machines(machines, monkeypatch):
                 process.wait(timeout=30)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def s3(machines, tmp_path, monkeypatch):
+    """A bucket that the first machine serves; the file that lists what was asked for."""
+    (head, _), log = machines[0], tmp_path / "requests"
+    for name, value in ACCESS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{HEAD_IP}:{S3_PORT}")
+    monkeypatch.setenv("NO_PROXY", f"{HEAD_IP},{OTHER_IP}")
+    server = [sys.executable, "-m", "tests.launch.workers.s3_of_a_machine"]
+    process = subprocess.Popen(
+        ["ip", "netns", "exec", head, *server, HEAD_IP, str(S3_PORT), "bucket", str(log)],
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    try:
+        for _ in range(300):
+            if log.exists():
+                break
+            time.sleep(0.1)
+        yield "s3://bucket", log
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=30)
+
+
+def requests(log: Path):
+    """What machines sent and got: address, method, key, bytes sent, bytes got."""
+    rows = [line.rsplit(" ", 2) for line in log.read_text().splitlines()]
+    return [(*head.split(" ", 2), int(sent), int(got)) for head, sent, got in rows]
+
+
+def copied(machine: str, url: str, folder: Path) -> Path:
+    """Copy what a machine's storage holds to here."""
+    code = (
+        "import fsspec, sys; fs = fsspec.filesystem('s3'); "
+        "fs.get(sys.argv[1] + '/', sys.argv[2] + '/', recursive=True)"
+    )
+    command = ["ip", "netns", "exec", machine, sys.executable, "-c", code, url, str(folder)]
+    done = run(command, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
 
 
 def on_two_machines(project, storage, name, *overrides):
@@ -137,3 +200,58 @@ def test_the_symmetric_slurm_script_runs_a_whole_pipeline(project, undisturbed, 
     ]
     run_script(script, tmp_path, job_id=17, head_ip=HEAD_IP, inside=inside)
     assert outcome(tmp_path / "runs") == undisturbed
+
+
+@pytest.mark.parametrize("cores", [2])
+def test_two_machines_of_two_workers_on_an_object_store(project, tmp_path, s3, two_machines, homes):
+    """Artifacts once a machine, checkpoints by their owners, the model by all; killed, the same bits."""
+    (head, _), _ = two_machines
+    bucket, log = s3
+    workers = [
+        "cluster.num_workers=4", "train.length=80", "dense.enabled=true", "dense.length=8"
+    ]  # fmt: skip
+
+    def start(name):
+        beside = tmp_path / name
+        beside.mkdir(exist_ok=True)
+        inside = ["ip", "netns", "exec", head, "env", f"HOME={homes[0]}"]
+        where = [f"cluster.address={HEAD_IP}:6399", f"storage={bucket}/{name}"]
+        command = [*inside, MGPP, "run", str(project / "run.yaml"), *OVERRIDES, *where, *workers]
+        return Driver([*command, "--json"], beside / "runs")
+
+    with start("whole") as driver:
+        code, text = driver.end(900)
+    assert code == 0, text[-6000:]
+    whole = copied(head, f"{bucket}/whole", tmp_path / "copy-whole")
+    seen = requests(log)
+    for stage, readers in (("data", 1), ("dense", 1)):
+        for file in whole.glob(f"{stage}-*/a-*/**/*"):
+            key = f"/bucket/whole/{file.relative_to(whole)}"
+            if not file.is_file() or ("/model/" not in key and stage == "dense"):
+                continue
+            for address in (HEAD_IP, OTHER_IP):
+                got = sum(g for a, m, k, _, g in seen if (a, m, k) == (address, "GET", key))
+                assert got <= readers * file.stat().st_size, (address, key, got)
+    wrote = {a for a, m, k, *_ in seen if m in ("PUT", "POST") and "/checkpoints/" in k}
+    assert wrote == {HEAD_IP, OTHER_IP}  # each worker its own part, from where it is
+
+    before = len(seen)
+    with start("killed") as driver:
+        driver.wait_until_told("step 40/80")
+        driver.kill("")
+        time.sleep(5)
+    with start("killed") as driver:
+        code, text = driver.end(900)
+    assert code == 0, text[-6000:]
+    assert "resuming from the checkpoint of step" in text
+    killed = copied(head, f"{bucket}/killed", tmp_path / "copy-killed")
+    assert outcome(killed) == outcome(whole)
+    read = [
+        (a, k, got)
+        for a, m, k, _, got in requests(log)[before:]
+        if m == "GET" and "/checkpoints/" in k and got > 10_000
+    ]
+    assert {address for address, *_ in read} == {HEAD_IP, OTHER_IP}
+    assert max(Counter(k for _, k, _ in read).values()) == 1  # by its owner alone, once
+    for home in homes:
+        assert not list(home.rglob("*checkpoint*"))

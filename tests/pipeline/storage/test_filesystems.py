@@ -3,6 +3,7 @@
 import sys
 import threading
 
+import fsspec
 import pytest
 
 from pipeline.errors import ConfigError
@@ -14,6 +15,8 @@ from pipeline.storage.filesystems import (
     read_json,
     storage_problems,
 )
+from pipeline.store.maintenance import readable_store
+from tests.object_storage import s3_server_away
 from tests.processes import run
 
 
@@ -171,6 +174,23 @@ def test_an_object_store_is_tried_and_nothing_is_left_in_it(bucket):
     assert list(map(str, storage_problems("s3://another/runs"))) == [
         "storage: s3://another/runs: there is no bucket 'another'"
     ]
+
+
+def test_a_server_that_does_not_answer_is_told_from_a_bucket_that_is_not_there(bucket, monkeypatch):
+    monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with s3_server_away():
+        for found in (*storage_problems(f"{bucket}/runs"), *_unreadable(f"{bucket}/runs")):
+            assert "Could not connect to the endpoint URL" in str(found)
+            assert "no bucket" not in str(found)
+    assert readable_store(f"{bucket}/runs").url == f"{bucket}/runs"
+
+
+def _unreadable(storage):
+    with pytest.raises(ConfigError) as caught:
+        readable_store(storage)
+    return caught.value.problems
 
 
 @pytest.mark.parametrize(
