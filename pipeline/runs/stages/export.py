@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
+from pipeline.benchmarks.measure import NotMeasurableError, Workload, measure
 from pipeline.export.checkpoint import export_model, read_weights
 from pipeline.export.packed import PACKED
 from pipeline.models.weights import WEIGHTS_FILE
@@ -26,6 +27,10 @@ class ExportStage(Stage):
     for_pruned = True
     compared = {"pruned model": "model", "packed model": PACKED}
 
+    def num_cpus(self, config: RunConfig) -> int | str:
+        """Return one core, or for a benchmark all that are free on a node."""
+        return "auto" if config.export.bench else 1
+
     def inputs(self, config: RunConfig) -> tuple[str, ...]:
         """Return the pruned model and what the model card says of it."""
         return ("data", "prune", "evaluate")
@@ -37,7 +42,7 @@ class ExportStage(Stage):
     def run(self, context: StageContext) -> dict[str, Any]:
         """Write `model/`, and return what was found in it when it was read back."""
         pruned = context.inputs["prune"]
-        return export_model(
+        found = export_model(
             trained=pruned / "model",
             weights=read_weights(pruned, WEIGHTS_FILE),
             auto_model=make_task(context.config.task).auto_model,
@@ -48,6 +53,22 @@ class ExportStage(Stage):
             output=context.output,
             exclude=context.config.prune.settings.exclude,
         )
+        return _with_bench(context, found) if context.config.export.bench else found
+
+
+def _with_bench(context: StageContext, found: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures with those of a benchmark; where none can be made, that is a warning."""
+
+    def progress(text: str, done: int, total: int) -> None:
+        context.progress({"event": "note", "text": f"bench: {text}"})
+
+    context.progress({"event": "note", "text": "measuring the exported model (export.bench)"})
+    try:
+        bench = measure(context.output / "model", Workload(threads=context.cores))
+    except NotMeasurableError as error:
+        return {**found, "warnings": [*found["warnings"], f"export.bench: not measured: {error}"]}
+    warnings = [f"export.bench: {warning}" for warning in bench["warnings"]]
+    return {**found, "bench": bench, "warnings": [*found["warnings"], *warnings]}
 
 
 def _pruning(context: StageContext) -> dict[str, Any]:
