@@ -53,7 +53,11 @@ def bench(
         batches = _numbers("--batch", batch)
         lengths = None if length is None else _numbers("--length", length)
         chosen = _variants(variants)
-        least = {"--threads": (threads, 1), "--rounds": (rounds, 1), "--new-tokens": (new_tokens, 0)}
+        least = {
+            "--threads": (threads, 1),
+            "--rounds": (rounds, 1),
+            "--new-tokens": (new_tokens, 0),
+        }
         raise_for(
             [
                 Problem(name, got=value, allowed=[f"whole numbers from {low} to {_MOST:,}"])
@@ -141,26 +145,26 @@ def _writable(given: str) -> Path:
     """
     path = Path(given).expanduser()
     if path.is_dir() or not path.parent.is_dir():
-        raise ConfigError([Problem("--figure", got=given, allowed=["a file in a folder that exists"])])
+        raise ConfigError(
+            [Problem("--figure", got=given, allowed=["a file in a folder that exists"])]
+        )
     return path
 
 
 def _show(found: dict[str, Any]) -> None:
     """Print tables and sentences."""
-    from pipeline.benchmarks.summary import explanation, size_table, variant_table
+    from pipeline.benchmarks.summary import explanation, notes, size_table, variant_table
 
     for head, rows in (size_table(found), variant_table(found)):
         screen().print(_table(head, rows))
-    typer.echo(explanation(found))
-    typer.echo("")
-    for line in found["summary"]:
+    for line in [*notes(found), "", *found["summary"], "", explanation(found)]:
         typer.echo(line)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table()
     for number, name in enumerate(head):
-        table.add_column(name, justify="left" if number == 0 or name == "note" else "right")
+        table.add_column(name, justify="right" if number else "left", no_wrap=number == 0)
     for row in rows:
         table.add_row(*row)
     return table

@@ -1,7 +1,7 @@
 """Latency, memory, file size and outputs of a checkpoint's variants, side by side.
 
-    for each size:  A B C D  A B C D  ...   one forward pass each, in one process; medians
-    for each variant: a process of its own  peak memory
+for each size:  A B C D  A B C D  ...   one forward pass each, in one process; medians
+for each variant: a process of its own  peak memory
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -76,8 +76,8 @@ def measure(folder: Path, workload: Workload, progress: Progress = _unseen) -> d
         progress: called before each step.
 
     Returns:
-        JSON values. `variants`: by name, what each takes, or the `reason` why it does not run. `sizes`: for
-        each batch and length, seconds by variant. `summary`: sentences. `warnings`. `machine`.
+        JSON values. `variants`: by name, what each takes, or the `reason` why it does not run. `sizes`:
+        for each batch and length, seconds by variant. `summary`: sentences. `warnings`. `machine`.
 
     Raises:
         NotMeasurableError: if not even the dense float32 model runs.
@@ -128,7 +128,9 @@ class _Run:
     def generates(self) -> bool:
         """Whether `generate` is measured."""
         model = self.models[FP32]
-        return bool(self.workload.new_tokens) and hasattr(model, "generate") and model.can_generate()
+        return (
+            bool(self.workload.new_tokens) and hasattr(model, "generate") and model.can_generate()
+        )
 
     def load(self) -> None:
         """Load each variant."""
@@ -229,7 +231,9 @@ class _Run:
                 self._step(f"generate, batch {batch}, length {length}")
                 rounds.append(seconds)
         except Exception as error:  # noqa: BLE001  # of transformers and torch; it is reported
-            self.warnings.append(f"generate is not measured at {batch} x {length}: {error_text(error)}")
+            self.warnings.append(
+                f"generate is not measured at {batch} x {length}: {error_text(error)}"
+            )
             return {}
         values = (median(own) for own in zip(*rounds, strict=True))
         return {
@@ -258,7 +262,10 @@ class _Run:
 
     def _step(self, text: str) -> None:
         """Announce a step."""
-        work, sizes = self.workload, len(self.workload.batches) * len(self.workload.lengths or LENGTHS)
+        work, sizes = (
+            self.workload,
+            len(self.workload.batches) * len(self.workload.lengths or LENGTHS),
+        )
         generated = min(_GENERATE_ROUNDS, work.rounds) if work.new_tokens and self.models else 0
         if FP32 in self.models and not self.generates:
             generated = 0

@@ -4,14 +4,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.benchmarks.summary import explanation, size_table, size_text, variant_table
+from pipeline.benchmarks.summary import (
+    explanation,
+    milliseconds,
+    notes,
+    size_table,
+    size_text,
+    variant_table,
+)
 from pipeline.benchmarks.variants import FP32
 from pipeline.reports.speed import Speed, SpeedTable, render_speed
 
 
 def speed_of(found: Mapping[str, Any]) -> Speed:
     """Return what a page shows of a benchmark."""
-    tables = {"Latency and throughput": size_table(found), "What each variant takes": variant_table(found)}
+    tables = {
+        "Latency and throughput": size_table(found),
+        "What each variant takes": variant_table(found),
+    }
     sizes = found["sizes"]
     running = {name: v["title"] for name, v in found["variants"].items() if "reason" not in v}
     return Speed(
@@ -21,11 +31,13 @@ def speed_of(found: Mapping[str, Any]) -> Speed:
             for name, title in running.items()
         },
         texts={
-            title: [f"{size['seconds'][name] * 1e3:,.4g} ms" for size in sizes]
+            title: [milliseconds(size["seconds"][name]) for size in sizes]
             for name, title in running.items()
         },
-        tables=[SpeedTable(title=title, head=head, rows=rows) for title, (head, rows) in tables.items()],
-        summary=found["summary"],
+        tables=[
+            SpeedTable(title=title, head=head, rows=rows) for title, (head, rows) in tables.items()
+        ],
+        summary=[*found["summary"], *notes(found)],
         explanation=explanation(found),
     )
 

@@ -6,6 +6,7 @@ from typing import Any
 ALIKE = 1.05
 """Times within 5% of each other count as the same."""
 _ABSENT = "-"
+_PER_SECOND, _GENERATED = "  rows/s", "  generated tokens/s"
 
 Rows = list[list[str]]
 
@@ -13,7 +14,9 @@ Rows = list[list[str]]
 def fastest(seconds: Mapping[str, float]) -> list[str]:
     """Return the fastest variant first, and those that are as fast within 5%."""
     best = min(seconds.values())
-    return sorted((n for n, value in seconds.items() if value <= ALIKE * best), key=seconds.__getitem__)
+    return sorted(
+        (n for n, value in seconds.items() if value <= ALIKE * best), key=seconds.__getitem__
+    )
 
 
 def summary_of(
@@ -30,7 +33,7 @@ def summary_of(
     for size in sizes:
         seconds = size["seconds"]
         best, *alike = size["fastest"]
-        text = f"{size_text(size)}: {titles[best]} is fastest, {_milliseconds(seconds[best])}"
+        text = f"{size_text(size)}: {titles[best]} is fastest, {milliseconds(seconds[best])}"
         if alike:
             text += f", with {' and '.join(titles[name] for name in alike)} within 5%"
         others = [
@@ -38,7 +41,9 @@ def summary_of(
             for name in sorted(seconds, key=seconds.__getitem__)
             if name != "fp32"
         ]
-        lines.append(f"{text}." + (f" Times as fast as dense fp32: {', '.join(others)}." if others else ""))
+        lines.append(
+            f"{text}." + (f" Times as fast as dense fp32: {', '.join(others)}." if others else "")
+        )
     lines += [
         f"{variant['title']} is not measured: {variant['reason']}."
         for variant in variants.values()
@@ -57,34 +62,34 @@ def size_table(found: Mapping[str, Any]) -> tuple[list[str], Rows]:
     running = {name: v["title"] for name, v in found["variants"].items() if "reason" not in v}
     rows = []
     for size in found["sizes"]:
-        texts = [
-            f"{_milliseconds(size['seconds'][name])}, {size['rows_per_second'][name]:,.4g}/s"
-            for name in running
-        ]
-        rows.append([size_text(size), *texts])
+        seconds, rates = size["seconds"], size["rows_per_second"]
+        rows.append([size_text(size), *(milliseconds(seconds[name]) for name in running)])
+        rows.append([_PER_SECOND, *(f"{_digits(rates[name])}" for name in running)])
         made = size.get("generated_per_second")
         if made:
-            rows.append(["  generate", *(f"{made[name]:,.4g} tokens/s" for name in running)])
+            rows.append([_GENERATED, *(f"{_digits(made[name])}" for name in running)])
     return ["batch x length", *running.values()], rows
 
 
 def variant_table(found: Mapping[str, Any]) -> tuple[list[str], Rows]:
-    """Return the heading and the rows of what each variant takes, or why it does not run."""
-    head = ["variant", "weight file", "peak loading", "peak running", "difference", "note"]
+    """Return the heading and the rows of what each variant takes."""
+    head = ["variant", "weight file", "peak loading", "peak running", "difference"]
     rows = []
     for variant in found["variants"].values():
         memory = variant.get("memory", {})
         sizes = [variant.get("file_bytes"), memory.get("load"), memory.get("run")]
         difference = variant.get("difference")
+        texts = [_ABSENT if size is None else f"{size / 1e6:,.1f} MB" for size in sizes]
         rows.append(
-            [
-                variant["title"],
-                *(_ABSENT if size is None else f"{size / 1e6:,.1f} MB" for size in sizes),
-                _ABSENT if difference is None else f"{difference:.1e}",
-                variant["reason"] if "reason" in variant else variant["note"],
-            ]
+            [variant["title"], *texts, _ABSENT if difference is None else f"{difference:.1e}"]
         )
     return head, rows
+
+
+def notes(found: Mapping[str, Any]) -> list[str]:
+    """Return what to know of each variant that runs."""
+    variants = found["variants"].values()
+    return [f"{v['title']}: {v['note']}." for v in variants if v.get("note")]
 
 
 def explanation(found: Mapping[str, Any]) -> str:
@@ -93,8 +98,8 @@ def explanation(found: Mapping[str, Any]) -> str:
     idle = [v["memory"]["idle"] for v in variants if "memory" in v]
     text = (
         f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}. Medians of "
-        f"{found['rounds']} forward passes, the variants in turn, on random tokens; rows per second. "
-        "Weight file: of safetensors in the variant's dtype; int8 as torch.save writes it; sparse packed. "
+        f"{found['rounds']} forward passes, the variants in turn, on random tokens. "
+        "Weight file: safetensors in the variant's dtype; int8 as torch.save writes it; sparse packed. "
         "Difference: the largest from dense fp32, over its largest output."
     )
     if "sparse" in found["variants"]:
@@ -104,11 +109,17 @@ def explanation(found: Mapping[str, Any]) -> str:
         text += f" generate: {found['new_tokens']} new tokens a row, greedy."
     if idle:
         text += (
-            " Peak memory is the resident memory of a process for each variant at the largest size, of which "
-            f"Python, torch and transformers are {max(idle) / 1e6:,.0f} MB."
+            " Peak memory is the resident memory of a process for each variant at the largest size, of "
+            f"which Python, torch and transformers are {max(idle) / 1e6:,.0f} MB."
         )
     return text
 
 
-def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:,.4g} ms"
+def milliseconds(seconds: float) -> str:
+    """Return a time as text."""
+    return f"{_digits(seconds * 1e3)} ms"
+
+
+def _digits(value: float) -> str:
+    """Return a number with three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -12,8 +12,8 @@ from pipeline.metric import ABSENT, Metric
 from pipeline.reports import figures
 from pipeline.reports.layers import difference_to_mean, layer_history, layer_matrix
 from pipeline.reports.page import Plot, render_page
-from pipeline.reports.speed import Speed
 from pipeline.reports.series import Spans, finite, phase_spans, thinned
+from pipeline.reports.speed import Speed
 
 MAX_SNAPSHOTS = 80  # Of the layers over training: more columns than that add bytes, not sight.
 MINUS = "\N{MINUS SIGN}"

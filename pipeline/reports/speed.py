@@ -41,7 +41,7 @@ class Speed:
 
     def plot(self) -> Plot:
         """The figure with its caption."""
-        caption = "Times as fast as dense fp32, by batch x length; longer is faster. At the bars: latency."
+        caption = "Times as fast as dense fp32, by batch x length. At the bars: latency."
         figure = speed_figure(self.sizes, self.ratios, self.texts)
         return Plot(title="Speed on a CPU", caption=caption, figure=figure, wide=True)
 

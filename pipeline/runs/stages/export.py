@@ -60,11 +60,10 @@ def _with_bench(context: StageContext, found: dict[str, Any]) -> dict[str, Any]:
     """Return the figures with those of a benchmark; where none can be made, that is a warning."""
 
     def progress(text: str, done: int, total: int) -> None:
-        context.progress({"event": "note", "text": f"bench: {text}"})
+        context.progress({"event": "bench", "text": text, "step": done, "num_steps": total})
 
-    context.progress({"event": "note", "text": "measuring the exported model (export.bench)"})
     try:
-        bench = measure(context.output / "model", Workload(threads=context.cores))
+        bench = measure(context.output / "model", Workload(threads=context.cores), progress)
     except NotMeasurableError as error:
         return {**found, "warnings": [*found["warnings"], f"export.bench: not measured: {error}"]}
     warnings = [f"export.bench: {warning}" for warning in bench["warnings"]]
