@@ -25,6 +25,8 @@ from pipeline.errors import error_text
 LENGTHS = (16, 128)
 TOLERANCE = 1e-5
 """How far sparse outputs may be from dense ones, as a share of the largest."""
+DISTURBED = 1.5
+"""A third quartile over the first, beyond which times are not to be relied on."""
 _GENERATE_ROUNDS = 5
 
 Progress = Callable[[str, int, int], None]
@@ -145,6 +147,8 @@ class _Run:
                 self.variants[name] |= {"note": loaded.note, "file_bytes": size}
             except UnavailableError as error:
                 self._leave_out(name, str(error))
+            except (ValueError, OSError) as error:  # which say what is wrong with the checkpoint
+                self._leave_out(name, " ".join(str(error).split()))
             except Exception as error:  # noqa: BLE001  # of transformers and torch; it is reported
                 self._leave_out(name, error_text(error))
 
@@ -154,7 +158,7 @@ class _Run:
 
     def compare(self, sizes: Sequence[tuple[int, int]]) -> None:
         """Run each variant once at each size, and note how far its outputs are from dense float32."""
-        expected = {}
+        expected: dict[tuple[int, int], torch.Tensor] = {}
         for name, model in list(self.models.items()):
             self._step(f"outputs of {VARIANTS[name].title}")
             far = 0.0
@@ -186,14 +190,28 @@ class _Run:
                 rounds.append(seconds)
         by_name = dict(zip(self.models, map(list, zip(*rounds, strict=True)), strict=True))
         medians = {name: median(own) for name, own in by_name.items()}
+        # Of each round: what disturbs one pass mostly disturbs its neighbours too.
+        ratios = {
+            name: median(first / value for first, value in zip(by_name[FP32], own, strict=True))
+            for name, own in by_name.items()
+        }
+        quartiles = {name: _quartiles(own) for name, own in by_name.items()}
+        disturbed = any(high > DISTURBED * low for low, high in quartiles.values())
         found: dict[str, Any] = {
             "batch": batch,
             "length": length,
             "seconds": medians,
-            "quartiles": {name: _quartiles(own) for name, own in by_name.items()},
+            "quartiles": quartiles,
+            "times_as_fast": ratios,
+            "disturbed": disturbed,
             "rows_per_second": {name: batch / value for name, value in medians.items()},
-            "fastest": fastest(medians),
+            "fastest": fastest(ratios),
         }
+        if disturbed:
+            self.warnings.append(
+                f"times at {batch} x {length} vary by more than {DISTURBED - 1:.0%} between rounds: "
+                "something else is running; measure again on a machine that is idle"
+            )
         if self.generates:
             found["generated_per_second"] = self._generate(batch, length)
         return found

@@ -12,7 +12,6 @@ from pipeline.benchmarks.summary import (
     size_text,
     variant_table,
 )
-from pipeline.benchmarks.variants import FP32
 from pipeline.reports.speed import Speed, SpeedTable, render_speed
 
 
@@ -27,7 +26,7 @@ def speed_of(found: Mapping[str, Any]) -> Speed:
     return Speed(
         sizes=[size_text(size) for size in sizes],
         ratios={
-            title: [size["seconds"][FP32] / size["seconds"][name] for size in sizes]
+            title: [size["times_as_fast"][name] for size in sizes]
             for name, title in running.items()
         },
         texts={

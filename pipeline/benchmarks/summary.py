@@ -11,12 +11,11 @@ _PER_SECOND, _GENERATED = "  rows/s", "  generated tokens/s"
 Rows = list[list[str]]
 
 
-def fastest(seconds: Mapping[str, float]) -> list[str]:
+def fastest(times_as_fast: Mapping[str, float]) -> list[str]:
     """Return the fastest variant first, and those that are as fast within 5%."""
-    best = min(seconds.values())
-    return sorted(
-        (n for n, value in seconds.items() if value <= ALIKE * best), key=seconds.__getitem__
-    )
+    least = max(times_as_fast.values()) / ALIKE
+    names = [name for name, ratio in times_as_fast.items() if ratio >= least]
+    return sorted(names, key=times_as_fast.__getitem__, reverse=True)
 
 
 def summary_of(
@@ -27,23 +26,27 @@ def summary_of(
     first: dict[str, list[str]] = {}
     for size in sizes:
         names = " and ".join(titles[name] for name in size["fastest"])
+        names = "not known, times vary too much," if size["disturbed"] else names
         first.setdefault(names, []).append(size_text(size))
     said = "; ".join(f"{names} at {', '.join(where)}" for names, where in first.items())
     lines = [f"Fastest (batch x length): {said}."]
     for size in sizes:
-        seconds = size["seconds"]
+        ratios = size["times_as_fast"]
         best, *alike = size["fastest"]
-        text = f"{size_text(size)}: {titles[best]} is fastest, {milliseconds(seconds[best])}"
-        if alike:
+        text = (
+            f"{size_text(size)}: {titles[best]} is fastest, {milliseconds(size['seconds'][best])}"
+        )
+        if size["disturbed"]:
+            text = f"{size_text(size)}: times vary too much to name the fastest"
+        elif alike:
             text += f", with {' and '.join(titles[name] for name in alike)} within 5%"
         others = [
-            f"{titles[name]} {seconds['fp32'] / seconds[name]:.2f}"
-            for name in sorted(seconds, key=seconds.__getitem__)
+            f"{titles[name]} {ratios[name]:.2f}"
+            for name in sorted(ratios, key=ratios.__getitem__, reverse=True)
             if name != "fp32"
         ]
-        lines.append(
-            f"{text}." + (f" Times as fast as dense fp32: {', '.join(others)}." if others else "")
-        )
+        against = f" Times as fast as dense fp32: {', '.join(others)}." if others else ""
+        lines.append(f"{text}.{against}")
     lines += [
         f"{variant['title']} is not measured: {variant['reason']}."
         for variant in variants.values()

@@ -147,7 +147,7 @@ def _use_linear(module: nn.Module) -> None:
         if type(child).__name__ == "Conv1D" and hasattr(child, "nf"):
             weight: Tensor = child.weight  # type: ignore[assignment]
             bias: Tensor = child.bias  # type: ignore[assignment]
-            linear = nn.Linear(*weight.shape, device="meta")
+            linear = nn.Linear(weight.shape[0], weight.shape[1], device="meta")
             linear.weight = nn.Parameter(weight.detach().t().contiguous(), requires_grad=False)
             linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
             setattr(module, name, linear)

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from pipeline.benchmarks.measure import NotMeasurableError, Workload, measure
@@ -14,6 +15,7 @@ from pipeline.runs.stage import Stage, StageContext, every
 from pipeline.saving.contents import EXPORT_BYTES
 from pipeline.store.artifacts import Artifact
 from pipeline.tasks import make_task
+from pipeline.tracking.recorder import Progress
 
 _PACKAGES = ("mgpp", "torch", "deepspeed", "ray", "transformers", "datasets")
 
@@ -53,17 +55,30 @@ class ExportStage(Stage):
             output=context.output,
             exclude=context.config.prune.settings.exclude,
         )
-        return _with_bench(context, found) if context.config.export.bench else found
+        if not context.config.export.bench:
+            return found
+        folder = context.output / "model"
+        return with_bench(found, folder, threads=context.cores, progress=context.progress)
 
 
-def _with_bench(context: StageContext, found: dict[str, Any]) -> dict[str, Any]:
-    """Return the figures with those of a benchmark; where none can be made, that is a warning."""
+def with_bench(
+    found: dict[str, Any], folder: Path, *, threads: int, progress: Progress, memory: bool = True
+) -> dict[str, Any]:
+    """Return an export's figures with those of a benchmark; where none can be made, that is a warning.
 
-    def progress(text: str, done: int, total: int) -> None:
-        context.progress({"event": "bench", "text": text, "step": done, "num_steps": total})
+    Args:
+        found: the figures.
+        folder: of the checkpoint.
+        threads: of torch.
+        progress: called with records for people to watch.
+        memory: measure peak memory, too.
+    """
+
+    def step(text: str, done: int, total: int) -> None:
+        progress({"event": "bench", "text": text, "step": done, "num_steps": total})
 
     try:
-        bench = measure(context.output / "model", Workload(threads=context.cores), progress)
+        bench = measure(folder, Workload(threads=threads, memory=memory), step)
     except NotMeasurableError as error:
         return {**found, "warnings": [*found["warnings"], f"export.bench: not measured: {error}"]}
     warnings = [f"export.bench: {warning}" for warning in bench["warnings"]]
