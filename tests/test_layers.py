@@ -19,7 +19,7 @@ FLOORS = [
     "launch.cluster",
     "pipeline.campaigns pipeline.planner",
     "pipeline.runs",
-    "pipeline.evaluation pipeline.export",
+    "pipeline.benchmarks pipeline.evaluation pipeline.export",
     "pipeline.training",
     "pipeline.pruning",
     "pipeline.saving",
@@ -49,7 +49,7 @@ FLOORS = [
 ]
 ALLOWED = {
     "launch.cli": (
-        "launch.cluster launch.driver mgpp.sparse mgpp.version pipeline.campaigns "
+        "launch.cluster launch.driver mgpp.sparse mgpp.version pipeline.benchmarks pipeline.campaigns "
         "pipeline.errors pipeline.planner pipeline.runs pipeline.storage pipeline.store "
         "pipeline.tasks"
     ),
@@ -73,11 +73,12 @@ ALLOWED = {
         "pipeline.pruning pipeline.runs pipeline.saving pipeline.tasks pipeline.training"
     ),
     "pipeline.runs": (
-        "mgpp pipeline.context pipeline.data pipeline.errors pipeline.evaluation pipeline.export "
-        "pipeline.models pipeline.pruning pipeline.reports pipeline.saving pipeline.section "
-        "pipeline.storage pipeline.store pipeline.tasks pipeline.tracking pipeline.training "
-        "pipeline.worker_group"
+        "mgpp pipeline.benchmarks pipeline.context pipeline.data pipeline.errors pipeline.evaluation "
+        "pipeline.export pipeline.models pipeline.pruning pipeline.reports pipeline.saving "
+        "pipeline.section pipeline.storage pipeline.store pipeline.tasks pipeline.tracking "
+        "pipeline.training pipeline.worker_group"
     ),
+    "pipeline.benchmarks": "mgpp.integrations mgpp.sparse pipeline.errors pipeline.reports",
     "pipeline.evaluation": (
         "pipeline.context pipeline.metric pipeline.models pipeline.section pipeline.tasks "
         "pipeline.training pipeline.worker_group"

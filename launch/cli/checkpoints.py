@@ -46,7 +46,7 @@ def check(folder: Checkpoint, as_json: AsJson = False) -> None:
         from mgpp.sparse.zeros import by_pattern, count_zeros, kept_zeros, noted_zeros
         from pipeline.errors import ConfigError, Problem, StageError
 
-        source = _local(folder, "model")
+        source = local_checkpoint(folder, "model")
         try:
             counted, noted = count_zeros(source), noted_zeros(source)
         except PackedError as error:
@@ -86,7 +86,7 @@ def _convert(
 ) -> None:
     with reported_errors(as_json) as emit:
         target = Path(output).expanduser()
-        source = _local(folder, inner)
+        source = local_checkpoint(folder, inner)
         with _refused(output), _progress(status) as progress:
             found = convert(source, target, progress=progress)
         ratio = found.plain_bytes / found.packed_bytes
@@ -109,8 +109,13 @@ def _convert(
         )
 
 
-def _local(given: str, inner: str) -> Path:
+def local_checkpoint(given: str, inner: str, name: str = "FOLDER") -> Path:
     """Return the folder of a checkpoint: itself, or in an artifact, fetched if that is remote.
+
+    Args:
+        given: on the command line.
+        inner: the folder within an artifact.
+        name: of the argument, for errors.
 
     Raises:
         ConfigError: if there is none.
@@ -123,14 +128,14 @@ def _local(given: str, inner: str) -> Path:
         place = resolve_path(given).rstrip("/")
         if "://" not in place and (Path(place).expanduser() / "config.json").is_file():
             return Path(place).expanduser()
-        parent, _, name = place.rpartition("/")
-        for artifact, part in ((place, inner), (parent, name)):
+        parent, _, last = place.rpartition("/")
+        for artifact, part in ((place, inner), (parent, last)):
             with suppress(FileNotFoundError):
                 return open_artifact(artifact).path / part
     except (ValueError, ImportError) as error:
-        raise ConfigError([Problem("FOLDER", str(error), got=given)]) from error
+        raise ConfigError([Problem(name, str(error), got=given)]) from error
     why = "here is neither a checkpoint (config.json) nor a finished artifact"
-    raise ConfigError([Problem("FOLDER", why, got=given)])
+    raise ConfigError([Problem(name, why, got=given)])
 
 
 def _zeros_table(found: Mapping[str, "Zeros"]) -> Table:

@@ -154,6 +154,8 @@ def describe(record: dict[str, Any]) -> str:
     done, total = _counted(record)
     if record.get("event") == "write":
         return f"writing the model: round {done}/{total}"
+    if record.get("event") == "bench":
+        return f"measuring the exported model: {record['text']}, {done}/{total}"
     rows = "what" in record
     parts = [f"{record['what']}  {done:,}/{total:,} rows" if rows else f"step {done}/{total}"]
     if "model" in record:

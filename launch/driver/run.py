@@ -65,6 +65,7 @@ class RunResult:
             "artifacts": {name: artifact.url for name, artifact in self.artifacts.items()},
             "model": f"{exported.url}/model",
             **packed,
+            **({"bench": exported.metrics["bench"]} if "bench" in exported.metrics else {}),
             "report": f"{self.artifacts['report'].url}/report.html",
             "seconds": {name: round(seconds, 3) for name, seconds in self.seconds.items()},
             "cached": self.cached,

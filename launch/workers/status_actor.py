@@ -55,7 +55,7 @@ class _StatusActor:
             self._notes.append(record["text"])
         else:
             self._records[self._stage] = record
-            if record["event"] != "write":  # its rounds are no steps
+            if record["event"] not in ("write", "bench"):  # their rounds are no steps
                 self._measure(record)
 
     def restart(self, cause: str, text: str) -> None:

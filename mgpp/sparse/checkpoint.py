@@ -24,6 +24,7 @@ from torch import Tensor
 from mgpp.sparse.packing import (
     ENCODINGS,
     Encoding,
+    Layout,
     layout_of,
     packed_positions,
     packed_values,
@@ -207,6 +208,14 @@ def tensor_bytes(folder: Path, *, plain: bool = False) -> dict[str, int]:
     return found
 
 
+def packed_layout(tensor: Tensor) -> Layout | None:
+    """Return how a checkpoint's tensor is packed; None if it is stored as it is."""
+    if tensor.dim() < 2 or not tensor.is_floating_point() or tensor.nbytes < _LEAST_BYTES:
+        return None
+    layout = layout_of(tensor)
+    return layout if layout.num_bytes(tensor.itemsize) <= _MOST_OF_PLAIN * tensor.nbytes else None
+
+
 def unpacked(
     name: str, values: Tensor, positions: Tensor, encoding: Encoding, shape: tuple[int, ...]
 ) -> Tensor:
@@ -257,10 +266,8 @@ def _pack_file(
     for name in names:
         tensor = read_tensor(file, name)
         shapes[name] = tensor.dtype, tuple(tensor.shape)
-        if tensor.dim() < 2 or not tensor.is_floating_point() or tensor.nbytes < _LEAST_BYTES:
-            continue
-        layout = layout_of(tensor)
-        if layout.num_bytes(tensor.itemsize) > _MOST_OF_PLAIN * tensor.nbytes:
+        layout = packed_layout(tensor)
+        if layout is None:
             continue
         positions = f"{name}_{layout.encoding}"
         if positions in names:

@@ -37,6 +37,27 @@ def load(
         ModuleNotFoundError: if transformers is not installed.
         ValueError: if the configuration names no class of transformers.
     """
+    model = load_dense(folder, **settings)
+    found = sparsify_(model, tokens=tokens, table=table)
+    if not found.replaced:
+        reasons = Counter(found.kept.values()).most_common(1)
+        why = reasons[0][0] if reasons else "it has no linear layers"
+        warnings.warn(f"{folder}: all layers stay dense: {why}", stacklevel=2)
+    return model
+
+
+def load_dense(folder: str | Path, *, dtype: torch.dtype = torch.float32, **settings: Any) -> Any:
+    """Load a checkpoint for inference as the class that its configuration names, all layers dense.
+
+    Args:
+        folder: plain or packed, of Hugging Face's layout.
+        dtype: of the weights in memory.
+        settings: further arguments of `from_pretrained`.
+
+    Raises:
+        ModuleNotFoundError: if transformers is not installed.
+        ValueError: if the configuration names no class of transformers.
+    """
     try:
         transformers = import_module("transformers")
     except ModuleNotFoundError as error:
@@ -51,10 +72,4 @@ def load(
             f"{folder}: config.json names no model class of transformers (architectures: {named[0]!r}); "
             "load it yourself and call mgpp.sparse.sparsify_"
         )
-    model = head.from_pretrained(folder, dtype=torch.float32, **settings).eval()
-    found = sparsify_(model, tokens=tokens, table=table)
-    if not found.replaced:
-        reasons = Counter(found.kept.values()).most_common(1)
-        why = reasons[0][0] if reasons else "it has no linear layers"
-        warnings.warn(f"{folder}: all layers stay dense: {why}", stacklevel=2)
-    return model
+    return head.from_pretrained(folder, dtype=dtype, **settings).eval()

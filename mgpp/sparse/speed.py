@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -34,7 +34,7 @@ class SpeedTable:
     def __init__(self, file: Path | None = None) -> None:
         self._file = file or _folder() / _FILE
         self._machine = (
-            f"{_processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+            f"{processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
         )
 
     def speedups(self, weight: Tensor, tokens: Sequence[int]) -> tuple[int, list[float]]:
@@ -89,24 +89,30 @@ def _measured(weight: Tensor, tokens: Sequence[int]) -> tuple[int, dict[int, flo
     return block, found
 
 
-def _interleaved(works: Sequence[Callable[[], object]], rounds: int) -> list[float]:
-    """Return the median seconds of each work, run in turn."""
+def interleaved(works: Sequence[Callable[[], object]], rounds: int) -> Iterator[list[float]]:
+    """Run works in turn, A B C A B C, after each once untimed, and yield their seconds by round."""
     for work in works:
         work()
-    seconds: list[list[float]] = [[] for _ in works]
     for _ in range(rounds):
-        for work, own in zip(works, seconds, strict=True):
+        seconds = []
+        for work in works:
             since = time.perf_counter()
             work()
-            own.append(time.perf_counter() - since)
-    return [median(own) for own in seconds]
+            seconds.append(time.perf_counter() - since)
+        yield seconds
+
+
+def _interleaved(works: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+    """Return the median seconds of each work, run in turn."""
+    return [median(own) for own in zip(*interleaved(works, rounds), strict=True)]
 
 
 def _folder() -> Path:
     return Path(os.environ.get("MGPP_CACHE") or Path.home() / ".cache" / "mgpp")
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of this machine's processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

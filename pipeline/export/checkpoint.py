@@ -39,6 +39,8 @@ class ExportConfig(Section):
     """Of the weights in the files; auto keeps that of training: bf16 under zero.precision bf16."""
     format: tuple[Literal["plain", "packed"], ...] = ("plain",)
     """Which copies are written: plain, which every tool reads, and packed, which leaves out the zeros."""
+    bench: bool = False
+    """Measure the exported model on the CPU, as `mgpp bench` does; tables and a figure in the report."""
 
     @field_validator("format")
     @classmethod

@@ -13,6 +13,7 @@ from pipeline.reports import figures
 from pipeline.reports.layers import difference_to_mean, layer_history, layer_matrix
 from pipeline.reports.page import Plot, render_page
 from pipeline.reports.series import Spans, finite, phase_spans, thinned
+from pipeline.reports.speed import Speed
 
 MAX_SNAPSHOTS = 80  # Of the layers over training: more columns than that add bytes, not sight.
 MINUS = "\N{MINUS SIGN}"
@@ -70,6 +71,8 @@ class ReportData:
     """The run's config, YAML."""
     versions: dict[str, str]
     """Version by package."""
+    speed: Speed | None = None
+    """What a benchmark of the exported model found, where there was one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +273,7 @@ def render_report(data: ReportData) -> str:
         method=method.title if method else data.method,
         cards=_cards(data),
         metric_rows=_metric_rows(data),
+        speed=data.speed,
         sections=_sections(data, spans),
         spans=spans,
         mask_hash=data.prunings[-1].get("mask_hash") if data.prunings else None,

@@ -3,8 +3,10 @@
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+from pipeline.benchmarks.measure import NotMeasurableError, Workload, measure
 from pipeline.export.checkpoint import export_model, read_weights
 from pipeline.export.packed import PACKED
 from pipeline.models.weights import WEIGHTS_FILE
@@ -13,6 +15,7 @@ from pipeline.runs.stage import Stage, StageContext, every
 from pipeline.saving.contents import EXPORT_BYTES
 from pipeline.store.artifacts import Artifact
 from pipeline.tasks import make_task
+from pipeline.tracking.recorder import Progress
 
 _PACKAGES = ("mgpp", "torch", "deepspeed", "ray", "transformers", "datasets")
 
@@ -26,6 +29,10 @@ class ExportStage(Stage):
     for_pruned = True
     compared = {"pruned model": "model", "packed model": PACKED}
 
+    def num_cpus(self, config: RunConfig) -> int | str:
+        """Return one core, or for a benchmark all that are free on a node."""
+        return "auto" if config.export.bench else 1
+
     def inputs(self, config: RunConfig) -> tuple[str, ...]:
         """Return the pruned model and what the model card says of it."""
         return ("data", "prune", "evaluate")
@@ -37,7 +44,7 @@ class ExportStage(Stage):
     def run(self, context: StageContext) -> dict[str, Any]:
         """Write `model/`, and return what was found in it when it was read back."""
         pruned = context.inputs["prune"]
-        return export_model(
+        found = export_model(
             trained=pruned / "model",
             weights=read_weights(pruned, WEIGHTS_FILE),
             auto_model=make_task(context.config.task).auto_model,
@@ -48,6 +55,34 @@ class ExportStage(Stage):
             output=context.output,
             exclude=context.config.prune.settings.exclude,
         )
+        if not context.config.export.bench:
+            return found
+        folder = context.output / "model"
+        return with_bench(found, folder, threads=context.cores, progress=context.progress)
+
+
+def with_bench(
+    found: dict[str, Any], folder: Path, *, threads: int, progress: Progress, memory: bool = True
+) -> dict[str, Any]:
+    """Return an export's figures with those of a benchmark; where none can be made, that is a warning.
+
+    Args:
+        found: the figures.
+        folder: of the checkpoint.
+        threads: of torch.
+        progress: called with records for people to watch.
+        memory: measure peak memory, too.
+    """
+
+    def step(text: str, done: int, total: int) -> None:
+        progress({"event": "bench", "text": text, "step": done, "num_steps": total})
+
+    try:
+        bench = measure(folder, Workload(threads=threads, memory=memory), step)
+    except NotMeasurableError as error:
+        return {**found, "warnings": [*found["warnings"], f"export.bench: not measured: {error}"]}
+    warnings = [f"export.bench: {warning}" for warning in bench["warnings"]]
+    return {**found, "bench": bench, "warnings": [*found["warnings"], *warnings]}
 
 
 def _pruning(context: StageContext) -> dict[str, Any]:

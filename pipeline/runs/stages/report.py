@@ -29,7 +29,8 @@ class ReportStage(Stage):
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Write `report.html`."""
-        from pipeline.reports.run import ReportData, render_report  # plotly is slow to import
+        from pipeline.benchmarks.page import speed_of  # with it comes plotly, slow to import
+        from pipeline.reports.run import ReportData, render_report
 
         config, artifacts = context.config, context.artifacts
         figures, exported = artifacts["prune"].metrics, artifacts["export"].metrics
@@ -64,6 +65,7 @@ class ReportStage(Stage):
                 phases={k: figures[k] for k in ("prune_start", "prune_end", "num_steps")},
                 config=config.to_yaml(),
                 versions=package_versions(),
+                speed=speed_of(exported["bench"]) if "bench" in exported else None,
             )
         )
         (context.output / "report.html").write_text(page, encoding="utf-8")
