@@ -290,6 +290,9 @@ def _table(summary: dict[str, Any], artifacts: dict[str, Any], task: Any) -> Tab
     table.add_row("size on disk", _megabytes(sizes.get("dense model")), _size(summary, "pruned"))
     if "packed model" in sizes:
         table.add_row("packed", "", _size(summary, "packed"))
+    for name, compressed in summary["compressed_bytes"].items():
+        sizes_of = f"{_megabytes(sizes[name])} ({_megabytes(compressed)} compressed)"
+        table.add_row(name, "", sizes_of)
     table.add_section()
     for name, seconds in summary["seconds"].items():
         table.add_row(
@@ -306,8 +309,8 @@ def _next_steps(summary: dict[str, Any], task: Any, config: str, settings: Any) 
         f"report  {summary['report']}",
         "",
     ]
-    if "packed" in summary:
-        lines.insert(1, f"packed  {summary['packed']}")
+    others = [f"{name:<7} {summary[name]}" for name in ("packed", "onnx") if name in summary]
+    lines[1:1] = others
     if "://" not in summary["model"]:
         lines += [
             "Open the report in a browser, or load the model:",

@@ -290,7 +290,7 @@ def test_a_packed_copy_that_would_not_be_smaller_is_a_warning(trained, tmp_path)
     assert "packed_bytes" not in found
 
 
-@pytest.mark.parametrize("given", [(), ("packed",), ("plain", "plain"), ("zip",)])
+@pytest.mark.parametrize("given", [(), ("packed",), ("onnx",), ("plain", "plain"), ("zip",)])
 def test_the_plain_copy_is_always_written(given):
     with pytest.raises(ValueError, match=r"allowed are|Input should be"):
         ExportConfig(format=given)
