@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from launch.cli import campaign, checkpoints, cluster, jobs, store
+from launch.cli import campaign, checkpoints, cluster, jobs, push, store
 from launch.cli.output import (
     AsJson,
     Overrides,
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 jobs.add_to(app)
 checkpoints.add_to(app)
+push.add_to(app)
 app.add_typer(campaign.app, name="campaign")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(store.app, name="store")

@@ -124,7 +124,7 @@ def export_model(
     )
     dtypes = {"dtype": _short(model.dtype), "cast_from": _cast_from(weights, expected)}
     of_files = {"upstream": upstream, "num_zeros": found["num_zeros"], **dtypes}
-    write_card(folder, {**card, **of_files})
+    write_card(folder, {**card, **of_files}, auto_model)
     found |= {
         **dtypes,
         "bytes": sum(f.stat().st_size for f in folder.glob("*.safetensors")),

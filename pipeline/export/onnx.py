@@ -1,4 +1,4 @@
-"""The ONNX copy of an exported checkpoint: an encoder with a head, checked on real rows by ONNX Runtime."""
+"""The ONNX copy of an exported checkpoint: an encoder with a head, checked on real rows."""
 
 import logging
 import shutil
@@ -6,9 +6,10 @@ import warnings
 import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from hashlib import sha256
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ OUTPUTS = {
     "AutoModelForQuestionAnswering": ("start_logits", "end_logits"),
 }
 _NEEDED = ("onnx", "onnxruntime", "onnxscript")
-_COPIES = 5  # of the weights in float32, in memory at once: torch, the graph, its bytes, ONNX Runtime
+_COPIES = (
+    5  # of the weights in float32, in memory at once: torch, the graph, its bytes, ONNX Runtime
+)
 _PART = 1 << 20  # bytes that are compressed at a time
 _CARD = """
 <!-- mgpp-onnx -->
@@ -218,12 +221,12 @@ def _program(model: Any, inputs: Batch, names: Sequence[str]) -> Any:
 def _quiet() -> Iterator[None]:
     """Keep hints of torch and ONNX Runtime for their developers from between a run's lines.
 
-    What torch cannot export is raised, and logged besides with its whole graph.
+    What torch cannot export is raised, and printed besides with its whole graph.
     """
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -238,7 +241,9 @@ def _difference(path: Path, model: Any, batches: Sequence[Batch], names: Sequenc
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    known = {each.name for each in session.get_inputs()}  # what a graph does not use is no input of it
+    known = {
+        each.name for each in session.get_inputs()
+    }  # what a graph does not use is no input of it
     largest = 0.0
     for batch in batches:
         want = model(**batch)

@@ -27,7 +27,7 @@ class ExportStage(Stage):
     """Writes the pruned model for others to load."""
 
     name = "export"
-    version = 3
+    version = 4
     settings = {"export": every, "name": every}
     for_pruned = True
     compared = {"pruned model": "model", "packed model": PACKED}

@@ -5,7 +5,13 @@ from typing import Any
 from pipeline.runs.config import RunConfig
 from pipeline.runs.stage import Stage, StageContext, every, model_sizes
 from pipeline.runs.stages.dense import DENSE
-from pipeline.runs.stages.export import EXPORT, compressed_sizes, embedding_sizes, onnx_sizes, package_versions
+from pipeline.runs.stages.export import (
+    EXPORT,
+    compressed_sizes,
+    embedding_sizes,
+    onnx_sizes,
+    package_versions,
+)
 from pipeline.tasks import make_task
 from pipeline.tracking.recorder import METRICS_FILE, parse_records
 

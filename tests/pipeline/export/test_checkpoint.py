@@ -167,7 +167,9 @@ def test_the_model_card_holds_the_figures(trained, tmp_path):
     card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
     _, header, body = card.split("---\n", 2)
     assert yaml.safe_load(header) == {
+        "base_model": "org/tiny",
         "library_name": "transformers",
+        "pipeline_tag": "text-classification",
         "tags": ["pruned", "sparse", "mgpp"],
     }
     assert body.lstrip().startswith("# tiny-run\n")

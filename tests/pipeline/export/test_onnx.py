@@ -39,7 +39,9 @@ from tests import tiny
 pytestmark = pytest.mark.slow
 
 CLASSIFY = ClassificationConfig(type="classification", text=["text"], label="label")
-ANSWER = QuestionAnsweringConfig(type="question-answering", max_length=16, stride=2, max_answer_length=4)
+ANSWER = QuestionAnsweringConfig(
+    type="question-answering", max_length=16, stride=2, max_answer_length=4
+)
 TEXTS = ["a good day", "bad", "a day not good", "a sad and dull day", "lovely", "not a kind day"]
 HEAD = "AutoModelForSequenceClassification"
 
