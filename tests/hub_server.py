@@ -1,14 +1,17 @@
-"""A stand-in for the Hugging Face hub, on this machine: repositories by commit, and answers that fail."""
+"""A stand-in for the Hugging Face hub, here: repositories that are read and written, failures."""
 
+import base64
 import hashlib
 import json
 import re
+import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -19,6 +22,10 @@ DROP = "drop"  # close the connection without an answer
 _INFO = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/revision/([^/]+))?")
 _TREE = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)/tree/([^/]+)(?:/(.*))?")
 _PATHS = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)/paths-info/([^/]+)")
+_PREUPLOAD = re.compile(r"/api/models/([^/]+/[^/]+)/preupload/([^/]+)")
+_COMMIT = re.compile(r"/api/models/([^/]+/[^/]+)/commit/([^/]+)")
+_LFS = re.compile(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch")
+_STORE = re.compile(r"/lfs-store/([0-9a-f]{64})")
 _FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
 
@@ -36,6 +43,13 @@ class Hub:
         everywhere: whether requests for files fail, too.
         asked: the commits that were asked for: kind, name, revision.
         sent: the files whose bodies were sent, in order.
+        writers: tokens that may write; others that are given may only read.
+        private: names that were made private.
+        store: what was uploaded of large files, by sha256; they stay when an upload breaks off.
+        uploaded: the sha256 of each large file that was received whole, in order.
+        hold: called with the number of the large file, from 1, before it is received.
+        messages: of the commits.
+        folder: where the files of commits go.
     """
 
     url: str = ""
@@ -46,6 +60,14 @@ class Hub:
     everywhere: bool = False
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)
     sent: list[str] = field(default_factory=list)
+    writers: set[str] = field(default_factory=set)
+    private: set[str] = field(default_factory=set)
+    store: dict[str, bytes] = field(default_factory=dict)
+    uploaded: list[str] = field(default_factory=list)
+    hold: Callable[[int], None] = lambda number: None
+    messages: list[str] = field(default_factory=list)
+    folder: Path = Path()
+    begun: Iterator[int] = field(default_factory=lambda: count(1))
 
     def add(self, kind: str, name: str, folder: Path) -> str:
         """Add a commit with the files of a folder; return its hash."""
@@ -73,10 +95,94 @@ class _Handler(BaseHTTPRequestHandler):
         """As for GET; `send` leaves the body out."""
         self.do_GET()
 
+    def do_PUT(self) -> None:
+        """Receive a large file."""
+        digest = _STORE.fullmatch(urlsplit(self.path).path)[1]
+        self.hub.hold(next(self.hub.begun))
+        body = self.body()
+        assert hashlib.sha256(body).hexdigest() == digest
+        self.hub.store[digest] = body
+        self.hub.uploaded.append(digest)
+        self.send(200, {})
+
+    def body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def may_write(self) -> bool:
+        """Answer those without a token, and those who may only read."""
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if token in self.hub.writers:
+            return True
+        self.send(403 if token else 401, {"error": "no right to write"})
+        return False
+
+    def write(self, path: str, body: bytes) -> None:
+        """Make a repository, or put something into one."""
+        if path == "/api/repos/create":
+            values = json.loads(body)
+            name = f"{values['organization']}/{values['name']}"
+            if ("models", name) in self.hub.commits:
+                return self.send(409, {"error": "You already created this model repo", "url": ""})
+            if values.get("visibility") == "private" or values.get("private"):
+                self.hub.private.add(name)
+            self.put_commit(name, {".gitattributes": b"*.safetensors filter=lfs\n"}, ())
+            return self.send(200, {"url": f"{self.hub.url}/{name}"})
+        if match := _PREUPLOAD.fullmatch(path):
+            modes = [
+                {
+                    "path": file["path"],
+                    "uploadMode": "lfs" if is_large(file["path"]) else "regular",
+                    "shouldIgnore": False,
+                }
+                for file in json.loads(body)["files"]
+            ]
+            return self.send(200, {"files": modes})
+        if _LFS.fullmatch(path):
+            objects = json.loads(body)["objects"]
+            for each in objects:
+                if each["oid"] not in self.hub.store:
+                    href = f"{self.hub.url}/lfs-store/{each['oid']}"
+                    each["actions"] = {"upload": {"href": href}}
+            return self.send(200, {"transfer": "basic", "objects": objects})
+        match = _COMMIT.fullmatch(path)
+        added, deleted = {}, []
+        for line in map(json.loads, body.splitlines()):
+            value = line["value"]
+            if line["key"] == "header":
+                self.hub.messages.append(value["summary"])
+            elif line["key"] == "file":
+                added[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                added[value["path"]] = self.hub.store[value["oid"]]
+            else:
+                deleted.append(value["path"])
+        commit = self.put_commit(match[1], added, deleted)
+        return self.send(200, {"commitUrl": f"{self.hub.url}/c/{commit}", "commitOid": commit})
+
+    def put_commit(self, name: str, added: dict[str, bytes], deleted: Iterable[str]) -> str:
+        known = self.hub.commits.get(("models", name), {})
+        folder = self.hub.folder / name / str(len(known))
+        folder.mkdir(parents=True)
+        if known:
+            shutil.copytree(list(known.values())[-1], folder, dirs_exist_ok=True)
+        for path in deleted:
+            (folder / path).unlink()
+        for path, content in added.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(content)
+        return self.hub.add("models", name, folder)
+
     def do_POST(self) -> None:
-        """Return what there is of the paths that are asked for."""
+        """Return what there is of the paths that are asked for; take what is written."""
         path = unquote(urlsplit(self.path).path)
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.body()
+        if path == "/api/validate-yaml":
+            return self.send(200, {"errors": [], "warnings": []})
+        written = (_PREUPLOAD, _COMMIT, _LFS)
+        if path == "/api/repos/create" or any(each.fullmatch(path) for each in written):
+            if self.may_write():
+                self.write(path, body)
+            return None
         match = _PATHS.fullmatch(path)
         found = self.folder(*match.groups()) if match else None
         if found is not None:
@@ -85,6 +191,7 @@ class _Handler(BaseHTTPRequestHandler):
             except ValueError:
                 asked = re.findall(r"paths=([^&]+)", unquote(body.decode()))
             self.send(200, [entry for entry in entries(found[1]) if entry["path"] in asked])
+        return None
 
     def do_GET(self) -> None:
         """Answer as the hub does, or as the test wants."""
@@ -122,7 +229,8 @@ class _Handler(BaseHTTPRequestHandler):
         found = self.folder(kind, name, revision)
         if found:
             files = [{"rfilename": entry["path"]} for entry in entries(found[1])]
-            self.send(200, {"id": name, "sha": found[0], "siblings": files, "tags": []})
+            values = {"private": name in self.hub.private, "siblings": files, "tags": []}
+            self.send(200, {"id": name, "sha": found[0], **values})
 
     def folder(self, kind: str, name: str, revision: str | None) -> tuple[str, Path] | None:
         """Return commit and folder of a revision; answer that there is none."""
@@ -171,11 +279,23 @@ def entries(folder: Path) -> list[dict[str, Any]]:
             "type": "file",
             "path": path.relative_to(folder).as_posix(),
             "size": path.stat().st_size,
-            "oid": hashlib.sha1(path.read_bytes()).hexdigest(),
+            "oid": hashlib.sha1(b"blob %d\0" % path.stat().st_size + path.read_bytes()).hexdigest(),
+            **({"lfs": pointer(path)} if is_large(path.name) else {}),
         }
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     ]
+
+
+def is_large(name: str) -> bool:
+    """Return whether the hub stores a file by its sha256, beside the repository."""
+    return name.endswith((".safetensors", ".onnx"))
+
+
+def pointer(path: Path) -> dict[str, Any]:
+    """Return what the repository holds of a large file."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"oid": digest, "size": path.stat().st_size, "pointerSize": 134}
 
 
 @contextmanager
@@ -216,4 +336,6 @@ def online(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
     monkeypatch.setattr(ours, "_WAITS", (0.0,) * len(ours._WAITS))
     monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "no-token"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its own protocol; LFS is HTTP
     ours._answer.cache_clear()

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from launch.cli import bench, campaign, checkpoints, cluster, jobs, store
+from launch.cli import bench, campaign, checkpoints, cluster, jobs, push, store
 from launch.cli.output import (
     AsJson,
     Overrides,
@@ -29,6 +29,7 @@ app = typer.Typer(
 jobs.add_to(app)
 checkpoints.add_to(app)
 app.command()(bench.bench)
+push.add_to(app)
 app.add_typer(campaign.app, name="campaign")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(store.app, name="store")
@@ -291,6 +292,9 @@ def _table(summary: dict[str, Any], artifacts: dict[str, Any], task: Any) -> Tab
     table.add_row("size on disk", _megabytes(sizes.get("dense model")), _size(summary, "pruned"))
     if "packed model" in sizes:
         table.add_row("packed", "", _size(summary, "packed"))
+    for name, compressed in summary["compressed_bytes"].items():
+        sizes_of = f"{_megabytes(sizes[name])} ({_megabytes(compressed)} compressed)"
+        table.add_row(name, "", sizes_of)
     table.add_section()
     for name, seconds in summary["seconds"].items():
         table.add_row(
@@ -307,8 +311,8 @@ def _next_steps(summary: dict[str, Any], task: Any, config: str, settings: Any) 
         f"report  {summary['report']}",
         "",
     ]
-    if "packed" in summary:
-        lines.insert(1, f"packed  {summary['packed']}")
+    others = [f"{name:<7} {summary[name]}" for name in ("packed", "onnx") if name in summary]
+    lines[1:1] = others
     if "://" not in summary["model"]:
         lines += [
             "Open the report in a browser, or load the model:",

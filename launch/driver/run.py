@@ -20,7 +20,7 @@ from pipeline.errors import StageError
 from pipeline.runs.config import RunConfig
 from pipeline.runs.flow import STAGES, run_stage, stage_of
 from pipeline.runs.stage import PlannedStage, model_sizes
-from pipeline.runs.stages.export import EXPORT, embedding_sizes
+from pipeline.runs.stages.export import EXPORT, compressed_sizes, embedding_sizes, onnx_sizes
 from pipeline.runs.validate import check_schedule
 from pipeline.storage.node_copies import DamagedArtifactError
 from pipeline.store.artifacts import Artifact, ArtifactStore
@@ -51,6 +51,7 @@ class RunResult:
         exported = self.artifacts["export"]
         folder = EXPORT.compared["packed model"]
         packed = {"packed": f"{exported.url}/{folder}"} if exported.weight_bytes(folder) else {}
+        onnx = {"onnx": f"{exported.url}/{EXPORT.onnx}"} if onnx_sizes(exported.metrics) else {}
         return {
             "status": "done",
             "sparsity": exported.metrics["sparsity"],
@@ -66,10 +67,12 @@ class RunResult:
             "model": f"{exported.url}/model",
             **packed,
             **({"bench": exported.metrics["bench"]} if "bench" in exported.metrics else {}),
+            **onnx,
             "report": f"{self.artifacts['report'].url}/report.html",
             "seconds": {name: round(seconds, 3) for name, seconds in self.seconds.items()},
             "cached": self.cached,
-            "bytes": model_sizes(STAGES, self.artifacts),
+            "bytes": model_sizes(STAGES, self.artifacts) | onnx_sizes(exported.metrics),
+            "compressed_bytes": compressed_sizes(exported.metrics),
             "embedding_bytes": embedding_sizes(exported.metrics),
         }
 
@@ -276,7 +279,7 @@ def _run_group(
         with _without_bars():
             _run_alone(stage, config, store.url, inputs, status, cores)
         return
-    memory = _memory(stage, inputs)
+    memory = _memory(stage, config, inputs)
     task = ray.remote(num_cpus=cores, max_retries=1, memory=memory)(_run_alone)
     ray.get(task.remote(stage, config, store.url, inputs, status, cores))
 
@@ -293,14 +296,14 @@ def _without_bars() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def _memory(planned: PlannedStage, inputs: dict[str, Artifact]) -> int:
+def _memory(planned: PlannedStage, config: RunConfig, inputs: dict[str, Artifact]) -> int:
     """Return the memory that a stage's task asks Ray for, bytes.
 
     Never more than the largest node has: then it runs alone there, and does not wait for ever.
     """
     stage = next(stage for stage in STAGES if stage.name == planned.name)
     nodes = [node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]]
-    return min(stage.memory(inputs), int(max(nodes, default=0)))
+    return min(stage.memory(config, inputs), int(max(nodes, default=0)))
 
 
 def _run_alone(

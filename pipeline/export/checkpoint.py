@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 from torch import Tensor
 
 from mgpp import coverage_of
 from mgpp.sparse.zeros import pattern_of
 from mgpp.tensor_file import TensorFile
-from pipeline.errors import StageError
+from pipeline.errors import Problem, SettingError, StageError
 from pipeline.export.model_card import write_card
 from pipeline.export.packed import embedding_bytes, write_packed
 from pipeline.models.loading import load_tokenizer
@@ -37,8 +37,11 @@ class ExportConfig(Section):
     """Largest safetensors file ("500MB", "5GB"); larger models are cut into several."""
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Of the weights in the files; auto keeps that of training: bf16 under zero.precision bf16."""
-    format: tuple[Literal["plain", "packed"], ...] = ("plain",)
-    """Which copies are written: plain, which every tool reads, and packed, which leaves out the zeros."""
+    format: tuple[Literal["plain", "packed", "onnx"], ...] = ("plain",)
+    """Which copies are written: plain, which every tool reads; packed, which leaves out the zeros; onnx,
+    for ONNX Runtime, of encoders with a classification or question-answering head."""
+    onnx_int8: bool = False
+    """With onnx, also write it with weights rounded to 8 bits."""
     bench: bool = False
     """Measure the exported model on the CPU, as `mgpp bench` does; tables and a figure in the report."""
 
@@ -46,8 +49,15 @@ class ExportConfig(Section):
     @classmethod
     def _has_plain(cls, given: tuple[str, ...]) -> tuple[str, ...]:
         if "plain" not in given or len(set(given)) < len(given):
-            raise ValueError("allowed are [plain] and [plain, packed]")
+            raise ValueError("allowed are [plain], and packed and onnx beside it, each once")
         return given
+
+    @model_validator(mode="after")
+    def _has_onnx(self) -> "ExportConfig":
+        if self.onnx_int8 and "onnx" not in self.format:
+            hint = "add onnx to export.format"
+            raise SettingError(Problem("onnx_int8", got=True, hint=hint))
+        return self
 
     @field_validator("max_shard_size")
     @classmethod
@@ -116,7 +126,7 @@ def export_model(
     )
     dtypes = {"dtype": _short(model.dtype), "cast_from": _cast_from(weights, expected)}
     of_files = {"upstream": upstream, "num_zeros": found["num_zeros"], **dtypes}
-    write_card(folder, {**card, **of_files})
+    write_card(folder, {**card, **of_files}, auto_model)
     found |= {
         **dtypes,
         "bytes": sum(f.stat().st_size for f in folder.glob("*.safetensors")),

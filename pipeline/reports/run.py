@@ -50,6 +50,8 @@ class ReportData:
     """Bytes on disk by label."""
     embeddings: dict[str, int]
     """Bytes of these that are embeddings, for labels where that is known."""
+    compressed: dict[str, int]
+    """Bytes that files come to when compressed, for labels where that is known."""
     seconds: dict[str, float]
     """Wall seconds by stage, in the order run."""
     steps: list[dict[str, Any]]
@@ -171,7 +173,9 @@ def _cards(data: ReportData) -> list[Card]:
 def _size_text(data: ReportData, label: str) -> str:
     size, embeddings = data.sizes[label], data.embeddings.get(label)
     share = "" if embeddings is None else f", {embeddings / size:.0%} embeddings"
-    return f"{_bytes(size)}{share}"
+    compressed = data.compressed.get(label)
+    packed = "" if compressed is None else f", {_bytes(compressed)} compressed"
+    return f"{_bytes(size)}{share}{packed}"
 
 
 def _metric_rows(data: ReportData) -> list[tuple[str, str, str, str]]:

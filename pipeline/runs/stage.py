@@ -79,10 +79,11 @@ class Stage(ABC):
     def run(self, context: StageContext) -> dict[str, Any]:
         """Write the output to the context's folder and return figures about it."""
 
-    def memory(self, artifacts: Mapping[str, Artifact]) -> int:
+    def memory(self, config: RunConfig, artifacts: Mapping[str, Artifact]) -> int:
         """Return the bytes of memory that a stage without workers takes; 0 if it is not counted.
 
         Args:
+            config: of the run.
             artifacts: of the stages before it, by name.
         """
         return 0

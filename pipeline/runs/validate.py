@@ -10,6 +10,7 @@ from mgpp import transposed_weights
 from pipeline.data.stage import is_local, load_splits, missing_columns
 from pipeline.data.unknown_tokens import unknown_problems
 from pipeline.errors import ConfigError, Problem
+from pipeline.export.onnx import ONNX, onnx_problems
 from pipeline.models.checkpoint_check import check_weights, has_head
 from pipeline.models.labels import label_order, names_of
 from pipeline.models.loading import load_tokenizer
@@ -126,6 +127,14 @@ def _model_problems(sections: dict[str, Any], splits: DatasetDict | None) -> lis
         trust_remote_code=model.trust_remote_code,
     )
     problems += fit_problems(empty, tokenizer, task, behaviour)
+    if "export" in sections and ONNX in sections["export"].format:
+        problems += onnx_problems(
+            load_model_config(model),
+            auto_model,
+            task.type,
+            names=tokenizer.model_input_names,
+            trust_remote_code=model.trust_remote_code,
+        )
     if "train" in sections:
         problems += _frozen_problems(empty, sections["train"].freeze)
     if {"zero", "cluster"} <= set(sections) and _trains(sections):

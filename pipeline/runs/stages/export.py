@@ -8,15 +8,21 @@ from typing import Any
 
 from pipeline.benchmarks.measure import NotMeasurableError, Workload, measure
 from pipeline.export.checkpoint import export_model, read_weights
+from pipeline.export.onnx import ONNX, batches_of, onnx_memory, write_onnx
 from pipeline.export.packed import PACKED
+from pipeline.models.loading import load_tokenizer
+from pipeline.models.source import ModelConfig
 from pipeline.models.weights import WEIGHTS_FILE
 from pipeline.runs.config import RunConfig
 from pipeline.runs.stage import Stage, StageContext, every
 from pipeline.saving.contents import EXPORT_BYTES
 from pipeline.store.artifacts import Artifact
 from pipeline.tasks import make_task
+from pipeline.tasks.base import token_lengths
 from pipeline.tracking.recorder import Progress
 
+_NUM_ROWS = 256  # of the validation rows, that ONNX batches are chosen from
+_ONNX = {"ONNX": "onnx", "ONNX int8": "onnx_int8"}
 _PACKAGES = ("mgpp", "torch", "deepspeed", "ray", "transformers", "datasets")
 
 
@@ -24,10 +30,11 @@ class ExportStage(Stage):
     """Writes the pruned model for others to load."""
 
     name = "export"
-    version = 3
+    version = 4
     settings = {"export": every, "name": every}
     for_pruned = True
     compared = {"pruned model": "model", "packed model": PACKED}
+    onnx = ONNX
 
     def num_cpus(self, config: RunConfig) -> int | str:
         """Return one core, or for a benchmark all that are free on a node."""
@@ -37,25 +44,39 @@ class ExportStage(Stage):
         """Return the pruned model and what the model card says of it."""
         return ("data", "prune", "evaluate")
 
-    def memory(self, artifacts: Mapping[str, Artifact]) -> int:
-        """Return what the pruning stage found that this takes."""
-        return int(artifacts["prune"].metrics.get("export_bytes", EXPORT_BYTES))
+    def memory(self, config: RunConfig, artifacts: Mapping[str, Artifact]) -> int:
+        """Return what the pruning stage found that this takes, and what ONNX takes."""
+        pruned = artifacts["prune"]
+        found = int(pruned.metrics.get("export_bytes", EXPORT_BYTES))
+        if ONNX in config.export.format:
+            found += onnx_memory(pruned.weight_bytes("model"), config.zero.dtype.itemsize)
+        return found
 
     def run(self, context: StageContext) -> dict[str, Any]:
-        """Write `model/`, and return what was found in it when it was read back."""
-        pruned = context.inputs["prune"]
+        """Write `model/` and what is made of it; return what was found when it was read back."""
+        pruned, config = context.inputs["prune"], context.config
+        weights, auto_model = read_weights(pruned, WEIGHTS_FILE), make_task(config.task).auto_model
         found = export_model(
             trained=pruned / "model",
-            weights=read_weights(pruned, WEIGHTS_FILE),
-            auto_model=make_task(context.config.task).auto_model,
+            weights=weights,
+            auto_model=auto_model,
             pruning=_pruning(context),
             card=_card(context),
-            config=context.config.export,
-            trust_remote_code=context.config.model.trust_remote_code,
+            config=config.export,
+            trust_remote_code=config.model.trust_remote_code,
             output=context.output,
-            exclude=context.config.prune.settings.exclude,
+            exclude=config.prune.settings.exclude,
         )
-        if not context.config.export.bench:
+        if ONNX in config.export.format:
+            found |= write_onnx(
+                context.output,
+                auto_model,
+                _batches(context),
+                prunable={name for name, entry in weights.items() if "zeros" in entry},
+                int8=config.export.onnx_int8,
+                trust_remote_code=config.model.trust_remote_code,
+            )
+        if not config.export.bench:
             return found
         folder = context.output / "model"
         return with_bench(found, folder, threads=context.cores, progress=context.progress)
@@ -83,6 +104,15 @@ def with_bench(
         return {**found, "warnings": [*found["warnings"], f"export.bench: not measured: {error}"]}
     warnings = [f"export.bench: {warning}" for warning in bench["warnings"]]
     return {**found, "bench": bench, "warnings": [*found["warnings"], *warnings]}
+
+
+def _batches(context: StageContext) -> list[Any]:
+    """Return batches of validation rows."""
+    rows = context.rows()["validation"]
+    rows = rows.select(range(min(len(rows), _NUM_ROWS)))
+    tokenizer = load_tokenizer(ModelConfig(path=str(context.data / "tokenizer")))
+    lengths = token_lengths(rows).tolist()
+    return batches_of(rows, lengths, make_task(context.config.task).collator(tokenizer))
 
 
 def _pruning(context: StageContext) -> dict[str, Any]:
@@ -127,6 +157,16 @@ def embedding_sizes(figures: Mapping[str, Any]) -> dict[str, int]:
     """Return the bytes of embeddings in what was exported, by what it is called."""
     names = {"pruned model": "embedding_bytes", "packed model": "packed_embedding_bytes"}
     return {label: figures[name] for label, name in names.items() if name in figures}
+
+
+def onnx_sizes(figures: Mapping[str, Any]) -> dict[str, int]:
+    """Return the bytes of ONNX files, by what they are called."""
+    return {label: figures[f"{n}_bytes"] for label, n in _ONNX.items() if f"{n}_bytes" in figures}
+
+
+def compressed_sizes(figures: Mapping[str, Any]) -> dict[str, int]:
+    """Return the bytes of ONNX files when compressed, by what they are called."""
+    return {label: figures[f"{_ONNX[label]}_compressed_bytes"] for label in onnx_sizes(figures)}
 
 
 def package_versions() -> dict[str, str]:

@@ -5,7 +5,13 @@ from typing import Any
 from pipeline.runs.config import RunConfig
 from pipeline.runs.stage import Stage, StageContext, every, model_sizes
 from pipeline.runs.stages.dense import DENSE
-from pipeline.runs.stages.export import EXPORT, embedding_sizes, package_versions
+from pipeline.runs.stages.export import (
+    EXPORT,
+    compressed_sizes,
+    embedding_sizes,
+    onnx_sizes,
+    package_versions,
+)
 from pipeline.tasks import make_task
 from pipeline.tracking.recorder import METRICS_FILE, parse_records
 
@@ -55,8 +61,9 @@ class ReportStage(Stage):
                 model_zeros=exported["model_zeros"],
                 left_out=exported["left_out"],
                 warnings=[*figures.get("warnings", []), *exported["warnings"]],
-                sizes=model_sizes((DENSE, EXPORT), artifacts),
+                sizes=model_sizes((DENSE, EXPORT), artifacts) | onnx_sizes(exported),
                 embeddings=embedding_sizes(exported),
+                compressed=compressed_sizes(exported),
                 seconds={name: artifact.seconds for name, artifact in artifacts.items()},
                 steps=records.get("step", []),
                 dense_steps=dense_steps,

@@ -18,7 +18,7 @@ CONFIG = {
 }
 
 
-def printed(sizes, embeddings):
+def printed(sizes, embeddings, compressed=None):
     export = Artifact(
         stage="export",
         key="0",
@@ -33,6 +33,7 @@ def printed(sizes, embeddings):
         "metrics": {"pruned": {"accuracy": 0.9}},
         "bytes": sizes,
         "embedding_bytes": embeddings,
+        "compressed_bytes": compressed or {},
         "sparsity": 0.9,
         "model_sparsity": 0.475,
         "left_out": {},
@@ -57,6 +58,14 @@ def test_both_copies_have_their_size_and_the_share_of_embeddings(packed):
     assert ("packed 50.5 MB (90% embeddings)" in text) == packed
 
 
+def test_onnx_files_have_their_sizes_plain_and_compressed():
+    sizes = {"dense model": 90_900_000, "pruned model": 90_900_000}
+    sizes |= {"ONNX": 91_000_000, "ONNX int8": 23_000_000}
+    compressed = {"ONNX": 47_100_000, "ONNX int8": 12_300_000}
+    text = printed(sizes, {"pruned model": 45_450_000}, compressed)
+    assert "ONNX 91.0 MB (47.1 MB compressed) ONNX int8 23.0 MB (12.3 MB compressed)" in text
+
+
 def test_a_packed_copy_is_named():
     settings = parse_config(CONFIG)
     task = make_task(settings.task)
@@ -64,3 +73,5 @@ def test_a_packed_copy_is_named():
     assert "packed" not in _next_steps(summary, task, "run.yaml", settings)
     summary["packed"] = "runs/x/packed"
     assert "packed  runs/x/packed\n" in _next_steps(summary, task, "run.yaml", settings)
+    summary["onnx"] = "runs/x/onnx"
+    assert "packed\nonnx    runs/x/onnx\nreport" in _next_steps(summary, task, "run.yaml", settings)

@@ -167,7 +167,9 @@ def test_the_model_card_holds_the_figures(trained, tmp_path):
     card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
     _, header, body = card.split("---\n", 2)
     assert yaml.safe_load(header) == {
+        "base_model": "org/tiny",
         "library_name": "transformers",
+        "pipeline_tag": "text-classification",
         "tags": ["pruned", "sparse", "mgpp"],
     }
     assert body.lstrip().startswith("# tiny-run\n")
@@ -290,7 +292,7 @@ def test_a_packed_copy_that_would_not_be_smaller_is_a_warning(trained, tmp_path)
     assert "packed_bytes" not in found
 
 
-@pytest.mark.parametrize("given", [(), ("packed",), ("plain", "plain"), ("zip",)])
+@pytest.mark.parametrize("given", [(), ("packed",), ("onnx",), ("plain", "plain"), ("zip",)])
 def test_the_plain_copy_is_always_written(given):
     with pytest.raises(ValueError, match=r"allowed are|Input should be"):
         ExportConfig(format=given)

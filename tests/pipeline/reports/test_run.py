@@ -109,8 +109,10 @@ def report_data(**changes: Any) -> ReportData:
         model_zeros=9_600_000,
         left_out={"embeddings.word_embeddings.weight": 11_720_448},
         warnings=[],
-        sizes={"dense model": 90_868_376, "pruned model": 90_868_376, "packed model": 51_204_113},
+        sizes={"dense model": 90_868_376, "pruned model": 90_868_376, "packed model": 51_204_113}
+        | {"ONNX": 91_000_000},
         embeddings={"pruned model": 46_881_792, "packed model": 46_881_792},
+        compressed={"ONNX": 47_100_000},
         seconds={"prepare data": 4.2, "fine-tune dense": 212.7, "prune": 401.3, "export": 30.4},
         steps=training_records(2000, pruned=True),
         dense_steps=training_records(1200, pruned=False),
@@ -204,6 +206,7 @@ def test_sizes_say_how_much_of_them_is_embeddings(html: str) -> None:
     assert "size on disk 51.2 MB packed model" in text
     assert "dense model90.9 MB pruned model90.9 MB, 52% embeddings" in text
     assert "packed model51.2 MB, 92% embeddings" in text
+    assert "ONNX91.0 MB, 47.1 MB compressed" in text
 
 
 def test_everything_given_is_escaped() -> None:
