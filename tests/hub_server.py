@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub, here: repositories that are read and written, failures."""
+"""A stand-in for the Hugging Face hub, on this machine: repositories to read and write, and failures."""
 
 import base64
 import hashlib

@@ -87,7 +87,7 @@ def push_folder(
 
 def _check_name(repository: str) -> None:
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils._validators import validate_repo_id
 
     try:
         validate_repo_id(repository)
@@ -144,9 +144,9 @@ def _same(path: Path, held: Any) -> bool:
     if size != held.size:
         return False
     if held.lfs is not None:
-        return _hashed(path, hashlib.sha256()) == held.lfs.sha256
+        return bool(_hashed(path, hashlib.sha256()) == held.lfs.sha256)
     git = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    return _hashed(path, git) == held.blob_id
+    return bool(_hashed(path, git) == held.blob_id)
 
 
 def _hashed(path: Path, digest: Any) -> str:

@@ -108,13 +108,11 @@ def test_other_content_is_replaced_only_when_that_is_asked_for(hub, checkpoint, 
 @pytest.mark.parametrize("kind", ["model", "packed"])
 def test_an_artifact_is_checked_before_it_is_sent(hub, tmp_path, kind):
     store = ArtifactStore(str(tmp_path / "store"))
-    attempt = store.begin("export", "0123456789abcdef")
+    attempt = store.begin("export", "0" * 16, {}, {})
     write(attempt.folder / "model")
-    runner = CliRunner().invoke(
-        app, ["pack", str(attempt.folder / "model"), str(attempt.folder / "packed")]
-    )
-    assert runner.exit_code == 0
-    artifact = attempt.commit(seconds=1.0, metrics={}, params={}, inputs={})
+    folders = [str(attempt.folder / name) for name in ("model", "packed")]
+    assert CliRunner().invoke(app, ["pack", *folders]).exit_code == 0
+    artifact = attempt.commit({}, 1.0)
     done = push(artifact.url, "me/tiny", *([] if kind == "model" else ["--format", "packed"]))
     assert done.exit_code == 0, done.output
     assert on_the_hub(hub) == files_of(artifact.path / kind)
@@ -146,7 +144,6 @@ def test_an_upload_that_was_killed_is_resumed(hub, tmp_path):
 
     hub.hold = hold
     env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-    command = [sys.executable, "-m", "launch.cli.entry"]
     script = "from launch.cli.main import main; main()"
     command = [sys.executable, "-c", script, "push", str(folder), "me/tiny"]
     process = subprocess.Popen(command, env=env, cwd=ROOT, stderr=subprocess.PIPE)

@@ -70,6 +70,15 @@ def test_a_missing_package(config_file):
     assert "not installed" in problem
 
 
+def test_an_export_to_onnx_is_for_encoders(config_file):
+    asked = "export.format=[plain,onnx]"
+    problem = only_problem(config_file, asked, "model.overrides.is_decoder=true")
+    assert problem.startswith("export.format: only encoders with a classification or question-")
+    assert "export.onnx_int8: got True; add onnx to export.format" in problems(
+        config_file, "export.onnx_int8=true"
+    )
+
+
 def test_a_model_folder_without_weights(config_file, tiny_bert, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(tiny_bert, bare, ignore=shutil.ignore_patterns("*.safetensors"))
