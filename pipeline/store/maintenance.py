@@ -138,7 +138,7 @@ def usable_store(storage: str) -> ArtifactStore:
 
 
 def readable_store(storage: str) -> ArtifactStore:
-    """Return the store of a run's `storage`, which answers; there may be nothing in it yet.
+    """Return the store of a run's `storage`, whose server answers; there may be nothing in it yet.
 
     Raises:
         ConfigError: if it cannot be read.
@@ -147,8 +147,9 @@ def readable_store(storage: str) -> ArtifactStore:
     try:
         store = ArtifactStore(url)
         filesystem, root = open_storage(store.url)
-        with suppress(FileNotFoundError):
-            filesystem.info(root)
+        if not store.is_local:  # a folder is tried before something is written to it
+            with suppress(FileNotFoundError):
+                filesystem.info(root)
     except Exception as error:
         why = f"{url} cannot be read: {storage_error_text(error)}"
         raise ConfigError([Problem("storage", why, got=storage)]) from error
