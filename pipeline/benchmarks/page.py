@@ -12,11 +12,15 @@ from pipeline.benchmarks.summary import (
     size_text,
     variant_table,
 )
+from pipeline.benchmarks.variants import VARIANTS
 from pipeline.reports.speed import Speed, SpeedTable, render_speed
 
 
 def speed_of(found: Mapping[str, Any]) -> Speed:
     """Return what a page shows of a benchmark."""
+    # In their order, which colours follow: records sort their keys.
+    ordered = {name: found["variants"][name] for name in VARIANTS if name in found["variants"]}
+    found = {**found, "variants": ordered}
     tables = {
         "Latency and throughput": size_table(found),
         "What each variant takes": variant_table(found),
