@@ -52,7 +52,7 @@ def pytest_runtest_protocol(item):
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory):
-    """Keep copies and checksums of this session to itself."""
+    """Keep copies and checksums of these tests to themselves."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("mgpp-cache")
         patch.setenv("MGPP_CACHE", str(folder))

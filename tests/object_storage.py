@@ -2,7 +2,7 @@
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,10 +19,7 @@ ACCESS = {
 @contextmanager
 def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Serve an empty bucket on loopback, known to this process and those it starts; yield its URL."""
-    import logging
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    host, port = _start(0)
+    host, port = start_server(0)
     try:
         for name, value in ACCESS.items():
             monkeypatch.setenv(name, value)
@@ -47,28 +44,38 @@ def s3_server_away() -> Iterator[None]:
     try:
         yield
     finally:
-        _start(port)
+        start_server(port)
 
 
 @contextmanager
 def sent_objects() -> Iterator[list[tuple[str, int]]]:
     """List what this process's server answers to GetObject while the block runs: file names and bytes."""
     port = int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])
-    server, sent = _running[port]._server, list[tuple[str, int]]()
+    sent = list[tuple[str, int]]()
+
+    def note(environ: dict[str, Any], num_bytes: int) -> None:
+        path = environ["PATH_INFO"].strip("/")
+        if environ["REQUEST_METHOD"] == "GET" and "/" in path:
+            sent.append((path.rpartition("/")[2], num_bytes))
+
+    with answers_noted(port, note):
+        yield sent
+
+
+@contextmanager
+def answers_noted(port: int, note: Callable[[dict[str, Any], int], None]) -> Iterator[None]:
+    """Give each request that a server of this process answers, and the bytes of the answer, to `note`."""
+    server = _running[port]._server
     real = server.app
 
-    def counting(environ: dict[str, Any], start_response: Any) -> Any:
-        answer = real(environ, start_response)
-        is_of_an_object = "/" in environ["PATH_INFO"].strip("/")
-        if environ["REQUEST_METHOD"] != "GET" or not is_of_an_object:
-            return answer
-        parts = list(answer)
-        sent.append((environ["PATH_INFO"].rpartition("/")[2], sum(map(len, parts))))
+    def noting(environ: dict[str, Any], start_response: Any) -> Any:
+        parts = list(real(environ, start_response))
+        note(environ, sum(map(len, parts)))
         return parts
 
-    server.app = counting
+    server.app = noting
     try:
-        yield sent
+        yield
     finally:
         server.app = real
 
@@ -76,10 +83,14 @@ def sent_objects() -> Iterator[list[tuple[str, int]]]:
 _running: dict[int, Any] = {}
 
 
-def _start(port: int) -> tuple[str, int]:
+def start_server(port: int, address: str = "127.0.0.1") -> tuple[str, int]:
+    """Start a server in this process; return where it is, at a port of its own choice for 0."""
+    import logging
+
     from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address=address, port=port, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     _running[port] = server

@@ -89,6 +89,11 @@ def bench(
         emit({"status": "measured", "model": str(folder.resolve()), **found})
 
 
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command()(bench)
+
+
 def _measured(folder: Path, *, lengths: tuple[int, ...] | None, **given: Any) -> dict[str, Any]:
     """Return what is measured of a checkpoint, with a bar on standard error meanwhile.
 

@@ -14,6 +14,9 @@ from launch.cli.output import AsJson, narrator, reported_errors, screen
 if TYPE_CHECKING:
     from mgpp.sparse.checkpoint import Packing
     from mgpp.sparse.zeros import Zeros
+    from pipeline.store.artifacts import Artifact
+
+NOTHING = "here is neither a checkpoint (config.json) nor a finished artifact"
 
 Checkpoint = Annotated[
     str,
@@ -121,21 +124,35 @@ def local_checkpoint(given: str, inner: str, name: str = "FOLDER") -> Path:
         ConfigError: if there is none.
     """
     from pipeline.errors import ConfigError, Problem
-    from pipeline.store.artifacts import open_artifact
     from pipeline.store.locations import resolve_path
 
     try:
         place = resolve_path(given).rstrip("/")
         if "://" not in place and (Path(place).expanduser() / "config.json").is_file():
             return Path(place).expanduser()
-        parent, _, last = place.rpartition("/")
-        for artifact, part in ((place, inner), (parent, last)):
-            with suppress(FileNotFoundError):
-                return open_artifact(artifact).path / part
+        found = artifact_at(place, inner)
+        if found is not None:
+            artifact, part = found
+            return artifact.path / part
     except (ValueError, ImportError) as error:
         raise ConfigError([Problem(name, str(error), got=given)]) from error
-    why = "here is neither a checkpoint (config.json) nor a finished artifact"
-    raise ConfigError([Problem(name, why, got=given)])
+    raise ConfigError([Problem(name, NOTHING, got=given)])
+
+
+def artifact_at(place: str, inner: str) -> "tuple[Artifact, str] | None":
+    """Return the artifact at a place, or the one it is a folder of, and the name of the folder meant.
+
+    Args:
+        place: folder or URL, without a slash at its end.
+        inner: the folder within an artifact, where the place is the artifact itself.
+    """
+    from pipeline.store.artifacts import open_artifact
+
+    parent, _, last = place.rpartition("/")
+    for url, part in ((place, inner), (parent, last)):
+        with suppress(FileNotFoundError):
+            return open_artifact(url), part
+    return None
 
 
 def _zeros_table(found: Mapping[str, "Zeros"]) -> Table:

@@ -28,7 +28,7 @@ app = typer.Typer(
 )
 jobs.add_to(app)
 checkpoints.add_to(app)
-app.command()(bench.bench)
+bench.add_to(app)
 push.add_to(app)
 app.add_typer(campaign.app, name="campaign")
 app.add_typer(cluster.app, name="cluster")

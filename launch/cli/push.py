@@ -1,11 +1,11 @@
 """The command `mgpp push`: a checkpoint goes to the Hugging Face hub."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from launch.cli.checkpoints import NOTHING, artifact_at
 from launch.cli.output import AsJson, reported_errors
 
 _FOLDERS = {"plain": "model", "packed": "packed", "onnx": "onnx"}
@@ -82,20 +82,17 @@ def _checkpoint(given: str, copy: str) -> Path:
 def _located(given: str, copy: str) -> Path:
     """Return the folder that is meant: of an artifact first, for then its files are checked."""
     from pipeline.errors import ConfigError, Problem
-    from pipeline.store.artifacts import open_artifact
     from pipeline.store.locations import resolve_path
 
     place = resolve_path(given).rstrip("/")
-    parent, _, name = place.rpartition("/")
-    for artifact, part in ((place, _FOLDERS[copy]), (parent, name)):
-        with suppress(FileNotFoundError):
-            found = open_artifact(artifact)
-            if not any(file.startswith(f"{part}/") for file in found.files):
-                why, hint = f"has no folder {part!r}", "export.format says which copies are written"
-                raise ConfigError([Problem("ARTIFACT", why, got=given, hint=hint)])
-            return found.path / part
+    found = artifact_at(place, _FOLDERS[copy])
+    if found is not None:
+        artifact, part = found
+        if not any(file.startswith(f"{part}/") for file in artifact.files):
+            why, hint = f"has no folder {part!r}", "export.format says which copies are written"
+            raise ConfigError([Problem("ARTIFACT", why, got=given, hint=hint)])
+        return artifact.path / part
     folder = Path(place).expanduser()
     if "://" in place or not folder.is_dir():
-        why = "here is neither a checkpoint (config.json) nor a finished artifact"
-        raise ConfigError([Problem("ARTIFACT", why, got=given)])
+        raise ConfigError([Problem("ARTIFACT", NOTHING, got=given)])
     return folder

@@ -1,7 +1,6 @@
 """A pruned checkpoint, plain or packed, as a model that passes over its zeros."""
 
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -40,9 +39,7 @@ def load(
     model = load_dense(folder, **settings)
     found = sparsify_(model, tokens=tokens, table=table)
     if not found.replaced:
-        reasons = Counter(found.kept.values()).most_common(1)
-        why = reasons[0][0] if reasons else "it has no linear layers"
-        warnings.warn(f"{folder}: all layers stay dense: {why}", stacklevel=2)
+        warnings.warn(f"{folder}: all layers stay dense: {found.most_kept}", stacklevel=2)
     return model
 
 

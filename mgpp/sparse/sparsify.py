@@ -31,6 +31,12 @@ class Sparsified:
     replaced: dict[str, float]
     kept: dict[str, str]
 
+    @property
+    def most_kept(self) -> str:
+        """Why most of the others stay dense."""
+        reasons = Counter(self.kept.values()).most_common(1)
+        return reasons[0][0] if reasons else "it has no linear layers"
+
 
 def sparsify_(
     model: nn.Module, *, tokens: Sequence[int] = TOKENS, table: SpeedTable | None = None
@@ -77,13 +83,13 @@ def _linear_layers(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, n
     if isinstance(module, _WHOLE):
         return
     for child, layer in module.named_children():
-        if type(layer) is nn.Linear or _is_conv1d(layer):
+        if type(layer) is nn.Linear or is_conv1d(layer):
             yield f"{prefix}{child}", module, child
         else:
             yield from _linear_layers(layer, f"{prefix}{child}.")
 
 
-def _is_conv1d(layer: nn.Module) -> bool:
+def is_conv1d(layer: nn.Module) -> bool:
     """Whether a layer is transformers' Conv1D: x W + b, with W as [in, out]."""
     return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")
 

@@ -280,14 +280,10 @@ class _Run:
 
     def _step(self, text: str) -> None:
         """Announce a step."""
-        work, sizes = (
-            self.workload,
-            len(self.workload.batches) * len(self.workload.lengths or LENGTHS),
-        )
-        generated = min(_GENERATE_ROUNDS, work.rounds) if work.new_tokens and self.models else 0
-        if FP32 in self.models and not self.generates:
-            generated = 0
-        total = len(work.chosen) * (2 + work.memory) + sizes * (work.rounds + generated)
+        work = self.workload
+        generated = min(_GENERATE_ROUNDS, work.rounds) if self.models and self.generates else 0
+        rounds = len(self.sizes()) * (work.rounds + generated)
+        total = len(work.chosen) * (2 + work.memory) + rounds
         self.progress(text, min(self.done, total), total)
         self.done += 1
 

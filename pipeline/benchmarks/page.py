@@ -8,6 +8,7 @@ from pipeline.benchmarks.summary import (
     explanation,
     milliseconds,
     notes,
+    running,
     size_table,
     size_text,
     variant_table,
@@ -25,17 +26,15 @@ def speed_of(found: Mapping[str, Any]) -> Speed:
         "Latency and throughput": size_table(found),
         "What each variant takes": variant_table(found),
     }
-    sizes = found["sizes"]
-    running = {name: v["title"] for name, v in found["variants"].items() if "reason" not in v}
+    sizes, titles = found["sizes"], running(found)
     return Speed(
         sizes=[size_text(size) for size in sizes],
         ratios={
-            title: [size["times_as_fast"][name] for size in sizes]
-            for name, title in running.items()
+            title: [size["times_as_fast"][name] for size in sizes] for name, title in titles.items()
         },
         texts={
             title: [milliseconds(size["seconds"][name]) for size in sizes]
-            for name, title in running.items()
+            for name, title in titles.items()
         },
         tables=[
             SpeedTable(title=title, head=head, rows=rows) for title, (head, rows) in tables.items()

@@ -60,18 +60,22 @@ def size_text(size: Mapping[str, Any]) -> str:
     return f"{size['batch']} x {size['length']}"
 
 
+def running(found: Mapping[str, Any]) -> dict[str, str]:
+    """Return the titles of the variants that run, by name."""
+    return {name: v["title"] for name, v in found["variants"].items() if "reason" not in v}
+
+
 def size_table(found: Mapping[str, Any]) -> tuple[list[str], Rows]:
     """Return the heading and the rows of latency and throughput: a row a size, a column a variant."""
-    running = {name: v["title"] for name, v in found["variants"].items() if "reason" not in v}
-    rows = []
+    titles, rows = running(found), []
     for size in found["sizes"]:
         seconds, rates = size["seconds"], size["rows_per_second"]
-        rows.append([size_text(size), *(milliseconds(seconds[name]) for name in running)])
-        rows.append([_PER_SECOND, *(f"{_digits(rates[name])}" for name in running)])
+        rows.append([size_text(size), *(milliseconds(seconds[name]) for name in titles)])
+        rows.append([_PER_SECOND, *(_digits(rates[name]) for name in titles)])
         made = size.get("generated_per_second")
         if made:
-            rows.append([_GENERATED, *(f"{_digits(made[name])}" for name in running)])
-    return ["batch x length", *running.values()], rows
+            rows.append([_GENERATED, *(_digits(made[name]) for name in titles)])
+    return ["batch x length", *titles.values()], rows
 
 
 def variant_table(found: Mapping[str, Any]) -> tuple[list[str], Rows]:

@@ -1,7 +1,6 @@
 """The ways to run a checkpoint on a CPU: each loads the folder and makes a model of it."""
 
 import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from mgpp.sparse.checkpoint import packed_layout
 from mgpp.sparse.loading import load_dense
-from mgpp.sparse.sparsify import sparsify_
+from mgpp.sparse.sparsify import is_conv1d, sparsify_
 
 FP32 = "fp32"
 _CPU_FLAGS = Path("/proc/cpuinfo")
@@ -81,12 +80,10 @@ def _sparse(folder: Path, tokens: Sequence[int]) -> Loaded:
         raise UnavailableError("this torch has no MKL")
     model = load_dense(folder)
     found = sparsify_(model, tokens=tokens)
-    reasons = Counter(found.kept.values()).most_common(1)
-    why = reasons[0][0] if reasons else "it has no linear layers"
     if not found.replaced:
-        raise UnavailableError(f"all layers stay dense: {why}")
+        raise UnavailableError(f"all layers stay dense: {found.most_kept}")
     count = len(found.replaced)
-    kept = f"; {len(found.kept)} stay dense, most: {why}" if found.kept else ""
+    kept = f"; {len(found.kept)} stay dense, most: {found.most_kept}" if found.kept else ""
     return Loaded(model=model, note=f"{count} of {count + len(found.kept)} layers sparse{kept}")
 
 
@@ -144,7 +141,7 @@ def _has_bf16() -> bool:
 def _use_linear(module: nn.Module) -> None:
     """Replace GPT-2's Conv1D by the linear layers they are, which alone torch quantizes."""
     for name, child in list(module.named_children()):
-        if type(child).__name__ == "Conv1D" and hasattr(child, "nf"):
+        if is_conv1d(child):
             weight: Tensor = child.weight  # type: ignore[assignment]
             bias: Tensor = child.bias  # type: ignore[assignment]
             linear = nn.Linear(weight.shape[0], weight.shape[1], device="meta")

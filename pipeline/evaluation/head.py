@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models.trial import draw, on_a_copy
-from pipeline.tasks.base import UNLABELLED, TokenTask
+from pipeline.tasks.base import UNLABELLED, TokenTask, without_labels
 
 SLICE_BYTES = 256 * 2**20
 """Most that a slice's logits take in float32."""
@@ -72,7 +72,7 @@ class TokenScorer:
         predicted = targets != UNLABELLED
         rows, places = predicted.nonzero(as_tuple=True)
         positions = rows * batch["input_ids"].shape[1] + places
-        inputs = {name: values.to(device) for name, values in batch.items() if name != "labels"}
+        inputs = {name: values.to(device) for name, values in without_labels(batch).items()}
         scores = self.scores(inputs, positions.to(device), targets[predicted].to(device))
         return self.task.row_sums({k: v.cpu() for k, v in scores.items()}, predicted)
 

@@ -139,15 +139,18 @@ def _trial_problem(storage: str) -> Problem | None:
     fault = _fault_of(filesystem, place)
     if fault and protocol in _EXTRAS:
         bucket = place.partition("/")[0]
-        try:
-            filesystem.ls(
-                bucket, detail=False
-            )  # `exists` is False of a server that does not answer
-        except FileNotFoundError:
+        if _is_missing(filesystem, bucket):
             return Problem("storage", f"{storage}: there is no bucket {bucket!r}")
-        except Exception:  # noqa: BLE001, S110  # the first fault says more
-            pass
     return Problem("storage", f"{storage} cannot be written: {fault}") if fault else None
+
+
+def _is_missing(filesystem: fsspec.AbstractFileSystem, bucket: str) -> bool:
+    """Return whether storage says so: `exists` is False of a server that does not answer, too."""
+    try:
+        filesystem.ls(bucket, detail=False)
+    except Exception as error:  # noqa: BLE001  # every storage raises its own
+        return isinstance(error, FileNotFoundError)
+    return False
 
 
 def _folder_problem(

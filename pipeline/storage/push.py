@@ -13,7 +13,6 @@ _OF_THE_HUB = ".gitattributes"  # is in every repository
 # With an update, those that are not in the folder go: a loader would read them instead of its own.
 _WEIGHTS = ["*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json"]
 _TOKEN_HINT = "give one with write access by HF_TOKEN or `hf auth login`"  # noqa: S105  # words
-_PART = 1 << 20  # bytes of a file that are hashed at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,16 +143,11 @@ def _same(path: Path, held: Any) -> bool:
     if size != held.size:
         return False
     if held.lfs is not None:
-        return bool(_hashed(path, hashlib.sha256()) == held.lfs.sha256)
-    git = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    return bool(_hashed(path, git) == held.blob_id)
-
-
-def _hashed(path: Path, digest: Any) -> str:
-    with path.open("rb") as stream:
-        while part := stream.read(_PART):
-            digest.update(part)
-    return str(digest.hexdigest())
+        digest, want = hashlib.sha256(), held.lfs.sha256
+    else:  # as git names a file
+        digest, want = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False), held.blob_id
+    with path.open("rb") as file:
+        return bool(hashlib.file_digest(file, lambda: digest).hexdigest() == want)
 
 
 @contextmanager

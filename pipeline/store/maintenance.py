@@ -144,15 +144,12 @@ def readable_store(storage: str) -> ArtifactStore:
         ConfigError: if it cannot be read.
     """
     url = absolute_url(storage)
-    try:
+    with _read_errors(storage, url):
         store = ArtifactStore(url)
         filesystem, root = open_storage(store.url)
         if not store.is_local:  # a folder is tried before something is written to it
             with suppress(FileNotFoundError):
                 filesystem.info(root)
-    except Exception as error:
-        why = f"{url} cannot be read: {storage_error_text(error)}"
-        raise ConfigError([Problem("storage", why, got=storage)]) from error
     return store
 
 
@@ -163,7 +160,7 @@ def existing_store(storage: str) -> ArtifactStore:
         ConfigError: if there is nothing, or it cannot be read.
     """
     url = absolute_url(storage)
-    try:
+    with _read_errors(storage, url):
         store = ArtifactStore(url)
         filesystem, root = open_storage(store.url)
         if not filesystem.exists(root):
@@ -171,12 +168,19 @@ def existing_store(storage: str) -> ArtifactStore:
         if not filesystem.isdir(root):
             raise ConfigError([Problem("storage", f"{url} is not a folder", got=storage)])
         filesystem.ls(root, detail=False)
+    return store
+
+
+@contextmanager
+def _read_errors(storage: str, url: str) -> Iterator[None]:
+    """Turn what a storage library raises into one clear error."""
+    try:
+        yield
     except ConfigError:
         raise
     except Exception as error:
         why = f"{url} cannot be read: {storage_error_text(error)}"
         raise ConfigError([Problem("storage", why, got=storage)]) from error
-    return store
 
 
 def entries(store: ArtifactStore) -> Iterator[Entry]:

@@ -26,6 +26,11 @@ UNLABELLED = -100  # the label of a token that is not predicted
 DRAW_SEED = "draw_seed"  # in a row of training data: seeds what is drawn for it in this step
 
 
+def without_labels(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the inputs of a model whose loss is not used: given labels, it would compute it."""
+    return {name: values for name, values in batch.items() if name != "labels"}
+
+
 class TaskConfig(Section):
     """What every task's settings share.
 
@@ -138,9 +143,7 @@ class Task(ABC):
 
     def infer(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run the model on a batch and keep what the metrics need, one row an example."""
-        # Given labels, a model would compute a loss that nothing uses.
-        inputs = {name: values for name, values in batch.items() if name != "labels"}
-        return self.predict(model(**inputs), batch)
+        return self.predict(model(**without_labels(batch)), batch)
 
     def tokens_of(self, length: int) -> int:
         """Return how many tokens a row of so many input tokens takes in one forward pass."""

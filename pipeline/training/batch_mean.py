@@ -88,11 +88,6 @@ def with_a_target(task: Task, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**batch, "labels": labels}
 
 
-def without_labels(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the inputs of a model whose loss is not used: given labels, it would compute it."""
-    return {name: values for name, values in batch.items() if name != "labels"}
-
-
 def weighted_loss(outputs: Any, batch: Mapping[str, Tensor], task: Task, weight: Tensor) -> Tensor:
     """Return the loss of a model's outputs with its mean over targets weighted.
 

@@ -29,7 +29,7 @@ from pipeline.saving.contents import contents_of
 from pipeline.saving.model_files import write_model
 from pipeline.store.checkpoints import CheckpointStore, SavedCheckpoint
 from pipeline.tasks import Task
-from pipeline.tasks.base import token_lengths
+from pipeline.tasks.base import token_lengths, without_labels
 from pipeline.tracking.recorder import Recorder
 from pipeline.training import checkpoint
 from pipeline.training.batch_mean import (
@@ -38,7 +38,6 @@ from pipeline.training.batch_mean import (
     weigh,
     weighted_loss,
     with_a_target,
-    without_labels,
 )
 from pipeline.training.batches import BatchPlan, DrawnRows, loaded
 from pipeline.training.config import TrainConfig

@@ -15,8 +15,8 @@ from pipeline.models.loading import load_tokenizer
 from pipeline.models.settings import build_empty, load_model_config
 from pipeline.models.source import ModelConfig
 from pipeline.tasks import Task
-from pipeline.tasks.base import UNLABELLED
-from pipeline.training.batch_mean import WHOLE, Weights, weighted_loss, without_labels
+from pipeline.tasks.base import UNLABELLED, without_labels
+from pipeline.training.batch_mean import WHOLE, Weights, weighted_loss
 from pipeline.training.deepspeed import ZeroConfig
 from pipeline.training.distill import DistillConfig, hidden_loss, output_loss, soft_target_loss
 from pipeline.training.engine import make_inference_model

@@ -1,4 +1,4 @@
-"""An S3 server at an address, which lists what it answers: address that asked, method, key, bytes.
+"""An S3 server at an address, which lists what it answers: address that asked, method, path, bytes.
 
 python -m tests.launch.workers.s3_of_a_machine ADDRESS PORT BUCKET LOG
 """
@@ -6,34 +6,27 @@ python -m tests.launch.workers.s3_of_a_machine ADDRESS PORT BUCKET LOG
 import sys
 import threading
 from pathlib import Path
+from typing import Any
+
+from tests.object_storage import answers_noted, start_server
 
 
-def main(address: str, port: str, bucket: str, log: str) -> None:
-    import logging
-
+def main(address: str, given_port: str, bucket: str, log: str) -> None:
+    """Serve until killed; the log is there once the bucket is."""
     import boto3
-    from moto.server import ThreadedMotoServer
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address=address, port=int(port), verbose=False)
-    server.start()
-    host, found = server.get_host_and_port()
-    boto3.client("s3", endpoint_url=f"http://{host}:{found}").create_bucket(Bucket=bucket)
-    real, lock = server._server.app, threading.Lock()
-    Path(log).touch()
+    host, port = start_server(int(given_port), address)
+    boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket=bucket)
+    lock = threading.Lock()
 
-    def counting(environ, start_response):
-        parts = list(real(environ, start_response))
-        taken = int(environ.get("CONTENT_LENGTH") or 0)
+    def note(environ: dict[str, Any], num_bytes: int) -> None:
+        asked = (environ["REMOTE_ADDR"], environ["REQUEST_METHOD"], environ["PATH_INFO"])
         with lock, Path(log).open("a") as file:
-            print(
-                environ["REMOTE_ADDR"], environ["REQUEST_METHOD"], environ["PATH_INFO"],
-                taken, sum(map(len, parts)), file=file,
-            )  # fmt: skip
-        return parts
+            print(*asked, num_bytes, file=file)
 
-    server._server.app = counting
-    threading.Event().wait()
+    with answers_noted(port, note):
+        Path(log).touch()
+        threading.Event().wait()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from torch.nn import functional
 from transformers import BartForCausalLM, LlamaForCausalLM, MixtralForCausalLM
 
 from pipeline.tasks import make_task
+from pipeline.tasks.base import without_labels
 from pipeline.tasks.instruction import InstructionConfig
 from pipeline.training.batch_mean import (
     WHOLE,
@@ -15,7 +16,6 @@ from pipeline.training.batch_mean import (
     weigh,
     weighted_loss,
     with_a_target,
-    without_labels,
 )
 from pipeline.worker_group import WorkerGroup
 from tests import tiny
