@@ -22,8 +22,12 @@ USED_BY_OTHERS = {
     "gguf": "transformers, to read GGUF files",
     "tensorboard": "torch.utils.tensorboard",
 }
-# Of mgpp, where the user brings the library.
-OPTIONAL = {"mgpp/integrations/": {"transformers"}, "mgpp/backends/deepspeed/": {"deepspeed"}}
+# Where the user brings the library, or an extra of its own does.
+OPTIONAL = {
+    "mgpp/integrations/": {"transformers"},
+    "mgpp/backends/deepspeed/": {"deepspeed"},
+    "pipeline/export/onnx.py": {"onnx", "onnxruntime"},
+}
 
 
 @cache
@@ -62,6 +66,11 @@ def test_every_import_is_declared(package):
         brought = {n for prefix, ns in OPTIONAL.items() if where.startswith(prefix) for n in ns}
         undeclared = imported(path) - declared(package) - brought
         assert not undeclared, f"{where} imports {undeclared}, which pyproject.toml lacks"
+
+
+def test_the_onnx_extra_declares_what_the_onnx_export_imports():
+    extra = names(project()["optional-dependencies"]["onnx"])
+    assert OPTIONAL["pipeline/export/onnx.py"] <= extra
 
 
 def test_what_the_pipeline_declares_is_imported_or_used_by_a_library():

@@ -222,8 +222,8 @@ def test_two_machines_of_two_workers_on_an_object_store(project, tmp_path, s3, t
     with start("whole") as driver:
         code, text = driver.end(900)
     assert code == 0, text[-6000:]
+    seen = requests(log)  # before this test reads from the bucket itself
     whole = copied(head, f"{bucket}/whole", tmp_path / "copy-whole")
-    seen = requests(log)
     for file in [*whole.glob("data-*/a-*/**/*"), *whole.glob("dense-*/a-*/model/**/*")]:
         key = f"/bucket/whole/{file.relative_to(whole)}"
         for address in (HEAD_IP, OTHER_IP):
@@ -232,22 +232,22 @@ def test_two_machines_of_two_workers_on_an_object_store(project, tmp_path, s3, t
     wrote = {a for a, m, k, _ in seen if m in ("PUT", "POST") and "/checkpoints/" in k}
     assert wrote == {HEAD_IP, OTHER_IP}  # each worker its own part, from where it is
 
-    before = len(seen)
     with start("killed") as driver:
         driver.wait_until_told("step 40/80")
         driver.kill("")
         time.sleep(5)
+    before = len(requests(log))
     with start("killed") as driver:
         code, text = driver.end(900)
     assert code == 0, text[-6000:]
     assert "resuming from the checkpoint of step" in text
-    killed = copied(head, f"{bucket}/killed", tmp_path / "copy-killed")
-    assert outcome(killed) == outcome(whole)
     read = [
         (a, k, got)
         for a, m, k, got in requests(log)[before:]
         if m == "GET" and "/checkpoints/" in k and got > 10_000
     ]
+    killed = copied(head, f"{bucket}/killed", tmp_path / "copy-killed")
+    assert outcome(killed) == outcome(whole)
     assert {address for address, *_ in read} == {HEAD_IP, OTHER_IP}
     assert max(Counter(k for _, k, _ in read).values()) == 1  # by its owner alone, once
     for home in homes:
