@@ -137,10 +137,20 @@ def widen_gradients(zero: ZeroConfig, model: torch.nn.Module) -> None:
 
 
 def use_precision(zero: ZeroConfig) -> None:
-    """Set whether this process's GPU may round float32 products to TF32: only if that was asked for."""
-    products = "tf32" if zero.precision == "tf32" else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = products
-    torch.backends.cudnn.fp32_precision = products
+    """Set whether this process's GPU may round float32 products to TF32: only if that was asked for.
+
+    torch has two sets of flags for this. Where only the new ones are set, reading the old ones raises,
+    and `torch.export` reads them: so both are.
+    """
+    rounds = zero.precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = rounds
+    torch.backends.cudnn.allow_tf32 = rounds
+    for operations in (
+        torch.backends.cuda.matmul,
+        torch.backends.cudnn.conv,  # type: ignore[attr-defined]
+        torch.backends.cudnn.rnn,  # type: ignore[attr-defined]
+    ):
+        operations.fp32_precision = "tf32" if rounds else "ieee"
 
 
 def default_bucket(on_gpu: bool) -> int:

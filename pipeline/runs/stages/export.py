@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.benchmarks.measure import NotMeasurableError, Workload, measure
+from pipeline.benchmarks.memory import bench_memory
 from pipeline.export.checkpoint import export_model, read_weights
 from pipeline.export.onnx import ONNX, batches_of, onnx_memory, write_onnx
 from pipeline.export.packed import PACKED
@@ -45,12 +46,12 @@ class ExportStage(Stage):
         return ("data", "prune", "evaluate")
 
     def memory(self, config: RunConfig, artifacts: Mapping[str, Artifact]) -> int:
-        """Return what the pruning stage found that this takes, and what ONNX takes."""
+        """Return what the pruning stage found that this takes, and what ONNX or a benchmark takes."""
         pruned = artifacts["prune"]
-        found = int(pruned.metrics.get("export_bytes", EXPORT_BYTES))
-        if ONNX in config.export.format:
-            found += onnx_memory(pruned.weight_bytes("model"), config.zero.dtype.itemsize)
-        return found
+        trained = pruned.weight_bytes("model"), config.zero.dtype.itemsize
+        onnx = onnx_memory(*trained) if ONNX in config.export.format else 0
+        bench = bench_memory(*trained) if config.export.bench else 0
+        return int(pruned.metrics.get("export_bytes", EXPORT_BYTES)) + max(onnx, bench)
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Write `model/` and what is made of it; return what was found when it was read back."""

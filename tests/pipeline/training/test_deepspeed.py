@@ -13,6 +13,7 @@ from pipeline.training.deepspeed import (
     deepspeed_config,
     load_operators,
     problems_of,
+    use_precision,
     widen_gradients,
 )
 
@@ -402,3 +403,28 @@ def test_all_problems_at_once():
 )
 def test_what_works_is_not_refused(settings):
     assert problems_of(ZeroConfig(**settings)) == []
+
+
+@pytest.fixture
+def products():
+    """Put back what torch does with products of float32."""
+    yield torch.backends
+    use_precision(ZeroConfig(precision="fp32"))
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp32", "bf16"])
+def test_float32_stays_float32_unless_tf32_is_asked_for(products, precision):
+    use_precision(ZeroConfig(precision="tf32"))
+    use_precision(ZeroConfig(precision=precision))
+    found = {products.cuda.matmul.allow_tf32, products.cudnn.allow_tf32}
+    assert found == {precision == "tf32"}
+    wanted = "tf32" if precision == "tf32" else "ieee"
+    for operations in (products.cuda.matmul, products.cudnn.conv, products.cudnn.rnn):
+        assert operations.fp32_precision == wanted
+
+
+def test_a_model_is_exported_in_a_process_that_trained(products):
+    use_precision(ZeroConfig(precision="fp32"))
+    layer, row = torch.nn.Linear(3, 2), torch.ones(1, 3)
+    exported = torch.export.export(layer, (row,))
+    assert torch.equal(exported.module()(row), layer(row))

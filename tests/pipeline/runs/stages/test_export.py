@@ -10,7 +10,7 @@ WEIGHTS, OTHER = 10_000_000, 7_000
 
 
 @pytest.mark.parametrize(("precision", "itemsize"), [("fp32", 4), ("bf16", 2)])
-def test_onnx_takes_several_copies_of_the_weights_in_float32(precision, itemsize):
+def test_onnx_and_a_benchmark_take_several_copies_of_the_weights(precision, itemsize):
     pruned = Artifact(
         stage="prune",
         key="0",
@@ -25,7 +25,7 @@ def test_onnx_takes_several_copies_of_the_weights_in_float32(precision, itemsize
         inputs={},
     )
 
-    def memory(formats):
+    def memory(formats, bench=False):
         config = parse_config(
             {
                 "name": "memory",
@@ -34,7 +34,7 @@ def test_onnx_takes_several_copies_of_the_weights_in_float32(precision, itemsize
                 "data": {"source": "files", "train": "rows.csv"},
                 "prune": {"sparsity": 0.9},
                 "zero": {"precision": precision},
-                "export": {"format": formats},
+                "export": {"format": formats, "bench": bench},
             }
         )
         return EXPORT.memory(config, {"prune": pruned})
@@ -42,3 +42,6 @@ def test_onnx_takes_several_copies_of_the_weights_in_float32(precision, itemsize
     assert memory(["plain"]) == memory(["plain", "packed"]) == 1000
     in_float32 = WEIGHTS // itemsize * 4
     assert memory(["plain", "onnx"]) - 1000 >= 4 * in_float32
+    # Dense in float32, in bfloat16 and in int8, and in float32 again before it is made sparse.
+    assert memory(["plain"], bench=True) - 1000 >= 11 * WEIGHTS // itemsize
+    assert memory(["plain", "onnx"], bench=True) >= memory(["plain"], bench=True)
