@@ -145,11 +145,8 @@ def use_precision(zero: ZeroConfig) -> None:
     rounds = zero.precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = rounds
     torch.backends.cudnn.allow_tf32 = rounds
-    for operations in (
-        torch.backends.cuda.matmul,
-        torch.backends.cudnn.conv,  # type: ignore[attr-defined]
-        torch.backends.cudnn.rnn,  # type: ignore[attr-defined]
-    ):
+    products: Any = torch.backends
+    for operations in (products.cuda.matmul, products.cudnn.conv, products.cudnn.rnn):
         operations.fp32_precision = "tf32" if rounds else "ieee"
 
 
