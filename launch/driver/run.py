@@ -15,8 +15,9 @@ from launch.driver.progress import StageDisplay
 from launch.workers.devices import use_devices
 from launch.workers.prefetch import clear_nodes
 from launch.workers.status_actor import Posted, make_status_actor
+from launch.workers.storage import store_on_this_node
 from launch.workers.worker_group import run_on_workers
-from pipeline.errors import StageError
+from pipeline.errors import ConfigError, StageError
 from pipeline.runs.config import RunConfig
 from pipeline.runs.flow import STAGES, run_stage, stage_of
 from pipeline.runs.stage import PlannedStage, model_sizes
@@ -122,13 +123,11 @@ def run_stages(
         try:
             _run_through(stages, config, store, result, console, status, here=here)
         except DamagedArtifactError as error:
-            # Ray raises its own kind of it, that knows the original.
-            damaged = getattr(error, "cause", error)
-            made_by = _made_by(damaged.url, stages, store)
+            made_by = _made_by(error.url, stages, store)
             if made_by is None or made_by in again:
-                raise StageError(str(damaged)) from error
+                raise StageError(str(error)) from error
             again.add(made_by)
-            store.condemn(damaged.url, damaged.problems)
+            store.condemn(error.url, error.problems)
             result.withdraw(made_by)
         else:
             result.artifacts = {stage.name: result.artifacts[stage.name] for stage in stages}
@@ -281,7 +280,11 @@ def _run_group(
         return
     memory = _memory(stage, config, inputs)
     task = ray.remote(num_cpus=cores, max_retries=1, memory=memory)(_run_alone)
-    ray.get(task.remote(stage, config, store.url, inputs, status, cores))
+    try:
+        ray.get(task.remote(stage, config, store.url, inputs, status, cores))
+    except (ConfigError, StageError) as error:
+        # Ray raises its own kind of it, whose text is the task's traceback.
+        raise getattr(error, "cause", error) from error
 
 
 @contextmanager
@@ -320,7 +323,7 @@ def _run_alone(
     run_stage(
         stage,
         config,
-        ArtifactStore(storage),
+        store_on_this_node(storage),
         inputs,
         workers=None,
         progress=status.post.remote,

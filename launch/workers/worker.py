@@ -33,12 +33,13 @@ def work(settings: dict[str, Any]) -> None:
     import torch
     from ray.train.torch import get_device
 
+    from launch.workers.storage import store_on_this_node
     from pipeline.errors import ConfigError, StageError
     from pipeline.runs.config import RunConfig
     from pipeline.runs.flow import run_stage
     from pipeline.runs.stage import PlannedStage
     from pipeline.storage.node_copies import DamagedArtifactError
-    from pipeline.store.artifacts import Artifact, ArtifactStore
+    from pipeline.store.artifacts import Artifact
     from pipeline.training.deepspeed import load_operators, use_precision
     from pipeline.worker_group import WorkerGroup, set_collective_timeout
 
@@ -49,7 +50,6 @@ def work(settings: dict[str, Any]) -> None:
     workers = WorkerGroup.current()
     # Ray has made the default group with it; DeepSpeed makes others.
     set_collective_timeout(config.cluster.timeout_seconds)
-    store = ArtifactStore(settings["storage"])
     artifacts = {name: Artifact(**values) for name, values in settings["inputs"].items()}
 
     def post(record: dict[str, Any]) -> None:
@@ -59,6 +59,7 @@ def work(settings: dict[str, Any]) -> None:
     stages = [PlannedStage(**values) for values in settings["stages"]]
     stage = stages[0]
     try:
+        store = store_on_this_node(settings["storage"])
         load_operators(config.zero, lambda text: post({"event": "note", "text": text}))
         for stage in stages:
             # What was done before a restart is there; the main worker's word holds for all.

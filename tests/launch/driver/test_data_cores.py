@@ -1,5 +1,6 @@
 """The data stage as a task of Ray: it asks for the cores that it uses, and shows its progress."""
 
+import platform
 import time
 
 import pytest
@@ -8,10 +9,12 @@ import ray
 from launch.cluster.connect import connected, free_cores
 from launch.driver.run import _run_group
 from launch.workers.status_actor import make_status_actor
+from pipeline.errors import StageError
 from pipeline.runs.config import ClusterConfig, parse_config
 from pipeline.runs.flow import plan_stages
 from pipeline.runs.hardware import NO_GPUS, settled
 from pipeline.store.artifacts import ArtifactStore
+from tests.object_storage import s3_server
 from tests.tiny import GOOD
 
 pytestmark = pytest.mark.distributed
@@ -52,28 +55,28 @@ def test_auto_is_what_is_free(cores):
     assert comes_true(lambda: free_cores() == cores)
 
 
-@pytest.mark.parametrize("num_proc", ["auto", 1])
-def test_the_stage_runs_with_the_cores_it_asks_for(cores, tmp_path, tiny_bert, num_proc):
-    rows = [f"{word} day,{i}" for i, word in enumerate(GOOD)] * 20
-    (tmp_path / "rows.csv").write_text("\n".join(["text,label", *rows]))
-    config = settled(
+def make_config(storage, model, rows, num_proc):
+    return settled(
         parse_config(
             {
                 "name": "cores",
-                "storage": str(tmp_path / "runs"),
-                "model": {"path": str(tiny_bert)},
+                "storage": storage,
+                "model": {"path": str(model)},
                 "task": {"type": "classification", "text": ["text"], "label": "label"},
-                "data": {
-                    "source": "files",
-                    "train": str(tmp_path / "rows.csv"),
-                    "num_proc": num_proc,
-                },
+                "data": {"source": "files", "train": str(rows), "num_proc": num_proc},
                 "train": {"length": 10},
                 "prune": {"sparsity": 0.5},
             }
         ),
         NO_GPUS,
     )
+
+
+@pytest.mark.parametrize("num_proc", ["auto", 1])
+def test_the_stage_runs_with_the_cores_it_asks_for(cores, tmp_path, tiny_bert, num_proc):
+    rows = [f"{word} day,{i}" for i, word in enumerate(GOOD)] * 20
+    (tmp_path / "rows.csv").write_text("\n".join(["text,label", *rows]))
+    config = make_config(str(tmp_path / "runs"), tiny_bert, tmp_path / "rows.csv", num_proc)
     stage = plan_stages(config)[0]
     store, status = ArtifactStore(str(tmp_path / "runs")), make_status_actor("cores")
     _run_group([stage], config, store, {}, status, here=False)
@@ -84,3 +87,17 @@ def test_the_stage_runs_with_the_cores_it_asks_for(cores, tmp_path, tiny_bert, n
         return record.get("event") == "rows" and record["done"] == record["total"]
 
     assert comes_true(all_rows_told)  # the task's worker posts; nothing waits for its last post
+
+
+def test_a_node_without_the_driver_s_credentials_is_named(cores, tmp_path, tiny_bert, monkeypatch):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\n" + "\n".join(f"{word} day,0" for word in GOOD))
+    with s3_server(monkeypatch) as bucket:  # known to this process: the cluster was there before
+        config = make_config(f"{bucket}/runs", tiny_bert, rows, 1)
+        stage = plan_stages(config)[0]
+        store, status = ArtifactStore(f"{bucket}/runs"), make_status_actor("cores")
+        with pytest.raises(StageError) as failed:
+            _run_group([stage], config, store, {}, status, here=False)
+    (line,) = str(failed.value).splitlines()
+    assert line.startswith(f"node {platform.node()}: {bucket}/runs cannot be read: ")
+    assert line.endswith("every node needs the credentials and libraries that the driver has")
