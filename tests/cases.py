@@ -5,6 +5,7 @@ cannot be trusted. The launcher then starts new ranks for the cases after it.
 """
 
 import faulthandler
+import gc
 import json
 import os
 import signal
@@ -117,6 +118,8 @@ def run_cases(folder: Path, cases: Mapping[str, Callable[[], object]], seconds: 
     """
     outcomes = folder / "outcomes"
     left = json.loads((outcomes / _LEFT).read_text())
+    gc.collect()
+    gc.freeze()  # what libraries made is passed over by each later collection, of which cases make many
     for name, work in cases.items():
         if name in left:
             _run_case(outcomes, name, work, seconds)

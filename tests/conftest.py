@@ -17,11 +17,15 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.object_storage import s3_server
 from tests.processes import forbid_ranks
 from tests.tiny import BAD, GOOD
+
+hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one pauses anything
+hypothesis.settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(config, items):

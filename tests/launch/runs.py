@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -81,6 +82,13 @@ class Driver:
         """Wait until the log holds a text."""
         for _ in self._until(timeout, f"never told {text!r}"):
             if text in self.log.read_text():
+                return
+
+    def wait_until_shown(self, stage: str, step: int, timeout: float = HUNG) -> None:
+        """Wait until the log shows that a stage has come to a step, or past it: not all are shown."""
+        pattern = re.compile(rf"^{stage} +step (\d+)/", re.MULTILINE)
+        for _ in self._until(timeout, f"step {step} of {stage} was not shown"):
+            if any(int(found) >= step for found in pattern.findall(self.log.read_text())):
                 return
 
     def _until(self, timeout: float, failure: str) -> Iterator[None]:

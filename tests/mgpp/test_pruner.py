@@ -257,7 +257,7 @@ def runs(draw):
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(run=runs(), cut_into=st.sampled_from([contiguous_shards, per_weight_shards]))
 def test_the_result_does_not_depend_on_the_number_of_ranks(run, cut_into):
     shapes, schedule, method, world_size, seed = run

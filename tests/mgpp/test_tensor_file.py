@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -26,7 +26,6 @@ def write(path: Path, tensors: dict[str, Tensor], part: int = 7) -> None:
         file.finish()
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(DTYPES), SHAPES), max_size=6))
 def test_safetensors_reads_what_was_written(
     tmp_path_factory: pytest.TempPathFactory, kinds: list[tuple[torch.dtype, list[int]]]

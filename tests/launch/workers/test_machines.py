@@ -233,7 +233,7 @@ def test_two_machines_of_two_workers_on_an_object_store(project, tmp_path, s3, t
     assert wrote == {HEAD_IP, OTHER_IP}  # each worker its own part, from where it is
 
     with start("killed") as driver:
-        driver.wait_until_told("step 40/80")
+        driver.wait_until_shown("prune", 25)
         driver.kill("")
         time.sleep(5)
     before = len(requests(log))

@@ -38,7 +38,7 @@ def counts(made, step):
     return {group.indices: group.k for group in groups}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     sizes=st.lists(st.integers(1, 50), min_size=1, max_size=8),
     most=st.fractions(0, 1),

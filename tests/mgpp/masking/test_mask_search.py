@@ -99,7 +99,7 @@ def cases(draw, multiple=(1, 1)):
 SHARES = st.sampled_from([0.1, 0.3, 0.5, 0.55, 0.73, 0.9])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=cases(), sparsity=SHARES, min_kept=st.sampled_from([0.0, 0.05, 0.2, 0.5]))
 def test_global_with_a_share_kept(case, sparsity, min_kept):
     weights, world_size, cut_into = case
@@ -119,7 +119,7 @@ def test_global_with_a_share_kept(case, sparsity, min_kept):
     assert pruning.threshold == (gone.max() if k else 0.0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(case=cases(), sparsity=SHARES)
 def test_uniform(case, sparsity):
     weights, world_size, cut_into = case
@@ -133,7 +133,7 @@ def test_uniform(case, sparsity):
         assert torch.equal(mask, lowest([weight.abs()], count)[0])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @example(case=([torch.arange(37.0).view(1, 37)], 1, contiguous_shards), sparsity=0.3)  # 29 in all
 @given(case=cases(), sparsity=SHARES)
 def test_budgets_with_the_rest_together(case, sparsity):
@@ -155,7 +155,7 @@ def test_budgets_with_the_rest_together(case, sparsity):
     assert pruning.num_pruned == going
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     n_of_m=st.sampled_from([(2, 4), (1, 4), (3, 4), (4, 8), (1, 2), (2, 5)]),
     data=st.data(),
@@ -184,7 +184,7 @@ def test_n_of_m(n_of_m, data, transposed, part):
         assert bool((groups.sum(dim=1) == n).all())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     block=st.sampled_from([(4, 1), (1, 4), (2, 3), (3, 2), (1, 1)]),
     data=st.data(),
@@ -232,7 +232,7 @@ def test_blocks(block, data, transposed, sparsity, scope):
 
 
 @pytest.mark.slow
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     data=st.data(),
     scope=st.sampled_from(["global", "layer", "uniform"]),
@@ -402,7 +402,7 @@ PLACEMENTS_OF_STACKS = [
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shapes=st.lists(
         st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=3

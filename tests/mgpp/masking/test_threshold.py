@@ -79,7 +79,7 @@ def test_ties_zeros_and_negative_zeros_go_in_global_order(world_size, cut_into):
         assert torch.equal(goes, reference(weights, k))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     values=st.lists(
         st.sampled_from([0.0, -0.0, 1e-45, -1e-45, 1.5, -1.5, 1e30, float("inf")]),

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mgpp.sparse import packing
@@ -29,7 +29,6 @@ def tensors(draw):
     return values.to(draw(st.sampled_from(DTYPES)))
 
 
-@settings(deadline=None)
 @given(tensors(), st.sampled_from(ENCODINGS), st.sampled_from([8, 64, 1 << 22]))
 def test_a_packed_tensor_comes_back_bit_for_bit(tensor, encoding, part):
     with pytest.MonkeyPatch.context() as patch:

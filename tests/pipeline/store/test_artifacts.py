@@ -95,7 +95,7 @@ def test_every_part_changes_the_key():
     assert all(len(key) == 16 and int(key, 16) >= 0 for key in keys)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(params=st.dictionaries(st.text(max_size=3), values, min_size=1, max_size=4))
 def test_the_order_of_keys_changes_nothing(params):
     def turned(value):

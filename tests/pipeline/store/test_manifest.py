@@ -104,7 +104,7 @@ def places(value, path=()):
         yield from places(part, (*path, key))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_no_change_of_one_place_is_taken_for_what_was_written(data):
     values = sealed(VALUES)
@@ -130,7 +130,7 @@ def test_no_change_of_one_place_is_taken_for_what_was_written(data):
         reason(raw(changed))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_no_cut_or_changed_byte_is_taken_for_what_was_written(data):
     whole = raw(sealed(VALUES))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset as Rows
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.tasks.base import DRAW_SEED
@@ -46,7 +46,6 @@ def plans(draw):
     )
 
 
-@settings(deadline=None)
 @given(plan=plans())
 def test_an_epoch_takes_no_row_twice(plan):
     assert plan.steps_per_epoch == plan.num_rows // plan.batch_size
@@ -80,7 +79,6 @@ def test_the_seed_chooses_the_order():
     assert len({tuple(order) for order in orders}) == 20
 
 
-@settings(deadline=None)
 @given(plan=plans())
 def test_workers_and_micro_batches_make_up_the_batch_of_a_step(plan):
     num_steps = 2 * plan.steps_per_epoch
@@ -110,7 +108,6 @@ def test_a_step_takes_the_same_rows_on_any_number_of_workers(micro_batch_size, l
         assert [plan.rows_of_step(s) for s in range(14)] == [one.rows_of_step(s) for s in range(14)]
 
 
-@settings(deadline=None)
 @given(plan=plans(), data=st.data())
 def test_going_on_from_a_step_deals_what_the_whole_run_would_have(plan, data):
     num_steps = 3 * plan.steps_per_epoch

@@ -78,7 +78,7 @@ def reader(folder, first=0):
 bounds = st.lists(st.integers(0, SIZE), max_size=4)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(written=bounds, read=bounds, first=st.integers(0, 5))
 def test_any_range_reads_back_whatever_the_cuts(tmp_path_factory, written, read, first):
     folder = tmp_path_factory.mktemp("pieces")
