@@ -95,7 +95,7 @@ def run_data(corpus: str, storage: str, out: str) -> None:
         "seconds": seconds,
         "processor_seconds": [b - a for a, b in zip(before, processor_seconds(), strict=True)],
         "imported": imported,
-        "files": {name: entry["sha256"] for name, entry in artifact.files.items()},
+        "files": {name: dict(entry) for name, entry in artifact.files.items()},
         "num_tokens": artifact.metrics["num_tokens"],
         "shown": shown[-3:],
     }
