@@ -113,10 +113,36 @@ def large_weights(case):
         weight[torch.rand(weight.shape, generator=torch.Generator().manual_seed(4)) < 0.9] = 0.0
     if case == "a sample that misleads":  # small where it looks, large everywhere else
         weight[3::3] *= 1e-6
+    if case == "half ways between bfloat16 numbers":
+        weight.view(torch.int32).bitwise_and_(~0xFFFF).bitwise_or_(0x8000)
+    if case == "beside these half ways":
+        beside = torch.arange(len(weight), dtype=torch.int32) % 3 + 0x7FFF
+        weight.view(torch.int32).bitwise_and_(~0xFFFF).bitwise_or_(beside)
+    if case == "nearly all the same":
+        weight.mul_(1e-4).add_(1.0)
+    if case == "subnormal":
+        weight.mul_(1e-39)
+    if case == "partly infinite":
+        weight[weight.abs() > 0.5] = float("inf")
+    if case == "at the largest numbers":
+        weight.clamp_(-1, 1).mul_(3.4028e38)
     return [weight.view(3000, 1000)]
 
 
-@pytest.mark.parametrize("case", ["smooth", "mostly zeros", "a sample that misleads"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "smooth",
+        "mostly zeros",
+        "a sample that misleads",
+        "half ways between bfloat16 numbers",
+        "beside these half ways",
+        "nearly all the same",
+        "subnormal",
+        "partly infinite",
+        "at the largest numbers",
+    ],
+)
 @pytest.mark.parametrize("share", [0.3, 0.95])
 def test_many_weights_however_they_are_spread(case, share):
     weights = large_weights(case)
