@@ -24,7 +24,7 @@ USED_BY_OTHERS = {
 }
 # Where the user brings the library, or an extra of its own does.
 OPTIONAL = {
-    "mgpp/integrations/": {"transformers"},
+    "mgpp/integrations/": {"peft", "transformers"},
     "mgpp/backends/deepspeed/": {"deepspeed"},
     "pipeline/export/onnx.py": {"onnx", "onnxruntime"},
 }

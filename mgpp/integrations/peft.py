@@ -18,7 +18,7 @@ from torch.nn import functional
 try:
     from peft import PeftModel
     from peft.tuners.lora import Linear as LoraLinear
-    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"mgpp.integrations.peft needs {error.name}: pip install 'mgpp[peft]'", name=error.name
@@ -80,7 +80,7 @@ def merge(model: Any) -> Merged:
 
 
 def keep_zeros(model: Any) -> tuple[str, ...]:
-    """Let the adapters of a pruned model leave its zeros alone from now on: y = x (W + mask * scale B A)^T.
+    """Let a pruned model's adapters leave its zeros alone from now on: y = x (W + mask * scale B A)^T.
 
     Gradients are those of the masked product, so that what is trained is what `merge` merges. Parameters
     stay as they are: an adapter is saved, and loads, as any other; call this again after loading one. To
@@ -95,9 +95,15 @@ def keep_zeros(model: Any) -> tuple[str, ...]:
 
     Raises:
         TypeError: as `merge`.
-        ValueError: as `merge`.
+        ValueError: as `merge`, and if something has wrapped the forward pass of a layer.
     """
     layers = _checked_layers(model, "keep_zeros")
+    for name, layer in layers.items():
+        if "forward" in vars(layer):  # of the instance: that of the class would not be called
+            raise ValueError(
+                f"keep_zeros: the forward pass of {name.removesuffix('.weight')} is wrapped, as by a "
+                "device_map: load the model without one, or call keep_zeros before"
+            )
     for layer in layers.values():
         layer.__class__ = _KeptLinear  # parameters, hooks and names stay those of the layer
     return tuple(layers)
@@ -174,15 +180,17 @@ def _checked_layers(model: Any, doing: str) -> dict[str, Any]:
     if not any(bool((_base_weight(layer) == 0).any()) for layer in layers.values()):
         raise ValueError(
             f"{doing}: none of the {len(layers)} adapted matrices has a zero: the base model is not "
-            "pruned, or its zeros are lost; init_lora_weights such as pissa or olora, and PEFT's own merge, "
-            "change the base weights"
+            "pruned, or its zeros are lost; PEFT's own merge, and init_lora_weights such as pissa or "
+            "olora, change base weights"
         )
     return layers
 
 
 def _lora_layers(model: Any, doing: str) -> Iterator[tuple[str, Any]]:
     """Yield the adapted layers with their weights' names; none that could not be merged passes."""
-    for name, layer in model.get_base_model().named_modules():
+    inner = model.base_model
+    inner = inner.model if isinstance(inner, BaseTuner) else inner  # as it is for prompts
+    for name, layer in inner.named_modules():
         if not isinstance(layer, BaseTunerLayer):
             continue
         base = layer.get_base_layer()
@@ -220,8 +228,8 @@ def _adapters(layer: Any, doing: str) -> list[str]:
         if adapter in layer.lora_variant:
             kind = type(layer.lora_variant[adapter]).__name__.removesuffix("LinearVariant")
             raise ValueError(
-                f"{doing}: adapter {adapter!r} is a variant of LoRA, {kind}, which does not add a product "
-                "of two matrices alone; train it as plain LoRA (use_rslora is plain)"
+                f"{doing}: adapter {adapter!r} is a variant of LoRA, {kind}, which adds more than a "
+                "product of two matrices; train it as plain LoRA (use_rslora is plain)"
             )
     return adapters
 
