@@ -109,7 +109,7 @@ def keep_zeros(model: Any) -> tuple[str, ...]:
     return tuple(layers)
 
 
-class _KeptLinear(LoraLinear):  # type: ignore[misc]
+class _KeptLinear(LoraLinear):
     """A LoRA layer whose product is zero where the base weight is."""
 
     def get_delta_weight(self, adapter: str) -> Tensor:
