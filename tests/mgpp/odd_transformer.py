@@ -243,9 +243,8 @@ def reference(
     placement, final = Placement(), 0.85
     if placed:
         placement, final, method = PLACED[placed]
-    model = make_model(EVEN_FEED_FORWARD if placed else FEED_FORWARD)
-    if further:
-        model = make_pruned_model()
+    feed_forward = EVEN_FEED_FORWARD if placed else FEED_FORWARD
+    model = make_pruned_model() if further else make_model(feed_forward)
     names = prunable_names(model)
     weights = dict(model.named_parameters())
     prunable = [weights[name] for name in names]
@@ -272,26 +271,28 @@ def reference(
         with torch.no_grad():
             if step <= SCHEDULE.prune_end:
                 rival.after_update([keep[name] for name in names], step)
-            for name in names:
-                weights[name][zeros[name]] = 0.0
+            _zero(weights, zeros)
             if SCHEDULE.is_pruning_step(step):
                 rival.before_pruning([keep[name] for name in names])
                 scores = dict(zip(names, rival.scores(), strict=True))
-                if further:  # below all scores, whichever sign they have
-                    scores = {n: s.masked_fill(zeros[n], -float("inf")) for n, s in scores.items()}
+                # Kept zeros lie below all scores, whichever sign those have.
+                scores = {n: s.masked_fill(zeros[n], -float("inf")) for n, s in scores.items()}
                 before = keep.copy()
                 sparsity = max(_cubic(step, final), least_share)
                 keep |= kept_by(placement, scores, sparsity, partial(_cubic, step))
                 if moved is not None:
                     cut = max(float(scores[name][~keep[name]].max()) for name in names)
                     moved.append(torch.cat([scores[name][~before[name]] / cut for name in names]))
-                for name in names:
-                    weights[name][~keep[name]] = 0.0
+                _zero(weights, {name: ~keep[name] for name in names})
             if step > SCHEDULE.prune_end:
-                for name in names:
-                    weights[name][~keep[name]] = 0.0
+                _zero(weights, {name: ~keep[name] for name in names})
         history.append({name: mask.clone() for name, mask in keep.items()})
     return {name: w.detach().clone() for name, w in weights.items()}, history
+
+
+def _zero(weights: dict[str, nn.Parameter], pruned: dict[str, Tensor]) -> None:
+    for name, mask in pruned.items():
+        weights[name][mask] = 0.0
 
 
 def transfer_reference(world_size: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
