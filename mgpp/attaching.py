@@ -49,6 +49,7 @@ def attach(
             schedule=schedule,
             placement=placement,
             transposed=transposed_weights(engine.module),
+            keep_zeros=settings.keep_zeros,
         )
     if not isinstance(target, tuple) or len(target) != 2:
         raise TypeError(
@@ -74,6 +75,7 @@ def attach(
         schedule=schedule,
         placement=placement,
         transposed=transposed_weights(model),
+        keep_zeros=settings.keep_zeros,
     )
 
 

@@ -15,7 +15,7 @@ from mgpp.settings import check_limits, check_number, default_of, documented, se
 
 # Settings that mean nothing for some methods.
 _SCHEDULED = ("initial_sparsity", "start_after", "finetune", "interval")
-_PLACED = ("scope", "budgets", "min_kept")
+_PLACED = ("scope", "budgets", "min_kept", "keep_zeros")
 RENAMED = {"warmup": "start_after"}
 
 
@@ -65,6 +65,11 @@ class PruningConfig:
         None,
         'Structure of the zeros: "2:4" keeps 2 of every 4 consecutive inputs (any N:M); "32x1" prunes '
         "blocks of 32 outputs x 1 input. Single weights unless given.",
+    )
+    keep_zeros: bool = setting(
+        False,
+        "Prune a model further that is pruned already: what is zero at the start stays zero and counts "
+        "within `sparsity`. Every pruning prunes these zeros first, and as many weights at least.",
     )
     include: tuple[str, ...] = setting(
         (), "Patterns of prunable weights' names; all matrices of the repeated layers unless given."

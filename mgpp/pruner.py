@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mgpp.masking.allocation import Allocation, Placement, check_scope
+from mgpp.masking.kept_zeros import KeptZeros
 from mgpp.masking.mask_search import MaskSearch
-from mgpp.masking.threshold import Cut, packed_masks
 from mgpp.methods.base import Method
 from mgpp.schedule import PruningSchedule
 from mgpp.sharding import stats
@@ -81,13 +81,17 @@ class Pruner:
         group: the optimizer's parameter group that holds the weights, for its learning rate.
         placement: how sparsity is distributed; over all weights unless given.
         transposed: names of the weights stored inputs first (`Conv1D`), for patterns.
+        keep_zeros: whether the weights that are zero now stay zero, and are among what every pruning
+            prunes: as many at least as they are, and the first whatever the method's score.
 
     With `PruningSchedule.fixed_mask` the weights that are zero now are the mask, from the first step on.
 
     Raises:
         ValueError: if the sparsity cannot be placed so.
         RuntimeError: if the shards of all ranks do not make up the weights.
-        ValueError: if the mask is to be that of the zeros, and there are none to speak of.
+        ValueError: if the mask is to be that of the zeros, or they are to be kept, and there are none to
+            speak of. Zeros that the schedule leaves no room for are refused at the first step, not here:
+            a state that is loaded before brings the zeros of the run's beginning.
     """
 
     def __init__(
@@ -102,6 +106,7 @@ class Pruner:
         group: Mapping[str, Any] | None = None,
         placement: Placement | None = None,
         transposed: Collection[str] = (),
+        keep_zeros: bool = False,
     ) -> None:
         self.shards = tuple(shards)
         self.names = tuple(full_shapes)
@@ -112,6 +117,7 @@ class Pruner:
         self.replica_group = replica_group or self.collectives
         self.group = group or {"lr": 0.0}
         assert method.keeps_zeros == schedule.is_fixed_mask
+        assert not (keep_zeros and schedule.is_fixed_mask)
         self.step = 0
         self.last_pruning: Pruning | None = None
         check_coverage(self.shards, self.full_numels, self.collectives)
@@ -122,17 +128,23 @@ class Pruner:
             **method.settings(),
             **{k: dict(v) if isinstance(v, Mapping) else v for k, v in vars(placement).items()},
             **asdict(schedule),
+            "keep_zeros": keep_zeros,
         }
         self._shapes = {name: list(shape) for name, shape in full_shapes.items()}
         self.allocation = Allocation(placement, full_shapes, schedule, transposed)
-        self._mask_search = MaskSearch(self.shards, self.allocation, self.collectives)
+        zeros = None
+        if keep_zeros or schedule.is_fixed_mask:
+            zeros = KeptZeros(self.shards, self.allocation, self.collectives)
+        self._zeros = zeros if keep_zeros else None
+        self.misfit = zeros.misfit() if zeros is not None and keep_zeros else ""
+        self._mask_search = MaskSearch(self.shards, self.allocation, self.collectives, self._zeros)
         self._keep = [all_kept(shard.numel, shard.flat.device) for shard in self.shards]
         self._position = {id(shard): i for i, shard in enumerate(self.shards)}
         method.num_matrices, method.kept = len(self.allocation.names), self.mask
         # Schedulers of torch note the peak there, and may have set the rate of the first step already.
         method.begin(float(self.group.get("initial_lr", self.group["lr"])))
-        if schedule.is_fixed_mask:
-            self.last_pruning = self._take_zeros()
+        if zeros is not None:
+            self.last_pruning = self._take_zeros(zeros)
 
     @property
     def num_prunable(self) -> int:
@@ -192,7 +204,13 @@ class Pruner:
         return zeros / self.num_prunable
 
     def before_update(self, shards: Iterable[Shard]) -> None:
-        """Let the method change the gradients of shards that are about to be updated."""
+        """Let the method change the gradients of shards that are about to be updated.
+
+        Raises:
+            ValueError: if zeros are to be kept that the schedule leaves no room for.
+        """
+        if self.misfit:
+            raise ValueError(self.misfit)
         if self.step <= self.schedule.prune_end:
             self.method.lr = float(self.group["lr"])
             for shard in shards:
@@ -206,6 +224,8 @@ class Pruner:
                 self.method.observe(shard, self.step, self.schedule)
         if fixed or (self.method.holds_mask and self.last_pruning):
             self._apply_masks(shards)
+        elif self._zeros is not None:
+            self._apply_masks(shards, self._zeros.masks)
 
     def finish_step(self) -> Pruning | None:
         """End a step, after all shards were updated; return the pruning if there was one.
@@ -253,7 +273,7 @@ class Pruner:
         masks = [
             {
                 **mask,
-                "keep": mask["keep"].clone(),
+                **{key: mask[key].clone() for key in ("keep", "zeros") if key in mask},
                 "state": {k: v.clone() for k, v in mask["state"].items()},
             }
             for mask in self.masks_in_place()
@@ -271,12 +291,13 @@ class Pruner:
 
     def masks_in_place(self) -> Iterator[dict[str, Any]]:
         """Give the `masks` of `state_dict` without copying them: the next step changes their tensors."""
-        for shard, keep in zip(self.shards, self._keep, strict=True):
+        for place, (shard, keep) in enumerate(zip(self.shards, self._keep, strict=True)):
             yield {
                 "name": shard.name,
                 "offset": shard.offset,
                 "numel": shard.numel,
                 "keep": keep,
+                **({} if self._zeros is None else {"zeros": self._zeros.masks[place]}),
                 "state": dict(self.method.state(shard)),
             }
 
@@ -317,7 +338,9 @@ class Pruner:
                 f"the saved masks do not cover {here or 'what other ranks hold'}: load the state of the "
                 "same model and selection, and of all ranks if their number or the ZeRO stage was another"
             )
-        self.step = int(state["step"])
+        self.step, self.misfit = int(state["step"]), ""
+        if self._zeros is not None:
+            self._zeros.count()
         last = state["last_pruning"]
         self.last_pruning = Pruning(**last) if last else None
         if self.last_pruning and (found := self.mask_hash()) != self.last_pruning.mask_hash:
@@ -327,6 +350,7 @@ class Pruner:
             )
 
     def _check_settings(self, saved: Mapping[str, Any]) -> None:
+        saved = {"keep_zeros": False, **saved}  # of before there was this setting
         other = [
             f"{name} {saved.get(name)!r} (here {ours!r})"
             for name, ours in self._settings.items()
@@ -359,33 +383,38 @@ class Pruner:
 
     def _take_mask(self, place: int, saved: dict[str, Any]) -> int:
         """Copy what of a saved mask is of one shard; return how many elements that were."""
-        shard, keep = self.shards[place], self._keep[place]
+        shard = self.shards[place]
         begin = max(shard.offset, saved["offset"])
         end = min(shard.offset + shard.numel, saved["offset"] + saved["numel"])
         if begin >= end:
             return 0
         here = slice(begin - shard.offset, end - shard.offset)
         there = slice(begin - saved["offset"], end - saved["offset"])
-        ours = unpack_bits(keep, shard.numel)
-        ours[here] = unpack_bits(saved["keep"].to(keep.device), saved["numel"])[there]
-        keep.copy_(pack_bits(ours))
+        masks = {"keep": self._keep[place]}
+        if self._zeros is not None:
+            masks["zeros"] = self._zeros.masks[place]
+        for key, packed in masks.items():
+            ours = unpack_bits(packed, shard.numel)
+            ours[here] = unpack_bits(saved[key].to(packed.device), saved["numel"])[there]
+            packed.copy_(pack_bits(ours))
         for name, values in self.method.state(shard).items():
             values[here] = saved["state"][name][there]
         return int(end - begin)
 
-    def _take_zeros(self) -> Pruning:
+    def _take_zeros(self, zeros: KeptZeros) -> Pruning:
         """Take the weights that are zero as pruned, whatever made them so."""
-        zeros = Cut(k=0, bits=0, tied_quota=None)
-        stacks = self._stacks()
-        self._keep = packed_masks(stacks, dict.fromkeys(range(stacks.num_matrices), zeros))
+        self._keep = [mask.clone() for mask in zeros.masks]
         digest, kept, *_ = self.collectives.sum(self._compare_masks(self._keep).sum(dim=1))
         num_pruned = self.num_prunable - kept
         sparsity = num_pruned / self.num_prunable
         if sparsity < _LEAST_SPARSITY:
+            setting, advice = "keep_zeros: ", "leave keep_zeros out"
+            if self.method.keeps_zeros:
+                setting, advice = "", "prune by another method"
             raise ValueError(
-                f"{num_pruned} of the {self.num_prunable} prunable weights are zero, less than "
-                f"{_LEAST_SPARSITY:.1%}: there is no mask to keep; {self.method.name} starts from a "
-                "model that was pruned before, so give such a model, or prune by another method"
+                f"{setting}{num_pruned} of the {self.num_prunable} prunable weights are zero, less than "
+                f"{_LEAST_SPARSITY:.1%}: there is no mask to keep; {setting[:-2] or self.method.name} "
+                f"starts from a model that was pruned before, so give such a model, or {advice}"
             )
         self._check_agreement(num_pruned, num_pruned, digest)
         return Pruning(
@@ -439,10 +468,13 @@ class Pruner:
         if self.shards:
             stacks = self._stacks()
             by_matrix = [cuts[number] for number in range(stacks.num_matrices)]
+            keep = self._keep
+            if self._zeros is not None:  # held at zero: they say nothing of how far weights move
+                keep = [k | ~zeros for k, zeros in zip(keep, self._zeros.masks, strict=True)]
             counts = count_displacements(
                 stacks.values,
                 stacks.places,
-                self._keep,
+                keep,
                 stacks.of_matrices(by_matrix, torch.float32),
             )
         summed = self.collectives.sum(counts)
@@ -477,9 +509,11 @@ class Pruner:
             [starts[shard.index] + shard.offset for shard in self.shards],
         )
 
-    def _apply_masks(self, shards: Sequence[Shard]) -> None:
+    def _apply_masks(self, shards: Sequence[Shard], masks: Sequence[Tensor] | None = None) -> None:
+        """Zero what masks prune of some shards: the current masks unless others, of all, are given."""
+        masks = self._keep if masks is None else masks
         if shards:
-            keep = [self._keep[self._position[id(shard)]] for shard in shards]
+            keep = [masks[self._position[id(shard)]] for shard in shards]
             zero_pruned_([shard.weight for shard in shards], keep)
 
 

@@ -25,7 +25,7 @@ USED_BY_OTHERS = {
 }
 # Where the user brings the library, or an extra of its own does.
 OPTIONAL = {
-    "mgpp/integrations/": {"transformers"},
+    "mgpp/integrations/": {"peft", "transformers"},
     "mgpp/backends/deepspeed/": {"deepspeed"},
     "pipeline/export/onnx.py": {"onnx", "onnxruntime"},
 }
@@ -136,13 +136,14 @@ def test_the_command_names_what_is_missing(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_the_callback_without_its_library_says_what_to_install():
-    code = "import sys; sys.modules['transformers'] = None; import mgpp.integrations.transformers"
+@pytest.mark.parametrize(("library", "extra"), [("transformers", "pipeline"), ("peft", "peft")])
+def test_an_integration_without_its_library_says_what_to_install(library, extra):
+    code = f"import sys; sys.modules['{library}'] = None; import mgpp.integrations.{library}"
     done = run([sys.executable, "-c", code], timeout=60)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
-        "ModuleNotFoundError: mgpp.integrations.transformers needs transformers: "
-        "pip install 'mgpp[pipeline]'"
+        f"ModuleNotFoundError: mgpp.integrations.{library} needs {library}: "
+        f"pip install 'mgpp[{extra}]'"
     )
 
 

@@ -24,6 +24,7 @@ def attach(
     schedule: PruningSchedule,
     placement: Placement | None = None,
     transposed: Collection[str] = (),
+    keep_zeros: bool = False,
 ) -> Pruner:
     """Prune the given parameters whenever `optimizer` steps.
 
@@ -37,6 +38,7 @@ def attach(
         schedule: when to prune and how far.
         placement: how sparsity is distributed; over all weights unless given.
         transposed: names of the weights stored inputs first (`Conv1D`), for patterns.
+        keep_zeros: whether the weights that are zero now stay zero.
 
     Returns:
         The pruner, for its state and its figures.
@@ -70,6 +72,7 @@ def attach(
         schedule=schedule,
         placement=placement,
         transposed=transposed,
+        keep_zeros=keep_zeros,
         replica_group=replica_group,
         group=next(groups, None),
     )

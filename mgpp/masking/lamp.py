@@ -35,6 +35,7 @@ def lamp_groups(
     groups: Sequence[Group],
     caps: Sequence[int],
     collectives: Collectives,
+    least: Sequence[int] | None = None,
 ) -> list[Group]:
     """Divide each group's pruned elements among its matrices; all ranks must call.
 
@@ -43,16 +44,22 @@ def lamp_groups(
         groups: the same on all ranks; k is at most the sum of the group's caps.
         caps: the most elements of each matrix that may be pruned.
         collectives: the group over which the weights are sharded.
+        least: the fewest elements of each matrix that are pruned; together at most k of their group.
 
     Returns:
         A group for each matrix, in the order of the groups.
     """
     histograms, tops = magnitude_histograms(stacks, collectives)
+    least = [0] * stacks.num_matrices if least is None else least
     result = []
     for group in groups:
         indices = list(group.indices)
         counts = lamp_counts(
-            histograms[:, indices], tops[indices], group.k, [caps[index] for index in indices]
+            histograms[:, indices],
+            tops[indices],
+            group.k,
+            [caps[index] for index in indices],
+            [least[index] for index in indices],
         )
         result += [
             replace(group, indices=(index,), k=k) for index, k in zip(indices, counts, strict=True)
@@ -143,7 +150,13 @@ def count_magnitudes(
     return found
 
 
-def lamp_counts(histograms: Tensor, tops: Tensor, k: int, caps: Sequence[int]) -> list[int]:
+def lamp_counts(
+    histograms: Tensor,
+    tops: Tensor,
+    k: int,
+    caps: Sequence[int],
+    least: Sequence[int] | None = None,
+) -> list[int]:
     """Return how many elements of each weight to prune so that k are in all, by one cut on the score.
 
     The cut is searched among all floats from 0 to 1; what it leaves over, where many scores are equal, is
@@ -154,20 +167,22 @@ def lamp_counts(histograms: Tensor, tops: Tensor, k: int, caps: Sequence[int]) -
         tops: int64 [weights], likewise.
         k: at most the sum of the caps.
         caps: the most that may be pruned of each.
+        least: the fewest that are pruned of each, none unless given; together at most k.
     """
     scores = _edge_scores(histograms, tops)
     ends = torch.nn.functional.pad(histograms[0].cumsum(1), (1, 0)).double()
     most = torch.tensor(caps, dtype=torch.float64)
+    fewest = torch.tensor(least or [0] * len(caps), dtype=torch.float64)
 
     def at(pattern: int) -> Tensor:
         cut = torch.tensor(pattern).view(torch.float64)
-        return torch.minimum(_num_below(scores, ends, cut), most)
+        return _num_below(scores, ends, cut).clamp(fewest, most)
 
-    low, high = -1, _ONE  # at -1 nothing is pruned
+    low, high = -1, _ONE  # at -1 no more is pruned than must be
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if float(at(middle).sum()) >= k else (middle, high)
-    below, above = torch.zeros_like(most) if low < 0 else at(low), at(high)
+    below, above = fewest if low < 0 else at(low), at(high)
     gap = float((above - below).sum())
     share = (k - float(below.sum())) / gap if gap else 0.0
     return _whole(below + (above - below) * share, k, caps)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mgpp.masking.allocation import Allocation
 from mgpp.masking.blocks import BlockGrid, block_shards, element_keeps, packed_elements
+from mgpp.masking.kept_zeros import KeptZeros, cut_of_scores, zeros_first
 from mgpp.masking.lamp import lamp_groups
 from mgpp.masking.n_of_m import eligible_shards
 from mgpp.masking.threshold import Cut, Group, find_cuts, packed_masks
@@ -51,14 +52,20 @@ class MaskSearch:
         shards: this rank's shards.
         allocation: how much is pruned of which weights.
         collectives: the group over which the weights are sharded.
+        zeros: weights that are pruned first, whatever their score; None if there are no such.
     """
 
     def __init__(
-        self, shards: Sequence[Shard], allocation: Allocation, collectives: Collectives
+        self,
+        shards: Sequence[Shard],
+        allocation: Allocation,
+        collectives: Collectives,
+        zeros: KeptZeros | None = None,
     ) -> None:
         self.shards = tuple(shards)
         self.allocation = allocation
         self.collectives = collectives
+        self.zeros = zeros
         self.matrices = allocation.matrices
         self.pattern = allocation.placement.parsed_pattern()
         spans = [tiling.span for tiling in allocation.tilings]
@@ -69,13 +76,17 @@ class MaskSearch:
 
         Args:
             method: for its scores.
-            num_pruned: weights to prune of all, before rounding to blocks.
+            num_pruned: weights to prune of all, before rounding to blocks; where a group has more kept
+                zeros than its share, all of them are pruned.
             step: of the schedule.
         """
         groups = self.allocation.groups(num_pruned, step)
+        least = None
+        if self.zeros is not None:
+            groups, least = self.zeros.at_least(groups), self.zeros.by_matrix
         if self.allocation.placement.scope == "lamp":
             stacks = self._stacks(self.shards, self.allocation.numels)
-            groups = lamp_groups(stacks, groups, self.allocation.caps, self.collectives)
+            groups = lamp_groups(stacks, groups, self.allocation.caps, self.collectives, least)
         search = self._search_blocks if isinstance(self.pattern, Blocks) else self._search_weights
         cuts, keep = search(method, groups)
         distinct = list({id(cut): cut for cut in cuts.values()}.values())
@@ -96,6 +107,8 @@ class MaskSearch:
         self, method: Method, groups: Sequence[Group]
     ) -> tuple[_Cuts, list[Tensor]]:
         scored = self._scored(method)
+        if self.zeros is not None:
+            scored = zeros_first(scored, self.zeros.masks)
         if isinstance(self.pattern, NofM):
             assert self._straddling is not None
             tilings = self.allocation.tilings
@@ -108,6 +121,8 @@ class MaskSearch:
             tilings=self.allocation.tilings, straddling=self._straddling, size=self.allocation.unit
         )
         blocks = block_shards(self.shards, grid, method.addable_score, method.ordered)
+        if self.zeros is not None:
+            blocks = zeros_first(blocks, self.zeros.block_masks(self._straddling))
         cuts, kept = self._cut(blocks, groups)
         decided = [unpack_bits(k, b.numel) for k, b in zip(kept, blocks, strict=True)]
         by_shard = element_keeps(self.shards, grid, decided)
@@ -130,7 +145,12 @@ class MaskSearch:
         stacks = self._stacks(scored, sizes)
         caps = self.allocation.caps if self.allocation.placement.min_kept else None
         cuts = bounded_cuts(stacks, groups, sizes, caps, self.collectives)
-        return cuts, packed_masks(stacks, cuts)
+        masks = packed_masks(stacks, cuts)
+        if self.zeros is not None:
+            # Matrices that are cut together have one cut, as before.
+            of_scores = {id(cut): cut_of_scores(cut) for cut in cuts.values()}
+            cuts = {number: of_scores[id(cut)] for number, cut in cuts.items()}
+        return cuts, masks
 
     def _stacks(self, shards: Sequence[Shard], sizes: Sequence[int]) -> Stacks:
         return self.matrices.stacks(shards, sizes, self.collectives.device)

@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+_MOST_READ = 1 << 30  # bytes of files that are read for a look at their values
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _INTEGER = {"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL"}
 _TEXTS = (
@@ -62,6 +64,36 @@ def integer_tensors(folder: Path) -> list[str]:
         else:
             found += _integers_of_pickle(path)
     return sorted(found)
+
+
+def lack_zeros(folder: Path, names: Collection[str]) -> bool:
+    """Return whether it is sure that no weight of some matrices is zero; reads no more than 1 GiB.
+
+    Args:
+        folder: of a model.
+        names: of its matrices; in the files they may have, or lack, the prefix of a base model.
+
+    Returns:
+        False where the files do not tell: larger ones, ones that are no safetensors or hold other names.
+    """
+    files = weight_files(folder)
+    if any(path.suffix != ".safetensors" for path in files):
+        return False
+    if sum(path.stat().st_size for path in files) > _MOST_READ:
+        return False
+    ends = {f".{name}" for name in names}
+    seen = 0
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for stored in file.keys():  # noqa: SIM118
+                if f".{stored}" in ends or any(
+                    stored.endswith(end) or end.endswith(f".{stored}") for end in ends
+                ):
+                    values = file.get_tensor(stored)
+                    if values.dim() < 2 or int(values.count_nonzero()) < values.numel():
+                        return False
+                    seen += 1
+    return seen == len(ends)
 
 
 def check_texts(folder: Path) -> None:

@@ -11,26 +11,33 @@ SUB_GROUP = 10**9  # elements of a shard that ZeRO 3 steps at once, by default
 MASTER, _MOMENTS = 4, 8  # bytes a weight: float32, and AdamW's two averages
 
 
-def checkpoint_bytes(trained: int, prunable: int, num_kept: int = 0) -> int:
+def checkpoint_bytes(trained: int, prunable: int, num_kept: int = 0, num_masks: int = 1) -> int:
     """Return what one checkpoint takes: master weights, Adam's moments, masks, what the method keeps.
 
     Args:
         trained: parameters that are trained.
         prunable: of them, those that are pruned.
         num_kept: numbers the pruning method keeps of each of these.
+        num_masks: bits of each: its mask, and one more where zeros are kept.
     """
-    return trained * (MASTER + _MOMENTS) + prunable // 8 + prunable * num_kept * MASTER
+    masks = prunable * num_masks // 8
+    return trained * (MASTER + _MOMENTS) + masks + prunable * num_kept * MASTER
 
 
 def copied_bytes(
-    zero: ZeroConfig, trained: int, prunable: int, world_size: int, num_kept: int = 0
+    zero: ZeroConfig,
+    trained: int,
+    prunable: int,
+    world_size: int,
+    num_kept: int = 0,
+    num_masks: int = 1,
 ) -> int:
     """Return what a worker's copy of a checkpoint takes while it is written in the background.
 
     At stage 0 one worker writes it all. Arguments are those of `state_bytes`.
     """
     sharers = world_size if zero.stage else 1
-    return checkpoint_bytes(-(-trained // sharers), -(-prunable // sharers), num_kept)
+    return checkpoint_bytes(-(-trained // sharers), -(-prunable // sharers), num_kept, num_masks)
 
 
 def state_bytes(
@@ -40,6 +47,7 @@ def state_bytes(
     prunable: int,
     world_size: int,
     num_kept: int = 0,
+    num_masks: int = 1,
     *,
     accumulated: bool = False,
     largest: int = 0,
@@ -55,6 +63,7 @@ def state_bytes(
         prunable: of them, those that are pruned.
         world_size: workers.
         num_kept: numbers the pruning method keeps of each prunable weight.
+        num_masks: bits of each: its mask, and one more where zeros are kept.
         accumulated: whether a step has several micro-batches.
         largest: elements of the largest parameter that is trained.
 
@@ -73,7 +82,7 @@ def state_bytes(
         "master weights": master,
         "optimizer": optimizer * _MOMENTS,
         "gradients of the step": stepping,
-        "masks": -(-held // 8),
+        "masks": num_masks * -(-held // 8),
         "kept by the method": held * num_kept * MASTER,
     }
     device = {"parameters": parameters, "gradients": gradients}

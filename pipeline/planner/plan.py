@@ -148,6 +148,7 @@ def plan_run(config: RunConfig) -> Plan:
     prunable = sum(weights[name].numel() for name in names)
     on_gpu = config.cluster.gpus > 0
     num_kept = len(METHODS[config.prune.method.name].state_names)
+    num_masks = 2 if config.prune.settings.keep_zeros else 1
     device, host = state_bytes(
         config.zero,
         total,
@@ -155,6 +156,7 @@ def plan_run(config: RunConfig) -> Plan:
         prunable,
         world_size,
         num_kept,
+        num_masks,
         accumulated=micro_batches > 1,
         largest=max(p.numel() for p in weights.values() if p.requires_grad),
     )
@@ -163,7 +165,9 @@ def plan_run(config: RunConfig) -> Plan:
     )
     device["buckets"] = bucket_bytes(config.zero, on_gpu, total)
     if config.train.checkpoint_every and config.train.checkpoint_writing != "foreground":
-        host[CHECKPOINT_COPY] = copied_bytes(config.zero, trained, prunable, world_size, num_kept)
+        host[CHECKPOINT_COPY] = copied_bytes(
+            config.zero, trained, prunable, world_size, num_kept, num_masks
+        )
     batch: dict[str, int] = {
         "rows": micro,
         "length": config.task.max_length,
@@ -173,7 +177,7 @@ def plan_run(config: RunConfig) -> Plan:
     device["activations (estimate)"] = activation_bytes(
         empty, **batch, recomputed=config.train.gradient_checkpointing
     )
-    checkpoint = checkpoint_bytes(trained, prunable, num_kept)
+    checkpoint = checkpoint_bytes(trained, prunable, num_kept, num_masks)
     of_teacher = 0
     if config.distill is not None:
         of_teacher = _num_teacher_parameters(config, total)

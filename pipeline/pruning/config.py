@@ -61,6 +61,15 @@ class PruneSection(_Settings):
             settings = self.settings
         except ValueError as error:
             raise setting_error(str(error)) from error
+        if settings.keep_zeros and self.start_from == "dense":
+            raise SettingError(
+                Problem(
+                    "keep_zeros",
+                    "the dense fine-tune, from which prune.start_from: dense starts, keeps no zeros",
+                    got=True,
+                    hint="start from the pruned model (start_from: pretrained)",
+                )
+            )
         for name in sorted(self._meaningless(settings) & self.model_fields_set):
             # A default that was written out is none of the user's wishes: recorded settings hold all.
             if getattr(self, name) != type(self).model_fields[name].default:

@@ -1,4 +1,4 @@
-"""Whether a model, its tokenizer and a task fit: tokens, lengths, padding, direction of attention."""
+"""Whether a model fits its tokenizer, the task (tokens, lengths, padding, direction) and the pruning."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,9 @@ from torch import nn
 
 from mgpp import towers_of
 from pipeline.errors import Problem
+from pipeline.models.source import ModelConfig, folder_of
 from pipeline.models.trial import Behaviour, pattern_of
+from pipeline.models.weight_files import lack_zeros
 from pipeline.tasks import TASKS
 
 _POSITIONS = re.compile(r"^(wpe|(?!rel).*pos(ition)?s?_?embed.*|.*embed_pos.*)$")
@@ -243,5 +245,31 @@ def _of_kind(model: Any, task: Any) -> list[Problem]:
             f"{type(model).__name__} has no decoder beside an encoder",
             got=task.type,
             hint="use instruction, or another model",
+        )
+    ]
+
+
+def zeros_problems(model: ModelConfig, prune: Any, empty: nn.Module) -> list[Problem]:
+    """Check that a model whose zeros are kept has any, where a look at its files tells.
+
+    Args:
+        model: that pruning starts from.
+        prune: the section.
+        empty: the model, on the meta device.
+    """
+    if not prune.settings.keep_zeros:
+        return []
+    folder = folder_of(model)
+    lacks = model.random_init
+    if folder is not None and not (model.random_init or model.gguf_file):
+        lacks = lack_zeros(folder, prune.settings.select(empty))
+    if not lacks:
+        return []
+    return [
+        Problem(
+            "prune.keep_zeros",
+            f"no prunable weight of {model.path!r} is zero: there are no zeros to keep",
+            got=True,
+            hint="start from a model that was pruned before, or leave keep_zeros out",
         )
     ]

@@ -19,7 +19,7 @@ from pipeline.models.settings import build_empty, load_model_config
 from pipeline.models.trial import Behaviour, behaviour_of
 from pipeline.pruning.one_shot import calibration_problems, prunable_layers
 from pipeline.runs.config import RunConfig, parse_sections, read_config
-from pipeline.runs.fit import fit_problems, unreached_problems
+from pipeline.runs.fit import fit_problems, unreached_problems, zeros_problems
 from pipeline.runs.flow import pinned
 from pipeline.runs.hardware import AUTO, Capacity
 from pipeline.runs.upstream import resolve_upstream
@@ -141,7 +141,8 @@ def _model_problems(sections: dict[str, Any], splits: DatasetDict | None) -> lis
         stage, num_workers = sections["zero"].stage, sections["cluster"].num_workers
         problems += passed_over_problems(empty, stage, num_workers)
     if prune is not None:
-        problems += _selection_problems(prune, make_task(task), empty, behaviour)
+        of_selection = _selection_problems(prune, make_task(task), empty, behaviour)
+        problems += of_selection or zeros_problems(model, prune, empty)
     if distill is not None and prune is not None and prune.one_shot is not None:
         problems.append(
             Problem(

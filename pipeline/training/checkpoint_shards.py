@@ -28,6 +28,7 @@ _FILE_BYTES = (
 )  # a few files are written at a time, and few blocks of one are held at reading
 _FILES_AT_ONCE = 4  # an object store takes the parts of one file one after the other
 _MASTER, _KEEP = "master", "keep"
+_PACKED = (_KEEP, "zeros")  # the mask, and the zeros that are kept, where any are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,7 @@ class ShardWriter:
     def add_masks(self, masks: Iterable[dict[str, Any]]) -> None:
         """Add packed masks and what the method keeps, as `Pruner.state_dict` gives them."""
         for mask in masks:
-            values = {_KEEP: mask["keep"], **mask["state"]}
+            values = {key: mask[key] for key in _PACKED if key in mask} | mask["state"]
             self._add(mask["name"], mask["offset"], mask["numel"], values, {})
 
     def copy_to_host(self) -> None:
@@ -179,7 +180,7 @@ class ShardReader:
                 "name": name,
                 "offset": range_.offset,
                 "numel": range_.numel,
-                "keep": values.pop(_KEEP),
+                **{key: values.pop(key) for key in _PACKED if key in values},
                 "state": values,
             }
 

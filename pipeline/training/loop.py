@@ -283,16 +283,27 @@ def attach_pruner(
     prunable = {name: weights[name] for name in names}
     method = prune.settings.build_method(num_examples)
     try:
-        return attach(
+        pruner = attach(
             engine,
             prunable,
             method=method,
             schedule=schedule,
             placement=prune.settings.placement(),
             transposed=transposed_weights(engine.module),
+            keep_zeros=prune.settings.keep_zeros,
         )
     except ValueError as error:
-        raise ConfigError([Problem("prune.method", str(error))]) from error
+        raise _of_pruning(str(error)) from error
+    if pruner.misfit:  # the engine holds the start model, also where a checkpoint is loaded next
+        raise _of_pruning(pruner.misfit)
+    return pruner
+
+
+def _of_pruning(why: str) -> ConfigError:
+    key, colon, reason = why.partition(": ")
+    if colon and key == "keep_zeros":
+        return ConfigError([Problem("prune.keep_zeros", reason)])
+    return ConfigError([Problem("prune.method", why)])
 
 
 def train_step(run: _Run, batches: Iterator[dict[str, Tensor]]) -> bool:

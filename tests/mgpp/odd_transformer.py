@@ -118,6 +118,15 @@ TRANSFER_CASES: dict[str, tuple[int, str, dict[str, object]]] = {
     "transfer-stage2-bf16": (2, "bf16", {}),
     "transfer-stage3-fp16": (3, "fp16", {}),
 }
+# A model that is pruned already, pruned further: by what, at which stage, in which precision.
+FURTHER_CASES: dict[str, tuple[str, int, str, dict[str, object]]] = {
+    **{f"further-mgpp-stage{stage}-fp32": ("mgpp", stage, "fp32", {}) for stage in (0, 1, 2)},
+    "further-platon-stage1-fp32": ("platon", 1, "fp32", {}),
+    "further-movement-stage2-fp32": ("movement", 2, "fp32", {}),
+    "further-mgpp-stage2-bf16": ("mgpp", 2, "bf16", {}),
+    "further-mgpp-stage3-fp32": ("mgpp", 3, "fp32", {}),
+    "further-mgpp-stage3-subgroups-fp32": ("mgpp", 3, "fp32", {"sub_group_size": 700}),
+}
 NVME_CASES: dict[str, tuple[int, str, dict[str, object]]] = {
     f"stage3-nvme-{precision}": (
         3,
@@ -223,22 +232,29 @@ def reference(
     method: str = "mgpp",
     placed: str | None = None,
     moved: list[Tensor] | None = None,
+    further: bool = False,
 ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
     """Train in one plain process; return the final weights and the dense mask of each step.
 
     What is pruned at each pruning had moved so far from zero by it, in units of the largest magnitude set
-    to zero: added to `moved`, of all matrices together, where that is given.
+    to zero: added to `moved`, of all matrices together, where that is given. With `further` it starts
+    from the pruned model, whose zeros stay: they are pruned before all others, all of them each time.
     """
     placement, final = Placement(), 0.85
     if placed:
         placement, final, method = PLACED[placed]
-    model = make_model(EVEN_FEED_FORWARD if placed else FEED_FORWARD)
+    feed_forward = EVEN_FEED_FORWARD if placed else FEED_FORWARD
+    model = make_pruned_model() if further else make_model(feed_forward)
     names = prunable_names(model)
     weights = dict(model.named_parameters())
     prunable = [weights[name] for name in names]
     rival = REFERENCES[method](prunable, SCHEDULE)
     optimizer = torch.optim.AdamW(parameter_groups(model), **ADAMW)  # type: ignore[arg-type]
     keep = {name: torch.ones_like(weights[name], dtype=torch.bool) for name in names}
+    zeros = {name: (weights[name].detach() == 0) & further for name in names}
+    keep = {name: keep[name] & ~zeros[name] for name in names}
+    least = sum(int(zero.sum()) for zero in zeros.values())
+    least_share = (least + 0.5) / sum(zero.numel() for zero in zeros.values()) if further else 0.0
     history = []
     for step in range(SCHEDULE.num_steps):
         optimizer.zero_grad()
@@ -255,21 +271,28 @@ def reference(
         with torch.no_grad():
             if step <= SCHEDULE.prune_end:
                 rival.after_update([keep[name] for name in names], step)
+            _zero(weights, zeros)
             if SCHEDULE.is_pruning_step(step):
                 rival.before_pruning([keep[name] for name in names])
                 scores = dict(zip(names, rival.scores(), strict=True))
+                # Kept zeros lie below all scores, whichever sign those have.
+                scores = {n: s.masked_fill(zeros[n], -float("inf")) for n, s in scores.items()}
                 before = keep.copy()
-                keep |= kept_by(placement, scores, _cubic(step, final), partial(_cubic, step))
+                sparsity = max(_cubic(step, final), least_share)
+                keep |= kept_by(placement, scores, sparsity, partial(_cubic, step))
                 if moved is not None:
                     cut = max(float(scores[name][~keep[name]].max()) for name in names)
                     moved.append(torch.cat([scores[name][~before[name]] / cut for name in names]))
-                for name in names:
-                    weights[name][~keep[name]] = 0.0
+                _zero(weights, {name: ~keep[name] for name in names})
             if step > SCHEDULE.prune_end:
-                for name in names:
-                    weights[name][~keep[name]] = 0.0
+                _zero(weights, {name: ~keep[name] for name in names})
         history.append({name: mask.clone() for name, mask in keep.items()})
     return {name: w.detach().clone() for name, w in weights.items()}, history
+
+
+def _zero(weights: dict[str, nn.Parameter], pruned: dict[str, Tensor]) -> None:
+    for name, mask in pruned.items():
+        weights[name][mask] = 0.0
 
 
 def transfer_reference(world_size: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -28,6 +28,7 @@ def attach(
     schedule: PruningSchedule,
     placement: Placement | None = None,
     transposed: Collection[str] = (),
+    keep_zeros: bool = False,
 ) -> Pruner:
     """Prune under a DeepSpeed engine, sharded as its ZeRO stage shards.
 
@@ -42,6 +43,7 @@ def attach(
             skips on overflow.
         placement: how sparsity is distributed; over all weights unless given.
         transposed: names of the weights stored inputs first (`Conv1D`), for patterns.
+        keep_zeros: whether the weights that are zero now stay zero.
 
     Returns:
         The pruner, for its state and its figures.
@@ -64,6 +66,7 @@ def attach(
         schedule=schedule,
         placement=placement,
         transposed=transposed,
+        keep_zeros=keep_zeros,
         collectives=collectives,
         replica_group=replica_group,
         group=group,

@@ -45,7 +45,14 @@ def launch(which, cases, folder, timeout):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    cases = (*odd.CASES, *odd.RIVAL_CASES, *odd.PLACED_CASES, *odd.TRANSFER_CASES, "refusals")
+    cases = (
+        *odd.CASES,
+        *odd.RIVAL_CASES,
+        *odd.PLACED_CASES,
+        *odd.TRANSFER_CASES,
+        *odd.FURTHER_CASES,
+        "refusals",
+    )
     return launch("all", cases, tmp_path_factory.mktemp("zero"), timeout=800)
 
 
@@ -67,6 +74,12 @@ def placed():
 @pytest.fixture(scope="session")
 def transferred():
     return odd.transfer_reference(world_size=2)
+
+
+@pytest.fixture(scope="session")
+def further():
+    methods = {method for method, *_ in odd.FURTHER_CASES.values()}
+    return {m: odd.reference(world_size=2, method=m, further=True) for m in methods}
 
 
 def mask_hash(masks):
@@ -231,6 +244,27 @@ def test_sparse_transfer_keeps_the_zeros_it_finds(case, trained, transferred):
             assert torch.equal(result["weights"][name] != 0, keep), name
             assert result["by_weight"][name] == pytest.approx(1 - keep.float().mean().item())
         if case.endswith("fp32"):
+            for name, expected in weights.items():
+                assert (result["weights"][name] - expected).abs().max().item() <= 1e-6, name
+
+
+@pytest.mark.parametrize("case", odd.FURTHER_CASES)
+def test_pruned_further_the_zeros_of_the_start_stay(case, trained, further):
+    method, _, precision, _ = odd.FURTHER_CASES[case]
+    weights, masks = further[method]
+    zeros = {name: p.detach() == 0 for name, p in odd.make_pruned_model().named_parameters()}
+    k = int(sum(keep.numel() for keep in masks[-1].values()) * 0.85)
+    for result in trained[case]:
+        assert result["zeros"] == result["pruning"]["num_pruned"] == k
+        for name in masks[-1]:
+            found = result["weights"][name]
+            assert not (found[zeros[name]] != 0).any(), name
+            assert not torch.signbit(found[zeros[name]]).any(), name
+            for during in result["during"]:  # after each step, also between two prunings
+                assert not (during[name][zeros[name]] != 0).any(), name
+        assert len(result["during"]) == odd.SCHEDULE.num_steps
+        if precision == "fp32":
+            assert result["hashes"] == [mask_hash(step) for step in masks]
             for name, expected in weights.items():
                 assert (result["weights"][name] - expected).abs().max().item() <= 1e-6, name
 

@@ -48,7 +48,12 @@ def config(stage: int, precision: str, **zero: object) -> dict[str, object]:
 
 
 def train(
-    stage: int, precision: str, method: str = "mgpp", placed: str = "", **zero: object
+    stage: int,
+    precision: str,
+    method: str = "mgpp",
+    placed: str = "",
+    further: bool = False,
+    **zero: object,
 ) -> dict[str, object]:
     rank = dist.get_rank()
     placement, schedule = None, odd.SCHEDULE
@@ -60,7 +65,7 @@ def train(
         schedule = mgpp.PruningSchedule.fixed_mask(odd.TRANSFER_STEPS)
     model = (
         odd.make_pruned_model()
-        if transfers
+        if transfers or further
         else odd.make_model(odd.EVEN_FEED_FORWARD if placed else odd.FEED_FORWARD)
     )
     model.recompute = bool(zero.pop(odd.RECOMPUTE, False))
@@ -81,8 +86,10 @@ def train(
         method=odd.make_method(method),
         schedule=schedule,
         placement=placement,
+        keep_zeros=further,
     )
     hashes = [pruner.mask_hash()] if transfers else []
+    during: list[dict[str, torch.Tensor]] = []
     while pruner.step < schedule.num_steps:
         step = pruner.step
         for micro in range(odd.ACCUMULATION):
@@ -91,18 +98,28 @@ def train(
             engine.step()
         if pruner.step > step:
             hashes.append(pruner.mask_hash())
-    weights = {}
-    for name, parameter in engine.module.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter], enabled=stage == 3):
-            weights[name] = parameter.detach().float().cpu().clone()
+            if further:
+                during.append(whole_weights(engine))
     return {
-        "weights": weights,
+        "weights": whole_weights(engine),
+        "during": during,
         "hashes": hashes,
         "skipped": engine.skipped_steps,
         "zeros": pruner.num_zeros(),
         "pruning": vars(pruner.last_pruning),
         "by_weight": pruner.sparsity_by_weight(),
     }
+
+
+def whole_weights(engine: deepspeed.DeepSpeedEngine) -> dict[str, torch.Tensor]:
+    """Return the weights that the model computes with, by name."""
+    weights = {}
+    for name, parameter in engine.module.named_parameters():
+        with deepspeed.zero.GatheredParameters(
+            [parameter], enabled=engine.zero_optimization_stage() == 3
+        ):
+            weights[name] = parameter.detach().float().cpu().clone()
+    return weights
 
 
 def refusal(stage: int) -> str:
@@ -137,6 +154,8 @@ def all_cases() -> dict[str, Callable[[], object]]:
         cases[case] = partial(train, stage, "fp32", placed=placed, **zero)
     for case, (stage, precision, zero) in odd.TRANSFER_CASES.items():
         cases[case] = partial(train, stage, precision, "sparse-transfer", **zero)
+    for case, (method, stage, precision, zero) in odd.FURTHER_CASES.items():
+        cases[case] = partial(train, stage, precision, method, further=True, **zero)
     cases["refusals"] = lambda: {stage: refusal(stage) for stage in (0, 1, 2, 3)}
     return cases
 

@@ -227,6 +227,18 @@ def test_offload_moves_the_optimizer_to_the_host(llama):
     assert near.device_total - far.device_total == pytest.approx(moved)
 
 
+def test_zeros_that_are_kept_take_one_more_bit_a_weight(llama):
+    prune = {"sparsity": 0.8}
+    without = plan_run(make_config(llama("8B"), prune=prune))
+    kept = plan_run(make_config(llama("8B"), prune={**prune, "keep_zeros": True}))
+    share = kept.num_prunable / 64 / 8  # of one of 64 workers
+    assert kept.device_total - without.device_total == pytest.approx(share, rel=1e-6)
+    assert kept.checkpoint - without.checkpoint == kept.num_prunable // 8
+    assert kept.host["copy of a checkpoint"] - without.host["copy of a checkpoint"] == (
+        pytest.approx(share, rel=1e-6)
+    )
+
+
 def test_evaluation_is_planned_beside_training(llama):
     folder, parameters = llama("8B"), LLAMAS["8B"][-1]
     # 16 rows of 2,048 tokens; 523 predictions' logits are 256 MiB in float32.

@@ -6,9 +6,12 @@ import shutil
 import sys
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from pipeline.errors import ConfigError
+from pipeline.models.weight_files import lack_zeros
 from pipeline.runs.config import RunConfig
 from pipeline.runs.hardware import Capacity
 from pipeline.runs.validate import check_schedule, validate
@@ -175,6 +178,40 @@ def test_sparsity_placed_otherwise(config_file):
     ]
     prune = validate(str(config_file), overrides, None).prune
     assert (prune.pattern, prune.budgets) == ("2:4", {"*.query.*": 0.4})
+
+
+def test_zeros_to_keep_that_the_model_does_not_have(config_file, tiny_bert, tmp_path):
+    keep = ("prune.keep_zeros=true", "prune.initial_sparsity=0")
+    expected = f"prune.keep_zeros: no prunable weight of '{tiny_bert}' is zero"
+    assert only_problem(config_file, *keep).startswith(expected)
+    random = only_problem(config_file, *keep, "model.random_init=true")
+    assert "there are no zeros to keep" in random
+    folder = shutil.copytree(tiny_bert, tmp_path / "pruned")
+    weights = load_file(folder / "model.safetensors")
+    name = next(n for n, w in weights.items() if ".layer." in n and w.dim() == 2)
+    weights[name][0, 0] = 0.0
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = validate(str(config_file), [*keep, f"model.path={folder}"], None)
+    assert config.prune.settings.keep_zeros
+
+
+def test_whether_files_lack_zeros_is_not_said_where_they_do_not_tell(tmp_path):
+    names = ["layer.0.weight", "layer.1.weight"]
+    dense = {f"bert.{name}": torch.ones(2, 2) for name in names}
+    save_file(dense, tmp_path / "model.safetensors")
+    assert lack_zeros(tmp_path, names)
+    assert lack_zeros(tmp_path, [f"model.bert.{name}" for name in names])
+    assert not lack_zeros(tmp_path, [*names, "layer.2.weight"])  # what is not there is not known
+    save_file({**dense, f"bert.{names[0]}": torch.ones(3)}, tmp_path / "model.safetensors")
+    assert not lack_zeros(tmp_path, names)  # packed: its zeros are not written
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(dense, tmp_path / "pytorch_model.bin")
+    assert not lack_zeros(tmp_path, names)
+
+
+def test_zeros_to_keep_of_a_dense_fine_tune(config_file):
+    problem = only_problem(config_file, "prune.keep_zeros=true", "prune.start_from=dense")
+    assert problem.startswith("prune.keep_zeros: the dense fine-tune")
 
 
 def test_a_pattern_that_freezes_nothing(config_file):

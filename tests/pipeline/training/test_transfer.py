@@ -1,6 +1,7 @@
 """Two steps: a model is pruned upstream, then trained on a task of other labels with its zeros kept."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -141,6 +142,36 @@ def test_a_resumed_run_ends_as_the_whole(launched, layout):
 
 
 def test_a_model_that_was_not_pruned_is_refused(launched):
-    (problem,) = json.loads((launched.folder("both", "refused") / "refused.json").read_text())
-    assert problem.startswith("prune.method: 0 of the ")
-    assert "no mask to keep" in problem
+    refused = json.loads((launched.folder("both", "refused") / "refused.json").read_text())
+    by_transfer, further, too_far = refused
+    assert by_transfer.startswith("prune.method: 0 of the ")
+    assert further.startswith("prune.keep_zeros: 0 of the ")
+    assert "no mask to keep" in by_transfer
+    assert "no mask to keep" in further
+    assert too_far.startswith("prune.keep_zeros: ")
+    zeros, total, least = (int(n) for n in re.findall(r"(\d+) (?:of|weights|are to be)", too_far))
+    assert (zeros, least) == (int(0.6 * total), int(0.5 * total))
+
+
+def test_pruned_further_the_zeros_stay_and_a_resumed_run_ends_as_the_whole(launched, found):
+    out = launched.folder("both", "further")
+    before = model_of(found["upstream"]["export"])
+    whole, resumed = model_of(out / "further"), model_of(out / "further-resumed")
+    prunable = [name for name in before if ".layer." in name and before[name].dim() == 2]
+    for name, weight in whole.items():
+        assert (weight == resumed[name]).all(), name
+    for name in prunable:
+        assert not whole[name][before[name] == 0].any(), name
+    num_zeros = sum(int((whole[name] == 0).sum()) for name in prunable)
+    assert num_zeros == int(0.8 * sum(whole[name].numel() for name in prunable))
+    figures = json.loads((out / "further-resumed" / "figures.json").read_text())
+    assert figures["num_zeros"] == figures["num_pruned"] == num_zeros
+    records = read_records(out / "further-resumed" / "metrics.jsonl")["prune"]
+    pruned = [record["num_pruned"] for record in records]
+    least = sum(int((before[name] == 0).sum()) for name in prunable)
+    assert [record["step"] for record in records][:2] == [
+        0,
+        3,
+    ]  # the start's zeros, the first pruning
+    assert pruned[0] == pruned[1] == least  # which asks for 20% of the weights
+    assert pruned == sorted(pruned)

@@ -27,10 +27,14 @@ from tests.cases import run_cases
 from tests.pipeline.training.train_worker import InterruptedRunError, StoppingCheckpoints, run
 
 PRUNE = PruneSection(method=METHOD_CONFIGS["sparse-transfer"](name="sparse-transfer"))
+# Pruned further, beyond the 60% of upstream; its first prunings ask for less than that.
+FURTHER = PruneSection(
+    sparsity=0.8, initial_sparsity=0.2, start_after=3, finetune=5, interval=3, keep_zeros=True
+)
 STOP = 9
 # (where a run goes on that was stopped under ZeRO 2)
 RESUMED = ("stage2", "stage3")
-CASES = ("both", "refused", "whole", *RESUMED)
+CASES = ("both", "refused", "whole", "further", *RESUMED)
 
 
 def run_file(path: str) -> dict[str, Any]:
@@ -71,12 +75,18 @@ def upstream_artifact(out: Path, stage: str) -> Path:
 
 
 def refuse(bert: Path, out: Path) -> None:
-    """Train a model that was not pruned upstream."""
+    """Train a model that was not pruned upstream, and one that was pruned too far."""
     checkpoints = StoppingCheckpoints(f"{out}/none", WorkerGroup.current())
-    try:
-        run("stage2", bert, upstream_artifact(out, "data"), out / "dense", checkpoints, prune=PRUNE)
-    except ConfigError as error:
-        (out / "refused.json").write_text(json.dumps([str(problem) for problem in error.problems]))
+    data = upstream_artifact(out, "data")
+    pruned = upstream_artifact(out, "export") / "model"
+    too_few = FURTHER.model_copy(update={"sparsity": 0.5})
+    refused = []
+    for model, prune in ((bert, PRUNE), (bert, FURTHER), (pruned, too_few)):
+        try:
+            run("stage2", model, data, out / "dense", checkpoints, prune=prune)
+        except ConfigError as error:
+            refused += [str(problem) for problem in error.problems]
+    (out / "refused.json").write_text(json.dumps(refused))
 
 
 def train_whole_and_stopped(out: Path) -> None:
@@ -89,6 +99,21 @@ def train_whole_and_stopped(out: Path) -> None:
     stopping.stop_at = STOP
     with suppress(InterruptedRunError):
         run("stage2", *paths, out / "part", stopping, prune=PRUNE)
+
+
+def train_further(out: Path) -> None:
+    """Prune the exported model further: whole, and stopped and resumed."""
+    workers = WorkerGroup.current()
+    paths = upstream_artifact(out, "export") / "model", upstream_artifact(out, "data")
+    whole = StoppingCheckpoints(f"{out}/none", workers)
+    run("stage2", *paths, out / "further", whole, prune=FURTHER)
+    stopping = StoppingCheckpoints(f"{out}/further-stopped", workers)
+    stopping.stop_at = STOP
+    with suppress(InterruptedRunError):
+        run("stage2", *paths, out / "further-part", stopping, prune=FURTHER)
+    stopping.stop_at = None
+    figures = run("stage2", *paths, out / "further-resumed", stopping, prune=FURTHER)
+    (out / "further-resumed" / "figures.json").write_text(json.dumps(figures))
 
 
 def resume(layout: str, out: Path) -> None:
@@ -108,6 +133,7 @@ def main(upstream: str, transfer: str, out: str) -> None:
             "both": partial(run_both, upstream, transfer, Path(out)),
             "refused": partial(refuse, Path(upstream).with_name("bert"), Path(out)),
             "whole": partial(train_whole_and_stopped, Path(out)),
+            "further": partial(train_further, Path(out)),
             **{layout: partial(resume, layout, Path(out)) for layout in RESUMED},
         },
         seconds=200,
