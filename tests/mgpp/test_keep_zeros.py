@@ -189,6 +189,19 @@ def test_in_other_scopes_the_zeros_are_among_what_each_takes(scope, world_size):
         assert [int((~mask).sum()) for mask in masks] == [36, 36, 30]
 
 
+def test_lamp_does_not_share_the_zeros_of_one_matrix_with_another_s_tiny_weights():
+    """Its lowest bin has both; what is pruned first is as many weights as there are zeros."""
+    weights = [torch.randn(shape, generator=torch.Generator().manual_seed(0)) for shape in SHAPES]
+    weights[0].view(-1)[:30] = 0.0
+    weights[1].view(-1)[:20] = 1e-15
+    moves = [torch.zeros(SCHEDULE.num_steps, *shape) for shape in SHAPES]
+    shards = contiguous_shards(weights, 0, 1)
+    found, _, _ = run(shards, moves, GMP(), mgpp.Placement(scope="lamp"), mgpp.Collectives())
+    first, masks = found[0]
+    assert first["num_pruned"] == 30
+    assert [int((~mask).sum()) for _, _, mask in masks] == [30, 0, 0]
+
+
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
