@@ -7,6 +7,7 @@ left out already, y = x (W + mask * scale B A)^T, so that nothing is lost at the
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,9 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"mgpp.integrations.peft needs {error.name}: pip install 'mgpp[peft]'", name=error.name
     ) from error
+
+# Ways to begin an adapter that change the base weights; the names of some go on.
+_REWRITES = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +69,9 @@ def merge(model: Any) -> Merged:
     Raises:
         TypeError: if it is no PeftModel, as a model whose adapter was merged is none.
         ValueError: if it has no such adapter, it is merged already, a layer is quantized or of another
-            kind, an adapter is a variant of LoRA (DoRA, ...), weights are not whole here or not finite,
-            or no matrix has a zero. Nothing is changed then.
+            kind, an adapter is a variant of LoRA (DoRA, ...), weights are not whole here, not finite
+            or those of another layer too, an adapter began by rewriting them, or no matrix has a zero.
+            Nothing is changed then.
     """
     layers = _checked_layers(model, "merge")
     norms, lost = {}, {}
@@ -91,13 +96,18 @@ def keep_zeros(model: Any) -> tuple[str, ...]:
         model: as of `merge`; changed in place.
 
     Returns:
-        The names of the weights whose zeros are kept.
+        The names of the weights whose zeros are kept: of all adapters there are, active or not.
 
     Raises:
         TypeError: as `merge`.
         ValueError: as `merge`, and if something has wrapped the forward pass of a layer.
     """
     layers = _checked_layers(model, "keep_zeros")
+    layers |= {
+        f"{name}.weight": layer
+        for name, layer in _inner(model).named_modules()
+        if isinstance(layer, LoraLinear)  # of adapters that are not active yet
+    }
     for name, layer in layers.items():
         if "forward" in vars(layer):  # of the instance: that of the class would not be called
             raise ValueError(
@@ -183,14 +193,42 @@ def _checked_layers(model: Any, doing: str) -> dict[str, Any]:
             "pruned, or its zeros are lost; PEFT's own merge, and init_lora_weights such as pissa or "
             "olora, change base weights"
         )
+    for adapter, config in model.peft_config.items():
+        init = str(getattr(config, "init_lora_weights", "")).lower()
+        if init.startswith(_REWRITES):  # some zeros may be left, as in rows that were zero
+            raise ValueError(
+                f"{doing}: adapter {adapter!r} was made by init_lora_weights {init!r}, which rewrites the "
+                "base weights, zeros included: load the base model anew and take another"
+            )
+    shared = _shared(_inner(model))
+    for name, layer in layers.items():
+        if _base_weight(layer).data_ptr() in shared:
+            raise ValueError(
+                f"{doing}: {name} is the weight of another layer too, as by tie_word_embeddings or "
+                "layer_replication, and what is merged into it would change that one: untie it, or "
+                "target other modules"
+            )
     return layers
+
+
+def _inner(model: Any) -> nn.Module:
+    """Return the model that has the adapters in it."""
+    inner: Any = model.base_model
+    plain: nn.Module = (
+        inner.model if isinstance(inner, BaseTuner) else inner
+    )  # as it is for prompts
+    return plain
+
+
+def _shared(model: nn.Module) -> set[int]:
+    """Return where the parameters lie that several modules have."""
+    places = [p.data_ptr() for _, p in model.named_parameters(remove_duplicate=False) if p.numel()]
+    return {place for place, count in Counter(places).items() if count > 1}
 
 
 def _lora_layers(model: Any, doing: str) -> Iterator[tuple[str, Any]]:
     """Yield the adapted layers with their weights' names; none that could not be merged passes."""
-    inner = model.base_model
-    inner = inner.model if isinstance(inner, BaseTuner) else inner  # as it is for prompts
-    for name, layer in inner.named_modules():
+    for name, layer in _inner(model).named_modules():
         if not isinstance(layer, BaseTunerLayer):
             continue
         base = layer.get_base_layer()

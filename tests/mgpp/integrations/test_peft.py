@@ -11,10 +11,25 @@ from torch.nn import functional
 
 peft = pytest.importorskip("peft")
 
-from transformers import BertConfig, BertModel, GPT2Config, GPT2Model  # noqa: E402
+from transformers import (  # noqa: E402
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2Model,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from mgpp.integrations.peft import keep_zeros, merge  # noqa: E402
 from mgpp.prunable import select_prunable  # noqa: E402
+
+LLAMA = LlamaConfig(
+    vocab_size=9,
+    hidden_size=8,
+    intermediate_size=8,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+)
 
 
 class Net(nn.Module):
@@ -357,6 +372,15 @@ class TestRefusals:
         with pytest.raises(ValueError, match="none of the 1 adapted matrices has a zero"):
             work(adapted(Net()))
 
+    @pytest.mark.parametrize("init", ["pissa_niter_2", "olora"])
+    def test_an_adapter_that_rewrote_the_base_weights_and_left_some_zeros(self, work, init):
+        net = pruned(Net(dtype=torch.float32))
+        config = peft.LoraConfig(r=2, target_modules=["first"], init_lora_weights=init)
+        model = peft.get_peft_model(net, config)
+        net.first.base_layer.weight.data[0, 0] = 0.0  # as in rows that are zero some may be left
+        with pytest.raises(ValueError, match=rf"'default' was made by init_lora_weights '{init}'"):
+            work(model)
+
     def test_weights_that_are_not_finite(self, work):
         net = pruned(Net())
         model = adapted(net)
@@ -380,12 +404,47 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"ZeRO 3 shards the base weights.*use ZeRO 2"):
             work(model)
 
+    def test_a_weight_that_is_that_of_another_layer_too(self, work):
+        net = Net(inputs=5, outputs=5)
+        net.second = nn.Linear(5, 5, dtype=torch.float64)
+        net.second.weight = net.first.weight
+        model = adapted(pruned(net))
+        before = net.second.weight.detach().clone()
+        with pytest.raises(
+            ValueError, match=r"first.weight is the weight of another layer too.*untie"
+        ):
+            work(model)
+        assert torch.equal(net.second.weight, before)
+
+    def test_layers_that_replicate_others_with_adapters_of_their_own(self, work):
+        base = pruned(LlamaForCausalLM(LLAMA))
+        model = adapted(base, target=["q_proj"], layer_replication=[(0, 1), (0, 1)])
+        with pytest.raises(ValueError, match=r"layers\.0.*weight of another layer too"):
+            work(model)
+
     def test_weights_on_the_meta_device(self, work):
         net = pruned(Net())
         model = adapted(net)
         net.first.base_layer.to("meta")
         with pytest.raises(ValueError, match="weight of first is on the meta device"):
             work(model)
+
+
+def test_an_adapter_that_becomes_active_later_is_kept_too():
+    net = pruned(Net())
+    model = adapted(net)
+    model.add_adapter("later", peft.LoraConfig(r=2, target_modules=["second"]))
+    assert sorted(keep_zeros(model)) == ["first.weight", "second.weight"]
+    model.set_adapter("later")
+    with torch.no_grad():
+        net.second.lora_B["later"].weight.fill_(0.5)
+    weight, bias = net.second.base_layer.weight.detach(), net.second.base_layer.bias.detach()
+    added = product(net.second, "later", scale=4) * (weight != 0)
+    x = torch.ones(1, 5, dtype=torch.float64)
+    torch.testing.assert_close(net.second(x), functional.linear(x, weight + added, bias))
+    merged = merge(model)
+    assert merged.norm > 0
+    assert merged.lost_norm == 0
 
 
 def test_a_wrapped_forward_pass_is_refused():
