@@ -197,8 +197,8 @@ def _checked_layers(model: Any, doing: str) -> dict[str, Any]:
         init = str(getattr(config, "init_lora_weights", "")).lower()
         if init.startswith(_REWRITES):  # some zeros may be left, as in rows that were zero
             raise ValueError(
-                f"{doing}: adapter {adapter!r} was made by init_lora_weights {init!r}, which rewrites the "
-                "base weights, zeros included: load the base model anew and take another"
+                f"{doing}: adapter {adapter!r} was made by init_lora_weights {init!r}, which rewrites "
+                "the base weights, zeros included: load the base model anew and take another"
             )
     shared = _shared(_inner(model))
     for name, layer in layers.items():

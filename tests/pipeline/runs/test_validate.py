@@ -209,6 +209,16 @@ def test_whether_files_lack_zeros_is_not_said_where_they_do_not_tell(tmp_path):
     assert not lack_zeros(tmp_path, names)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_whether_files_lack_zeros_is_told_of_narrow_types(tmp_path, dtype):
+    weights = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
+    save_file({"a.weight": weights.to(dtype)}, tmp_path / "model.safetensors")
+    assert lack_zeros(tmp_path, ["a.weight"])
+    weights[1, 1] = -0.0
+    save_file({"a.weight": weights.to(dtype)}, tmp_path / "model.safetensors")
+    assert not lack_zeros(tmp_path, ["a.weight"])
+
+
 def test_zeros_to_keep_of_a_dense_fine_tune(config_file):
     problem = only_problem(config_file, "prune.keep_zeros=true", "prune.start_from=dense")
     assert problem.startswith("prune.keep_zeros: the dense fine-tune")
