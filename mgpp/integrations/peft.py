@@ -122,11 +122,26 @@ def keep_zeros(model: Any) -> tuple[str, ...]:
 class _KeptLinear(LoraLinear):
     """A LoRA layer whose product is zero where the base weight is."""
 
+    _zero: Tensor | None = None  # while PEFT has merged it: a sum may be zero where no weight was
+
+    def merge(self, *args: Any, **kwargs: Any) -> None:
+        """Merge as PEFT does, and note for `unmerge` where the base weight was zero."""
+        if not self.merged:
+            self._zero = _base_weight(self) == 0
+        super().merge(*args, **kwargs)
+        if not self.merged:
+            self._zero = None
+
+    def unmerge(self) -> None:
+        """Take away what was merged."""
+        super().unmerge()
+        self._zero = None
+
     def get_delta_weight(self, adapter: str) -> Tensor:
         """Return mask * scale B A, as the base weight is stored; PEFT's own merge takes it from here."""
-        weight = _base_weight(self)
+        zero = _base_weight(self) == 0 if self._zero is None else self._zero
         product: Tensor = super().get_delta_weight(adapter)
-        return product.masked_fill(weight == 0, 0.0)
+        return product.masked_fill(zero.to(product.device), 0.0)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return x (W + sum of mask * scale B A)^T + b; [..., inputs] to [..., outputs]."""

@@ -430,6 +430,29 @@ class TestRefusals:
             work(model)
 
 
+def test_what_peft_merges_to_zero_it_takes_back_again():
+    net = pruned(Net())
+    model = adapted(net, adapters=("one", "two"))
+    keep_zeros(model)
+    first = net.first
+    with torch.no_grad():
+        first.base_layer.weight[0, 0] = 0.0
+        first.base_layer.weight[0, 1] = -0.5
+        first.lora_A["one"].weight.fill_(1.0)
+        first.lora_B["one"].weight.fill_(0.5 / 5)  # 3 * 0.1 * 5 / 3
+    before = first.base_layer.weight.detach().clone()
+    zero = before == 0
+    added = [product(first, name, scale=s / 3) * ~zero for name, s in (("one", 5), ("two", 6))]
+    model.merge_adapter(["one"])
+    first.base_layer.weight.data[0, 1] = 0.0  # as far as rounding goes
+    model.merge_adapter(["two"])
+    expected = before + sum(added)
+    torch.testing.assert_close(first.base_layer.weight.detach(), expected)
+    model.unmerge_adapter()
+    torch.testing.assert_close(first.base_layer.weight.detach(), before)
+    assert torch.equal(first.base_layer.weight == 0, zero)
+
+
 def test_an_adapter_that_becomes_active_later_is_kept_too():
     net = pruned(Net())
     model = adapted(net)
