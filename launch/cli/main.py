@@ -284,7 +284,7 @@ def _table(summary: dict[str, Any], artifacts: dict[str, Any], task: Any) -> Tab
         table.add_row(name, metric.text(dense.get(name)) if dense else "-", metric.text(value))
     figures = artifacts["export"].metrics
     counts = f"{figures['num_zeros']:,} of {figures['num_prunable']:,}"
-    table.add_row("sparsity", "0.00%", f"{summary['sparsity']:.2%} ({counts})")
+    table.add_row("sparsity", "", f"{summary['sparsity']:.2%} ({counts})")
     counts = f"{figures['model_zeros']:,} of {figures['num_parameters']:,}"
     table.add_row("sparsity of all weights", "", f"{summary['model_sparsity']:.2%} ({counts})")
     for name, numel in summary["left_out"].items():
