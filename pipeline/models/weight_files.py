@@ -66,23 +66,24 @@ def integer_tensors(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def lack_zeros(folder: Path, names: Collection[str]) -> bool:
-    """Return whether it is sure that no weight of some matrices is zero; reads no more than 1 GiB.
+def count_zeros(folder: Path, names: Collection[str]) -> int | None:
+    """Return how many weights of some matrices are zero; reads no more than 1 GiB.
 
     Args:
         folder: of a model.
         names: of its matrices; in the files they may have, or lack, the prefix of a base model.
 
     Returns:
-        False where the files do not tell: larger ones, ones that are no safetensors or hold other names.
+        None where the files do not tell: larger ones, ones that are no safetensors, packed ones, ones of
+        other names.
     """
     files = weight_files(folder)
     if any(path.suffix != ".safetensors" for path in files):
-        return False
+        return None
     if sum(path.stat().st_size for path in files) > _MOST_READ:
-        return False
+        return None
     ends = {f".{name}" for name in names}
-    seen = 0
+    seen = zeros = 0
     for path in files:
         with safe_open(path, framework="pt") as file:
             for stored in file.keys():  # noqa: SIM118
@@ -90,10 +91,11 @@ def lack_zeros(folder: Path, names: Collection[str]) -> bool:
                     stored.endswith(end) or end.endswith(f".{stored}") for end in ends
                 ):
                     values = file.get_tensor(stored)
-                    if values.dim() < 2 or bool((values == 0).any()):
-                        return False
+                    if values.dim() < 2:
+                        return None
+                    zeros += int((values == 0).sum())
                     seen += 1
-    return seen == len(ends)
+    return zeros if seen == len(ends) else None
 
 
 def check_texts(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Whether a model fits its tokenizer, the task (tokens, lengths, padding, direction) and the pruning."""
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from mgpp import towers_of
 from pipeline.errors import Problem
 from pipeline.models.source import ModelConfig, folder_of
 from pipeline.models.trial import Behaviour, pattern_of
-from pipeline.models.weight_files import lack_zeros
+from pipeline.models.weight_files import count_zeros
 from pipeline.tasks import TASKS
 
 _POSITIONS = re.compile(r"^(wpe|(?!rel).*pos(ition)?s?_?embed.*|.*embed_pos.*)$")
@@ -250,7 +251,7 @@ def _of_kind(model: Any, task: Any) -> list[Problem]:
 
 
 def zeros_problems(model: ModelConfig, prune: Any, empty: nn.Module) -> list[Problem]:
-    """Check that a model whose zeros are kept has any, where a look at its files tells.
+    """Check that a model whose zeros are kept has any, and not too many, where its files tell.
 
     Args:
         model: that pruning starts from.
@@ -260,16 +261,28 @@ def zeros_problems(model: ModelConfig, prune: Any, empty: nn.Module) -> list[Pro
     if not prune.settings.keep_zeros:
         return []
     folder = folder_of(model)
-    lacks = model.random_init
+    names = prune.settings.select(empty)
+    zeros = 0 if model.random_init else None
     if folder is not None and not (model.random_init or model.gguf_file):
-        lacks = lack_zeros(folder, prune.settings.select(empty))
-    if not lacks:
+        zeros = count_zeros(folder, names)
+    if zeros == 0:
+        return [
+            Problem(
+                "prune.keep_zeros",
+                f"no prunable weight of {model.path!r} is zero: there are no zeros to keep",
+                got=True,
+                hint="start from a model that was pruned before, or leave keep_zeros out",
+            )
+        ]
+    numel = sum(empty.get_parameter(name).numel() for name in names)
+    if zeros is None or zeros <= math.ceil(prune.sparsity * numel):
         return []
     return [
         Problem(
-            "prune.keep_zeros",
-            f"no prunable weight of {model.path!r} is zero: there are no zeros to keep",
-            got=True,
-            hint="start from a model that was pruned before, or leave keep_zeros out",
+            "prune.sparsity",
+            f"{zeros:,} of the {numel:,} prunable weights of {model.path!r} are zero already "
+            f"({zeros / numel:.2%}), and prune.keep_zeros keeps them",
+            got=prune.sparsity,
+            hint="ask for more, or leave keep_zeros out",
         )
     ]

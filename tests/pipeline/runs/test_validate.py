@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import ConfigError
-from pipeline.models.weight_files import lack_zeros
+from pipeline.models.weight_files import count_zeros
 from pipeline.runs.config import RunConfig
 from pipeline.runs.hardware import Capacity
 from pipeline.runs.validate import check_schedule, validate
@@ -195,28 +195,43 @@ def test_zeros_to_keep_that_the_model_does_not_have(config_file, tiny_bert, tmp_
     assert config.prune.settings.keep_zeros
 
 
-def test_whether_files_lack_zeros_is_not_said_where_they_do_not_tell(tmp_path):
+def test_more_zeros_than_the_sparsity_asked_for_are_refused(config_file, tmp_path, tiny_bert):
+    keep = ("prune.keep_zeros=true", "prune.initial_sparsity=0")
+    folder = shutil.copytree(tiny_bert, tmp_path / "pruned")
+    weights = load_file(folder / "model.safetensors")
+    prunable = [n for n, w in weights.items() if ".layer." in n and w.dim() == 2]
+    for name in prunable:
+        weights[name][: len(weights[name]) // 2] = 0.0
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    zeros = sum(int((weights[name] == 0).sum()) for name in prunable)
+    numel = sum(weights[name].numel() for name in prunable)
+    settings = (*keep, f"model.path={folder}")
+    problem = only_problem(config_file, *settings, "prune.sparsity=0.4")
+    assert problem.startswith(f"prune.sparsity: {zeros:,} of the {numel:,} prunable weights of ")
+    assert "(50.00%), and prune.keep_zeros keeps them, got 0.4; ask for more" in problem
+    validate(str(config_file), [*settings, "prune.sparsity=0.5"], None)
+
+
+def test_zeros_of_files_are_not_counted_where_these_do_not_tell(tmp_path):
     names = ["layer.0.weight", "layer.1.weight"]
     dense = {f"bert.{name}": torch.ones(2, 2) for name in names}
     save_file(dense, tmp_path / "model.safetensors")
-    assert lack_zeros(tmp_path, names)
-    assert lack_zeros(tmp_path, [f"model.bert.{name}" for name in names])
-    assert not lack_zeros(tmp_path, [*names, "layer.2.weight"])  # what is not there is not known
+    assert count_zeros(tmp_path, names) == 0
+    assert count_zeros(tmp_path, [f"model.bert.{name}" for name in names]) == 0
+    # What is not there is not known.
+    assert count_zeros(tmp_path, [*names, "layer.2.weight"]) is None
     save_file({**dense, f"bert.{names[0]}": torch.ones(3)}, tmp_path / "model.safetensors")
-    assert not lack_zeros(tmp_path, names)  # packed: its zeros are not written
+    assert count_zeros(tmp_path, names) is None  # packed: its zeros are not written
     (tmp_path / "model.safetensors").unlink()
     torch.save(dense, tmp_path / "pytorch_model.bin")
-    assert not lack_zeros(tmp_path, names)
+    assert count_zeros(tmp_path, names) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
-def test_whether_files_lack_zeros_is_told_of_narrow_types(tmp_path, dtype):
-    weights = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
+def test_zeros_of_narrow_types_are_counted(tmp_path, dtype):
+    weights = torch.tensor([[1.0, 2.0], [0.0, -0.0]])
     save_file({"a.weight": weights.to(dtype)}, tmp_path / "model.safetensors")
-    assert lack_zeros(tmp_path, ["a.weight"])
-    weights[1, 1] = -0.0
-    save_file({"a.weight": weights.to(dtype)}, tmp_path / "model.safetensors")
-    assert not lack_zeros(tmp_path, ["a.weight"])
+    assert count_zeros(tmp_path, ["a.weight"]) == 2
 
 
 def test_zeros_to_keep_of_a_dense_fine_tune(config_file):
