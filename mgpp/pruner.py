@@ -136,7 +136,7 @@ class Pruner:
         if keep_zeros or schedule.is_fixed_mask:
             zeros = KeptZeros(self.shards, self.allocation, self.collectives)
         self._zeros = zeros if keep_zeros else None
-        self.misfit = zeros.misfit() if zeros is not None and keep_zeros else ""
+        self.misfit = "" if self._zeros is None else self._zeros.misfit()
         self._mask_search = MaskSearch(self.shards, self.allocation, self.collectives, self._zeros)
         self._keep = [all_kept(shard.numel, shard.flat.device) for shard in self.shards]
         self._position = {id(shard): i for i, shard in enumerate(self.shards)}
@@ -408,13 +408,13 @@ class Pruner:
         num_pruned = self.num_prunable - kept
         sparsity = num_pruned / self.num_prunable
         if sparsity < _LEAST_SPARSITY:
-            setting, advice = "keep_zeros: ", "leave keep_zeros out"
-            if self.method.keeps_zeros:
-                setting, advice = "", "prune by another method"
+            prefix, name, advice = "", self.method.name, "prune by another method"
+            if self._zeros is not None:
+                prefix, name, advice = "keep_zeros: ", "keep_zeros", "leave keep_zeros out"
             raise ValueError(
-                f"{setting}{num_pruned} of the {self.num_prunable} prunable weights are zero, less than "
-                f"{_LEAST_SPARSITY:.1%}: there is no mask to keep; {setting[:-2] or self.method.name} "
-                f"starts from a model that was pruned before, so give such a model, or {advice}"
+                f"{prefix}{num_pruned} of the {self.num_prunable} prunable weights are zero, less than "
+                f"{_LEAST_SPARSITY:.1%}: there is no mask to keep; {name} starts from a model that was "
+                f"pruned before, so give such a model, or {advice}"
             )
         self._check_agreement(num_pruned, num_pruned, digest)
         return Pruning(

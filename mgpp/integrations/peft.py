@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mgpp.sparse.sparsify import is_conv1d
+
 try:
     from peft import PeftModel
     from peft.tuners.lora import Linear as LoraLinear
@@ -247,7 +249,7 @@ def _lora_layers(model: Any, doing: str) -> Iterator[tuple[str, Any]]:
         if not isinstance(layer, BaseTunerLayer):
             continue
         base = layer.get_base_layer()
-        is_plain = type(base) is nn.Linear or type(base).__name__ == "Conv1D"
+        is_plain = type(base) is nn.Linear or is_conv1d(base)
         if type(layer) not in (LoraLinear, _KeptLinear) or not is_plain:
             raise ValueError(
                 f"{doing}: {name} is {type(layer).__module__}.{type(layer).__name__} over "

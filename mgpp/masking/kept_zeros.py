@@ -42,6 +42,7 @@ class KeptZeros:
         self, shards: Sequence[Shard], allocation: Allocation, collectives: Collectives
     ) -> None:
         self._shards = tuple(shards)
+        self._position = {id(shard): i for i, shard in enumerate(self._shards)}
         self._allocation = allocation
         self._collectives = collectives
         self._stacks = allocation.matrices.stacks(shards, allocation.numels, collectives.device)
@@ -60,6 +61,7 @@ class KeptZeros:
             kept = count_bits(slice_bits(self.masks[which], begin, end - begin))
             counts[number] += end - begin - kept
         self.by_matrix = self._collectives.sum(counts)
+        self._block_masks: list[Tensor] | None = None
 
     def units(self, numbers: Iterable[int]) -> int:
         """Return the zeros of some matrices, in units: elements, or whole blocks."""
@@ -128,10 +130,9 @@ class KeptZeros:
             count = self._collectives.sum([held_back])[0]
             what = f"zeros are too many for their groups of {pattern.of}"
         else:
-            means = block_shards(
-                self._shards, self._grid(straddling), self._marks, lambda scores: scores
-            )
-            in_part = [int(((s.weight > 0) & (s.weight < 1)).sum()) for s in means]
+            size = self._allocation.unit
+            shares = self._zero_shares(BlockGrid(tilings=tilings, straddling=straddling, size=size))
+            in_part = [int(((s.weight > 0) & (s.weight < 1)).sum()) for s in shares]
             count = self._collectives.sum([sum(in_part)])[0]
             what = "blocks are zero in part"
         if not count:
@@ -143,18 +144,19 @@ class KeptZeros:
 
     def _marks(self, shard: Shard) -> Tensor:
         """Return 1.0 for the zeros of a shard and 0.0 for the others: 1-D float32."""
-        place = next(i for i, known in enumerate(self._shards) if known is shard)
-        return 1 - unpack_bits(self.masks[place], shard.numel).to(torch.float32)
+        mask = self.masks[self._position[id(shard)]]
+        return 1 - unpack_bits(mask, shard.numel).to(torch.float32)
 
-    def _grid(self, straddling: Straddling) -> BlockGrid:
-        allocation = self._allocation
-        return BlockGrid(tilings=allocation.tilings, straddling=straddling, size=allocation.unit)
+    def _zero_shares(self, grid: BlockGrid) -> list[Shard]:
+        """Return of each block that this rank decides on which share of it is zero."""
+        return block_shards(self._shards, grid, self._marks, lambda scores: scores)
 
-    def block_masks(self, straddling: Straddling) -> list[Tensor]:
+    def block_masks(self, grid: BlockGrid) -> list[Tensor]:
         """Return the packed masks of the blocks that this rank decides on: 0 for one kept at zero."""
-        grid = self._grid(straddling)
-        means = block_shards(self._shards, grid, self._marks, lambda scores: scores)
-        return [pack_bits(shard.weight < 1) for shard in means]
+        if self._block_masks is None:  # the same at every pruning
+            shares = self._zero_shares(grid)
+            self._block_masks = [pack_bits(shard.weight < 1) for shard in shares]
+        return self._block_masks
 
 
 def zeros_first(scored: Sequence[Shard], masks: Sequence[Tensor]) -> list[Shard]:

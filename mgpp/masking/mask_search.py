@@ -122,7 +122,7 @@ class MaskSearch:
         )
         blocks = block_shards(self.shards, grid, method.addable_score, method.ordered)
         if self.zeros is not None:
-            blocks = zeros_first(blocks, self.zeros.block_masks(self._straddling))
+            blocks = zeros_first(blocks, self.zeros.block_masks(grid))
         cuts, kept = self._cut(blocks, groups)
         decided = [unpack_bits(k, b.numel) for k, b in zip(kept, blocks, strict=True)]
         by_shard = element_keeps(self.shards, grid, decided)

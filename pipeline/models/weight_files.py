@@ -87,9 +87,7 @@ def count_zeros(folder: Path, names: Collection[str]) -> int | None:
     for path in files:
         with safe_open(path, framework="pt") as file:
             for stored in file.keys():  # noqa: SIM118
-                if f".{stored}" in ends or any(
-                    stored.endswith(end) or end.endswith(f".{stored}") for end in ends
-                ):
+                if any(stored.endswith(end) or end.endswith(f".{stored}") for end in ends):
                     values = file.get_tensor(stored)
                     if values.dim() < 2:
                         return None

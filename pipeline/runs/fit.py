@@ -260,10 +260,11 @@ def zeros_problems(model: ModelConfig, prune: Any, empty: nn.Module) -> list[Pro
     """
     if not prune.settings.keep_zeros:
         return []
-    folder = folder_of(model)
-    names = prune.settings.select(empty)
-    zeros = 0 if model.random_init else None
-    if folder is not None and not (model.random_init or model.gguf_file):
+    names, folder = prune.settings.select(empty), folder_of(model)
+    zeros: int | None = None  # where that is not known
+    if model.random_init:
+        zeros = 0
+    elif folder is not None and not model.gguf_file:
         zeros = count_zeros(folder, names)
     if zeros == 0:
         return [

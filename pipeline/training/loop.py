@@ -300,10 +300,9 @@ def attach_pruner(
 
 
 def _of_pruning(why: str) -> ConfigError:
-    key, colon, reason = why.partition(": ")
-    if colon and key == "keep_zeros":
-        return ConfigError([Problem("prune.keep_zeros", reason)])
-    return ConfigError([Problem("prune.method", why)])
+    reason = why.removeprefix("keep_zeros: ")
+    key = "prune.method" if reason == why else "prune.keep_zeros"
+    return ConfigError([Problem(key, reason)])
 
 
 def train_step(run: _Run, batches: Iterator[dict[str, Tensor]]) -> bool:

@@ -89,39 +89,44 @@ def refuse(bert: Path, out: Path) -> None:
     (out / "refused.json").write_text(json.dumps(refused))
 
 
-def train_whole_and_stopped(out: Path) -> None:
-    """Train with the zeros kept: whole, and stopped."""
+def exported(out: Path) -> tuple[Path, Path]:
+    """Return the exported model, and the rows."""
+    return upstream_artifact(out, "export") / "model", upstream_artifact(out, "data")
+
+
+def whole_and_stopped(
+    out: Path, prune: PruneSection, *, whole: str, stopped: str, part: str
+) -> StoppingCheckpoints:
+    """Train the exported model whole, and stopped; return the checkpoints of the latter."""
     workers = WorkerGroup.current()
-    paths = upstream_artifact(out, "export") / "model", upstream_artifact(out, "data")
-    whole = StoppingCheckpoints(f"{out}/none", workers)
-    run("stage2", *paths, out / "whole", whole, prune=PRUNE)
-    stopping = StoppingCheckpoints(f"{out}/stopped", workers)
+    undisturbed = StoppingCheckpoints(f"{out}/none", workers)
+    run("stage2", *exported(out), out / whole, undisturbed, prune=prune)
+    stopping = StoppingCheckpoints(f"{out}/{stopped}", workers)
     stopping.stop_at = STOP
     with suppress(InterruptedRunError):
-        run("stage2", *paths, out / "part", stopping, prune=PRUNE)
+        run("stage2", *exported(out), out / part, stopping, prune=prune)
+    return stopping
+
+
+def train_whole_and_stopped(out: Path) -> None:
+    """Train with the zeros kept: whole, and stopped."""
+    whole_and_stopped(out, PRUNE, whole="whole", stopped="stopped", part="part")
 
 
 def train_further(out: Path) -> None:
     """Prune the exported model further: whole, and stopped and resumed."""
-    workers = WorkerGroup.current()
-    paths = upstream_artifact(out, "export") / "model", upstream_artifact(out, "data")
-    whole = StoppingCheckpoints(f"{out}/none", workers)
-    run("stage2", *paths, out / "further", whole, prune=FURTHER)
-    stopping = StoppingCheckpoints(f"{out}/further-stopped", workers)
-    stopping.stop_at = STOP
-    with suppress(InterruptedRunError):
-        run("stage2", *paths, out / "further-part", stopping, prune=FURTHER)
+    names = {"whole": "further", "stopped": "further-stopped", "part": "further-part"}
+    stopping = whole_and_stopped(out, FURTHER, **names)
     stopping.stop_at = None
-    figures = run("stage2", *paths, out / "further-resumed", stopping, prune=FURTHER)
+    figures = run("stage2", *exported(out), out / "further-resumed", stopping, prune=FURTHER)
     (out / "further-resumed" / "figures.json").write_text(json.dumps(figures))
 
 
 def resume(layout: str, out: Path) -> None:
     """Resume in a layout what was stopped."""
-    paths = upstream_artifact(out, "export") / "model", upstream_artifact(out, "data")
     shutil.copytree(out / "stopped", out / f"{layout}-checkpoints")
     resuming = StoppingCheckpoints(f"{out}/{layout}-checkpoints", WorkerGroup.current())
-    figures = run(layout, *paths, out / layout, resuming, prune=PRUNE)
+    figures = run(layout, *exported(out), out / layout, resuming, prune=PRUNE)
     (out / layout / "figures.json").write_text(json.dumps(figures))
 
 
