@@ -20,8 +20,11 @@ import mgpp.integrations.transformers  # noqa: F401  # loads packed weights
 from mgpp import select_prunable
 from mgpp.sparse.zeros import by_pattern, count_zeros
 from pipeline.errors import StageError
-from pipeline.export.checkpoint import ExportConfig, check_export, export_model, read_weights
+from pipeline.export.check import check_export
+from pipeline.export.checkpoint import ExportConfig, export_model, read_weights
 from pipeline.models.weights import fingerprints
+from pipeline.saving.checkpoint_files import TensorReader
+from pipeline.storage.outputs import OutputFiles
 from tests import tiny
 
 AUTO = "AutoModelForSequenceClassification"
@@ -87,7 +90,14 @@ def export(folder, weights, output, auto_model=AUTO, card=CARD, **settings):
         config=ExportConfig(**settings),
         trust_remote_code=False,
         output=output,
+        files=OutputFiles(str(output)),
     )
+
+
+def check(folder, weights):
+    tensors = TensorReader(str(folder))
+    auto = AutoModelForSequenceClassification
+    return check_export(folder, tensors, weights, auto, trust_remote_code=False)
 
 
 def tensors_of(folder):
@@ -385,7 +395,7 @@ def test_a_changed_file_is_refused(trained, tmp_path):
 def test_negative_zeros_in_a_checkpoint_are_refused(trained):
     folder, weights = trained  # it has them, and fingerprints do not tell
     with pytest.raises(StageError, match="holds negative zeros"):
-        check_export(folder, weights, AutoModelForSequenceClassification, trust_remote_code=False)
+        check(folder, weights)
 
 
 def test_weights_that_would_be_drawn_anew_are_refused(trained):
@@ -395,7 +405,7 @@ def test_weights_that_would_be_drawn_anew_are_refused(trained):
     del tensors["classifier.weight"]
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(StageError, match=r"does not load cleanly: .*classifier\.weight"):
-        check_export(folder, weights, AutoModelForSequenceClassification, trust_remote_code=False)
+        check(folder, weights)
 
 
 def test_fingerprints_are_read_as_they_were_written(trained, tmp_path):
