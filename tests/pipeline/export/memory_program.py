@@ -24,7 +24,7 @@ def export(trained: Path, url: str, output: Path) -> OutputFiles:
             auto_model="AutoModelForCausalLM",
             pruning={},
             card=json.loads((trained / "card.json").read_text()),
-            config=ExportConfig(format=("plain", "packed"), max_shard_size="200MB"),
+            config=ExportConfig(format=("plain", "packed"), max_shard_size="50MB"),
             trust_remote_code=False,
             output=output,
             files=files,
@@ -37,7 +37,8 @@ def main(trained: str, small: str, url: str, output: str) -> None:
     forget_peak()
     before = held()
     files = export(Path(trained), url, Path(output))
-    print(json.dumps({"rise": held("VmHWM") - before, "total": held("VmHWM"), "files": files.written}))
+    found = {"rise": held("VmHWM") - before, "total": held("VmHWM"), "files": files.written}
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":
