@@ -92,6 +92,10 @@ class ConfigError(ValueError):
         return "\n".join(map(str, self.problems))
 
 
+class DamagedFileError(ValueError):
+    """A file that is not what was written, or cannot be read; the text names it and says why."""
+
+
 class StageError(RuntimeError):
     """A stage that failed for a reason its user can act on."""
 

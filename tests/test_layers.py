@@ -85,7 +85,7 @@ ALLOWED = {
     ),
     "pipeline.export": (
         "mgpp mgpp.sparse mgpp.tensor_file pipeline.errors pipeline.models pipeline.saving "
-        "pipeline.section"
+        "pipeline.section pipeline.storage"
     ),
     "pipeline.training": (
         "mgpp mgpp.backends mgpp.tensor_file pipeline.context pipeline.errors "

@@ -45,7 +45,7 @@ def unpack(folder: Checkpoint, output: Output, as_json: AsJson = False) -> None:
 def check(folder: Checkpoint, as_json: AsJson = False) -> None:
     """Count the zeros of a checkpoint's matrices; exit with 1 if some that its export had are lost."""
     with reported_errors(as_json) as emit:
-        from mgpp.sparse.checkpoint import PackedError
+        from mgpp.sparse.reading import PackedError
         from mgpp.sparse.zeros import by_pattern, count_zeros, kept_zeros, noted_zeros
         from pipeline.errors import ConfigError, Problem, StageError
 
@@ -176,7 +176,7 @@ def _verdict(noted: Mapping[str, int], lost: Mapping[str, int]) -> str:
 @contextmanager
 def _refused(output: str) -> Iterator[None]:
     """Report what cannot be packed or unpacked as a problem of the arguments."""
-    from mgpp.sparse.checkpoint import PackedError
+    from mgpp.sparse.reading import PackedError
     from pipeline.errors import ConfigError, Problem, StageError, is_storage_failure
 
     try:

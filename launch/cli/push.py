@@ -62,7 +62,7 @@ def _checkpoint(given: str, copy: str) -> Path:
     Raises:
         ConfigError: if there is none.
     """
-    from mgpp.sparse.checkpoint import PackedError, config_of, packed_weights, weight_files
+    from mgpp.sparse.reading import PackedError, config_of, packed_weights, weight_files
     from pipeline.errors import ConfigError, Problem
 
     try:

@@ -135,7 +135,7 @@ def verify(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read every finished artifact and compare it with its checksums."""
+    """Read every finished artifact and every checkpoint, and compare them with their checksums."""
     with reported_errors(as_json) as emit, _storage_errors(storage):
         from pipeline.errors import StageError
         from pipeline.store.maintenance import (
@@ -143,13 +143,14 @@ def verify(
             discard_damaged,
             entries,
             existing_store,
-            verified,
         )
+        from pipeline.store.verification import verified
 
         store = existing_store(storage)
         listed = list(entries(store))
         found = [entry.artifact for entry in listed if entry.artifact is not None]
         unsealed = sum(artifact.checksum is None for artifact in found)
+        num_checkpoints = sum(len(entry.checkpoints) for entry in listed)
         checked = [
             verified(e) for e in track(listed, "verifying", console=narrator(), transient=True)
         ]
@@ -165,10 +166,18 @@ def verify(
             problems += [f"{e.url}: in use, not deleted" for e in damaged if e.url not in freed]
             raise StageError("\n".join([*problems, "deleted; rerun their runs to make them again"]))
         if not as_json:
-            typer.echo(f"{len(found)} artifacts match their checksums")
+            beside = f" and {num_checkpoints} checkpoints" if num_checkpoints else ""
+            typer.echo(f"{len(found)} artifacts{beside} match their checksums")
             if unsealed:
                 typer.echo(
                     f"{unsealed} of them are of an earlier version, without a checksum of their "
                     "manifest: their metrics are taken as they are"
                 )
-        emit({"status": "verified", "num_artifacts": len(found), "num_unsealed": unsealed})
+        emit(
+            {
+                "status": "verified",
+                "num_artifacts": len(found),
+                "num_checkpoints": num_checkpoints,
+                "num_unsealed": unsealed,
+            }
+        )

@@ -20,7 +20,7 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from mgpp.sparse.checkpoint import QUANT_METHOD, PackedError, packed_weights, unpacked
+from mgpp.sparse.reading import QUANT_METHOD, PackedError, packed_weights, unpacked
 
 _PACKED = "mgpp packed weight"  # stands for a pattern; no name of a weight has spaces
 

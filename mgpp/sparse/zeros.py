@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from mgpp.sparse.checkpoint import (
+from mgpp.sparse.reading import (
     config_of,
     contents,
     packed_weights,

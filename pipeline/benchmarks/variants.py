@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mgpp.sparse.checkpoint import packed_layout
 from mgpp.sparse.loading import load_dense
+from mgpp.sparse.packed_files import packed_layout
 from mgpp.sparse.sparsify import is_conv1d, sparsify_
 
 FP32 = "fp32"

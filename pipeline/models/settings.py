@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import nn
 
-from mgpp.sparse.checkpoint import QUANT_METHOD
+from mgpp.sparse.reading import QUANT_METHOD
 from pipeline.errors import ConfigError, Problem
 from pipeline.models.overrides import apply_overrides
 from pipeline.models.source import ModelConfig, attention_option, location_of, saved_config

@@ -10,8 +10,8 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from pipeline.errors import ConfigError, Problem
-from pipeline.models.weight_files import DamagedFileError, check_texts, integer_tensors
+from pipeline.errors import ConfigError, DamagedFileError, Problem
+from pipeline.models.weight_files import check_texts, integer_tensors
 from pipeline.section import Section, Share
 from pipeline.storage.hub import cached_commit, fetch_model, hub_commit, refusal
 from pipeline.store.locations import content_sha256, resolve_path

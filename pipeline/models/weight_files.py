@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from pipeline.errors import DamagedFileError
+
 _MOST_READ = 1 << 30  # bytes of files that are read for a look at their values
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _INTEGER = {"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL"}
@@ -21,10 +23,6 @@ _TEXTS = (
     "added_tokens.json",
     "vocab.json",
 )
-
-
-class DamagedFileError(ValueError):
-    """A file that cannot be read; it is named."""
 
 
 def weight_files(folder: Path) -> list[Path]:

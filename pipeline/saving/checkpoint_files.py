@@ -1,18 +1,19 @@
 """The weight files of a Hugging Face checkpoint: their names and index, and reading them by parts."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from safetensors import safe_open
+import torch
 from torch import Tensor
 
+from mgpp.tensor_file import HEADER_START, TensorPlace, header_end, places
+from pipeline.errors import DamagedFileError
 from pipeline.models.weight_files import weight_files
 from pipeline.saving.contents import Spec
+from pipeline.storage.filesystems import open_storage
 
 PART_BYTES = 16 << 20
-_MAPPED_BYTES = 64 << 20  # read of a mapped file before it is mapped anew, which gives memory back
 
 
 def file_names(number: int) -> list[str]:
@@ -43,54 +44,59 @@ def write_index(folder: Path, files: Mapping[str, Mapping[str, Spec]]) -> None:
     path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
+def whole(spec: Spec, parts: Iterable[Tensor]) -> Tensor:
+    """Return a tensor made of its parts."""
+    tensor = torch.empty(spec.shape, dtype=spec.dtype)
+    flat, at = tensor.view(-1), 0
+    for part in parts:
+        flat[at : at + part.numel()] = part
+        at += part.numel()
+    assert at == spec.numel
+    return tensor
+
+
 class TensorReader:
-    """Reads the tensors of a checkpoint's safetensors files by parts.
+    """Reads the tensors of safetensors files by parts, of this machine or of storage; any thread may.
 
     Attributes:
+        url: of the folder.
         specs: dtype and shape of every tensor, by name.
+        files: the names of the tensors in each file.
 
     Args:
-        folder: of the checkpoint.
+        url: of the folder that the files lie in.
+        files: their names; those that transformers reads of a local folder, unless given.
 
     Raises:
-        DamagedFileError: if the index is damaged, or names a file that is not there.
+        DamagedFileError: if a file is cut off; if the index is damaged, or names a file that is missing.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.specs: dict[str, Spec] = {}
-        self._paths: dict[str, Path] = {}
-        self._opened: tuple[Path, Any] | None = None
-        self._read = 0
-        for path in weight_files(folder):
-            with safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118  # no mapping
-                    self._paths[name] = path
-                    self.specs[name] = _spec(file, name)
+    def __init__(self, url: str, files: Iterable[str] | None = None) -> None:
+        self._fs, self._root = open_storage(url)
+        self.url = url
+        self.files: dict[str, list[str]] = {}
+        self._places: dict[str, tuple[str, TensorPlace]] = {}
+        for file in [path.name for path in weight_files(Path(url))] if files is None else files:
+            end = header_end(self._read(file, 0, HEADER_START))
+            found = places(self._read(file, 0, end))
+            self.files[file] = list(found)
+            self._places |= {name: (file, place) for name, place in found.items()}
+        self.specs = {n: Spec(place.dtype, place.shape) for n, (_, place) in self._places.items()}
 
     def parts(self, name: str) -> Iterator[Tensor]:
-        """Yield a tensor's values in row-major order, 1-D, of about `PART_BYTES` each."""
-        spec = self.specs[name]
-        if spec.nbytes <= PART_BYTES or len(spec.shape) < 2:
-            yield self._file(name, spec.nbytes).get_tensor(name).reshape(-1)
-            return
-        num_rows = spec.shape[0]
-        step = max(PART_BYTES * num_rows // spec.nbytes, 1)
-        for begin in range(0, num_rows, step):
-            end = min(begin + step, num_rows)
-            size = spec.nbytes * (end - begin) // num_rows
-            yield self._file(name, size).get_slice(name)[begin:end].reshape(-1)
+        """Yield a tensor's values in row-major order, 1-D, of at most about `PART_BYTES` each.
 
-    def _file(self, name: str, size: int) -> Any:
-        path = self._paths[name]
-        if self._opened is None or self._opened[0] != path or self._read > _MAPPED_BYTES:
-            self._opened, self._read = None, 0
-            self._opened = (path, safe_open(path, "pt"))
-        self._read += size
-        return self._opened[1]
+        Raises:
+            DamagedFileError: if the file is cut off.
+        """
+        file, place = self._places[name]
+        numel, step = self.specs[name].numel, max(PART_BYTES // place.dtype.itemsize, 1)
+        for first in range(0, numel, step):
+            data = self._read(file, *place.bytes_of(first, min(first + step, numel)))
+            yield torch.frombuffer(bytearray(data), dtype=place.dtype)  # torch wants to write to it
 
-
-def _spec(file: Any, name: str) -> Spec:
-    part = file.get_slice(name)
-    shape = tuple(part.get_shape())
-    tensor = part[:0] if shape else file.get_tensor(name)
-    return Spec(tensor.dtype, shape)
+    def _read(self, file: str, begin: int, end: int) -> bytes:
+        data = bytes(self._fs.cat_file(f"{self._root.rstrip('/')}/{file}", start=begin, end=end))
+        if len(data) != end - begin:
+            raise DamagedFileError(f"{file} is cut off: it has {begin + len(data)} bytes")
+        return data

@@ -1,12 +1,12 @@
 """Files that the workers of a stage write straight to storage, each worker whole files of its own."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 from pipeline.storage.checksums import HashingStream
-from pipeline.storage.filesystems import is_local, open_storage
+from pipeline.storage.filesystems import open_storage
+from pipeline.storage.writing import written
 
 
 class OutputFiles:
@@ -28,20 +28,11 @@ class OutputFiles:
     def open(self, name: str) -> Iterator[HashingStream]:
         """Give a stream to a new file; it is among `written` once the block ends without an error.
 
+        Any thread may call.
+
         Args:
             name: its relative path; no two workers may write the same.
         """
-        path = f"{self._root.rstrip('/')}/{name}"
-        if is_local(self._fs):
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        file = self._fs.open(path, "wb")
-        stream = HashingStream(file)
-        try:
+        with written(self._fs, f"{self._root.rstrip('/')}/{name}") as stream:
             yield stream
-        except BaseException:
-            # Closing would make a file of what was uploaded. What fails now is not what failed first.
-            with suppress(Exception):
-                (file.close if is_local(self._fs) else file.discard)()
-            raise
-        file.close()
         self.written[name] = stream.entry()

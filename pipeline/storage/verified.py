@@ -6,11 +6,8 @@ from typing import Any
 
 import fsspec
 
+from pipeline.errors import DamagedFileError
 from pipeline.storage.checksums import BLOCK_BYTES, BlockHasher, problem
-
-
-class DamagedFileError(Exception):
-    """A file is not what was written; the text names it and says why."""
 
 
 class VerifiedFiles:

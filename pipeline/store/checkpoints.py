@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from pipeline.errors import StageError, error_text, is_storage_failure
+from pipeline.errors import DamagedFileError, StageError, error_text, is_storage_failure
 from pipeline.storage.checksums import HashingStream
 from pipeline.storage.filesystems import open_storage, put_json, read_json
 from pipeline.storage.records import put_record
-from pipeline.storage.verified import DamagedFileError, VerifiedFiles
+from pipeline.storage.verified import VerifiedFiles
 from pipeline.storage.writing import BackgroundThread, written
 from pipeline.store.checkpoint_manifest import DONE_FILE, Manifest, good_manifest
 from pipeline.worker_group import WorkerGroup

@@ -1,4 +1,4 @@
-"""What lies in an artifact store: listed, cleared of garbage, checked against its checksums."""
+"""What lies in an artifact store: listed, and cleared of garbage and of what is damaged."""
 
 import re
 import time
@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import fsspec
 
 from pipeline.errors import ConfigError, Problem
-from pipeline.storage.checksums import problem
 from pipeline.storage.filesystems import (
     absolute_url,
     open_storage,
@@ -80,6 +79,11 @@ class Entry:
     def damage_texts(self) -> list[str]:
         """A line for each file that is not what was written."""
         return [f"{self.url}/{name} {why}" for name, why in self.damage.items()]
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """The complete checkpoints, damaged ones among them, by path relative to the folder."""
+        return [_unit(name) for name in self.files if _is_checkpoint_manifest(name)]
 
     @property
     def is_held(self) -> bool:
@@ -297,25 +301,6 @@ def garbage(entry: Entry, limits: Limits) -> list[Garbage]:
         if name.partition("/")[0] not in needed:
             sizes[_unit(name)] = sizes.get(_unit(name), 0) + size
     return [Garbage(url=f"{entry.url}/{name}", size=size, why=why) for name, size in sizes.items()]
-
-
-def verified(entry: Entry) -> Entry:
-    """Read a finished artifact's files; return the entry with those that are missing or changed."""
-    if entry.artifact is None:
-        return entry
-    filesystem, root = open_storage(entry.artifact.url)
-    attempt = root.rpartition("/")[2]
-    damage = dict(entry.damage)
-    for name, expected in entry.artifact.files.items():
-        try:
-            with filesystem.open(f"{root}/{name}", "rb") as file:
-                found = problem(file, expected)
-        except FileNotFoundError:
-            damage[f"{attempt}/{name}"] = "is missing"
-            continue
-        if found:
-            damage[f"{attempt}/{name}"] = f"has {found}"
-    return replace(entry, damage=damage)
 
 
 def _entry(store: ArtifactStore, stage: str, key: str) -> Entry | None:

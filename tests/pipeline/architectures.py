@@ -24,6 +24,7 @@ from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.models.source import ModelConfig
 from pipeline.models.weights import WEIGHTS_FILE
 from pipeline.pruning.config import PruneSection
+from pipeline.storage.outputs import OutputFiles
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import make_task
 from pipeline.tasks.causal_lm import CausalLMConfig
@@ -294,6 +295,7 @@ def prune(case: str, folder: Path) -> None:
             config=ExportConfig(),
             trust_remote_code=False,
             output=output / "export",
+            files=OutputFiles(str(output / "export")),
         )
     dist.barrier()
     if stage == "3":

@@ -17,6 +17,7 @@ from pipeline.models.weights import WEIGHTS_FILE
 from pipeline.runs.config import RunConfig
 from pipeline.runs.stage import Stage, StageContext, every
 from pipeline.saving.contents import EXPORT_BYTES
+from pipeline.storage.outputs import OutputFiles
 from pipeline.store.artifacts import Artifact
 from pipeline.tasks import make_task
 from pipeline.tasks.base import token_lengths
@@ -66,6 +67,7 @@ class ExportStage(Stage):
             config=config.export,
             trust_remote_code=config.model.trust_remote_code,
             output=context.output,
+            files=_files(context),
             exclude=config.prune.settings.exclude,
         )
         if ONNX in config.export.format:
@@ -105,6 +107,13 @@ def with_bench(
         return {**found, "warnings": [*found["warnings"], f"export.bench: not measured: {error}"]}
     warnings = [f"export.bench: {warning}" for warning in bench["warnings"]]
     return {**found, "bench": bench, "warnings": [*found["warnings"], *warnings]}
+
+
+def _files(context: StageContext) -> OutputFiles:
+    """Return where the weights go: straight to storage, unless something here reads the folder."""
+    export = context.config.export
+    is_read = export.bench or ONNX in export.format
+    return OutputFiles(str(context.output)) if is_read or not context.files else context.files
 
 
 def _batches(context: StageContext) -> list[Any]:

@@ -13,7 +13,8 @@ from pipeline.runs.flow import plan_stages
 from pipeline.runs.hardware import NO_GPUS, settled
 from pipeline.storage.filesystems import open_storage
 from pipeline.store.artifacts import ArtifactStore
-from pipeline.store.maintenance import entries, verified
+from pipeline.store.maintenance import entries
+from pipeline.store.verification import verified
 from tests.run_file import write_run
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]

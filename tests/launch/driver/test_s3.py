@@ -59,6 +59,7 @@ def test_a_run_on_s3_is_killed_and_goes_on(project, bucket, tmp_path):
     assert json.loads(verified.stdout) == {
         "status": "verified",
         "num_artifacts": 5,
+        "num_checkpoints": 0,
         "num_unsealed": 0,
     }
 

@@ -11,7 +11,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import mgpp.integrations.transformers
-from mgpp.sparse.checkpoint import PackedError, pack_checkpoint, packed_weights
+from mgpp.sparse.checkpoint import pack_checkpoint
+from mgpp.sparse.reading import PackedError, packed_weights
 from tests import tiny
 from tests.processes import ROOT
 

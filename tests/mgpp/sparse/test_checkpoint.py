@@ -8,15 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertForSequenceClassification, GPT2LMHeadModel, LlamaForCausalLM
 
-from mgpp.sparse.checkpoint import (
-    PackedError,
-    pack_checkpoint,
-    packed_weights,
-    read_tensor,
-    tensor_bytes,
-    unpack_checkpoint,
-)
+from mgpp.sparse.checkpoint import pack_checkpoint, unpack_checkpoint
 from mgpp.sparse.packing import unpack
+from mgpp.sparse.reading import PackedError, packed_weights, read_tensor, tensor_bytes
 from tests import tiny
 
 HEADS = {

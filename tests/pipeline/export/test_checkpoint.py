@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     GPT2LMHeadModel,
@@ -20,9 +21,17 @@ import mgpp.integrations.transformers  # noqa: F401  # loads packed weights
 from mgpp import select_prunable
 from mgpp.sparse.zeros import by_pattern, count_zeros
 from pipeline.errors import StageError
-from pipeline.export.checkpoint import ExportConfig, check_export, export_model, read_weights
+from pipeline.export.check import check_export
+from pipeline.export.checkpoint import ExportConfig, export_model, read_weights
+from pipeline.export.weights import ExportedWeights
 from pipeline.models.weights import fingerprints
+from pipeline.saving.checkpoint_files import TensorReader
+from pipeline.storage.checksums import describe
+from pipeline.storage.filesystems import open_storage
+from pipeline.storage.outputs import OutputFiles
 from tests import tiny
+from tests.disk import no_large_files
+from tests.pipeline.saving.models import joined_config
 
 AUTO = "AutoModelForSequenceClassification"
 LEFT_OUT = (  # large matrices outside of the layers
@@ -77,7 +86,7 @@ def trained(request, tmp_path, tiny_bert):
     return folder, fingerprints(model.named_parameters(), names)
 
 
-def export(folder, weights, output, auto_model=AUTO, card=CARD, **settings):
+def export(folder, weights, output, auto_model=AUTO, card=CARD, files=None, **settings):
     return export_model(
         trained=folder,
         weights=weights,
@@ -87,7 +96,14 @@ def export(folder, weights, output, auto_model=AUTO, card=CARD, **settings):
         config=ExportConfig(**settings),
         trust_remote_code=False,
         output=output,
+        files=files or OutputFiles(str(output)),
     )
+
+
+def check(folder, weights):
+    tensors = TensorReader(str(folder))
+    auto = AutoModelForSequenceClassification
+    return check_export(folder, tensors, weights, auto, trust_remote_code=False)
 
 
 def tensors_of(folder):
@@ -256,12 +272,7 @@ def test_values_beyond_a_dtype_are_refused(tmp_path, trained):
 
 
 def test_a_packed_copy_holds_the_same_model(tmp_path):
-    sizes = {"hidden_size": 64, "intermediate_size": 128}
-    model = tiny.model(GPT2LMHeadModel, num_hidden_layers=2, **sizes)
-    names = prune(model)
-    model.save_pretrained(tmp_path / "trained")
-    tiny.decoder_tokenizer().save_pretrained(tmp_path / "trained")
-    weights = fingerprints(model.named_parameters(), names)
+    model, weights = gpt2(tmp_path)
     formats = {"format": ("plain", "packed"), "max_shard_size": "100KB"}
     found = export(
         tmp_path / "trained", weights, tmp_path / "out", "AutoModelForCausalLM", **formats
@@ -282,6 +293,78 @@ def test_a_packed_copy_holds_the_same_model(tmp_path):
     embeddings = model.transformer.wte.weight.nbytes + model.transformer.wpe.weight.nbytes
     assert found["embedding_bytes"] == found["packed_embedding_bytes"] == embeddings
     assert found["warnings"] == []
+
+
+def gpt2(tmp_path):
+    """A pruned decoder's folder, larger than what a disk takes below, and its fingerprints."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128}
+    model = tiny.model(GPT2LMHeadModel, num_hidden_layers=2, **sizes)
+    names = prune(model)
+    model.save_pretrained(tmp_path / "trained")
+    tiny.decoder_tokenizer().save_pretrained(tmp_path / "trained")
+    return model, fingerprints(model.named_parameters(), names)
+
+
+def by_name(filesystem, root):
+    return {path[len(root) + 1 :]: filesystem.cat_file(path) for path in filesystem.find(root)}
+
+
+@pytest.mark.parametrize("changes", [{}, {"dtype": "bf16", "max_shard_size": "100KB"}])
+def test_weights_go_straight_to_an_object_store(tmp_path, bucket, changes):
+    _, weights = gpt2(tmp_path)
+    given = {"auto_model": "AutoModelForCausalLM", "format": ("plain", "packed"), **changes}
+    local = export(tmp_path / "trained", weights, tmp_path / "local", **given)
+    files = OutputFiles(f"{bucket}/{tmp_path.name}")
+    with no_large_files(20_000):
+        streamed = export(tmp_path / "trained", weights, tmp_path / "out", files=files, **given)
+    assert streamed == local
+    stored, beside, whole = (
+        by_name(*open_storage(url))
+        for url in (files.url, str(tmp_path / "out"), str(tmp_path / "local"))
+    )
+    assert not stored.keys() & beside.keys()
+    assert stored | beside == whole
+    assert set(stored) == {name for name in whole if name.endswith(".safetensors")}
+    assert sum(map(len, stored.values())) == local["bytes"] + local["packed_bytes"] > 100_000
+    assert files.written == {name: describe(tmp_path / "local" / name) for name in stored}
+
+
+def test_a_model_that_is_compared_whole_is_written_here_first(tmp_path, bucket):
+    torch.manual_seed(0)
+    model = AutoModelForMaskedLM.from_config(joined_config())
+    names = prune(model)
+    model.save_pretrained(tmp_path / "trained")
+    tiny.decoder_tokenizer().save_pretrained(tmp_path / "trained")
+    weights = fingerprints(model.named_parameters(), names)
+    files = OutputFiles(f"{bucket}/{tmp_path.name}")
+    export(tmp_path / "trained", weights, tmp_path / "out", "AutoModelForMaskedLM", files=files)
+    assert not files.written
+    assert tensors_of(tmp_path / "out" / "model").keys() == tensors_of(tmp_path / "trained").keys()
+
+
+def test_what_storage_holds_is_compared_with_what_was_trained(tmp_path, bucket, monkeypatch):
+    """Let storage change a byte of what it takes."""
+    _, weights = gpt2(tmp_path)
+    url = f"{bucket}/{tmp_path.name}"
+    write = ExportedWeights.write
+
+    def write_badly(self, files, folder):
+        write(self, files, folder)
+        filesystem, root = open_storage(url)
+        path = f"{root}/model/model.safetensors"
+        content = bytearray(filesystem.cat_file(path))
+        content[-1] ^= 1
+        filesystem.pipe_file(path, bytes(content))
+
+    monkeypatch.setattr(ExportedWeights, "write", write_badly)
+    with pytest.raises(StageError, match=r"1 of \d+ parameters of s3://.* differ from what was"):
+        export(
+            tmp_path / "trained",
+            weights,
+            tmp_path / "out",
+            "AutoModelForCausalLM",
+            files=OutputFiles(url),
+        )
 
 
 def test_a_packed_copy_that_would_not_be_smaller_is_a_warning(trained, tmp_path):
@@ -385,7 +468,7 @@ def test_a_changed_file_is_refused(trained, tmp_path):
 def test_negative_zeros_in_a_checkpoint_are_refused(trained):
     folder, weights = trained  # it has them, and fingerprints do not tell
     with pytest.raises(StageError, match="holds negative zeros"):
-        check_export(folder, weights, AutoModelForSequenceClassification, trust_remote_code=False)
+        check(folder, weights)
 
 
 def test_weights_that_would_be_drawn_anew_are_refused(trained):
@@ -395,7 +478,7 @@ def test_weights_that_would_be_drawn_anew_are_refused(trained):
     del tensors["classifier.weight"]
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(StageError, match=r"does not load cleanly: .*classifier\.weight"):
-        check_export(folder, weights, AutoModelForSequenceClassification, trust_remote_code=False)
+        check(folder, weights)
 
 
 def test_fingerprints_are_read_as_they_were_written(trained, tmp_path):

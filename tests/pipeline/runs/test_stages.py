@@ -154,7 +154,7 @@ def one_shot_run(tmp_path, datasets_cache):
     dist.destroy_process_group()
 
 
-def test_a_one_shot_run_from_data_to_report(one_shot_run):
+def test_a_one_shot_run_from_data_to_report(one_shot_run, bucket):
     store, workers, records = ArtifactStore(one_shot_run.storage), WorkerGroup.current(), []
     done: dict[str, Artifact] = {}
     for stage in plan_stages(one_shot_run):
@@ -188,6 +188,30 @@ def test_a_one_shot_run_from_data_to_report(one_shot_run):
     assert "`, pruned to **50.00%** by\nSPARSEGPT" in card
     assert "Pruned in one shot, without training" in card
     assert f"| perplexity | {perplexity} |" in card
+
+    # To an object store: the same, with no weights in the folder that is uploaded.
+    (stage,) = (stage for stage in plan_stages(one_shot_run) if stage.name == "export")
+    inputs = {name: done[name] for name in stage.inputs}
+    upload = ArtifactStore.upload
+
+    def upload_rest(self, folder, url):
+        assert (folder / "model" / "config.json").is_file()
+        assert not list(folder.rglob("*.safetensors"))
+        upload(self, folder, url)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ArtifactStore, "upload", upload_rest)
+        streamed = run_stage(
+            stage,
+            one_shot_run,
+            ArtifactStore(f"{bucket}/runs"),
+            inputs,
+            workers=None,
+            progress=records.append,
+        )
+    assert streamed.files == done["export"].files
+    assert streamed.metrics == exported
+    assert (streamed.path / "model" / "model.safetensors").is_file()  # fetched and checked
 
 
 @pytest.mark.usefixtures("datasets_cache")

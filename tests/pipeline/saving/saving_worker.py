@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,14 @@ from pipeline.models.source import ModelConfig
 from pipeline.models.weights import positive_zeros
 from pipeline.saving import agreement
 from pipeline.saving.model_files import write_model
+from pipeline.storage import writing
 from pipeline.storage.outputs import OutputFiles
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import make_task
 from pipeline.training.deepspeed import ZeroConfig, deepspeed_config, init_deepspeed
 from pipeline.worker_group import WorkerGroup, set_collective_timeout
 from tests.cases import run_cases
+from tests.disk import no_large_files
 from tests.pipeline.architectures import ARCHITECTURES, config_of
 from tests.pipeline.saving.models import JOINED, joined_config
 
@@ -138,15 +141,13 @@ def gathered(root: Path) -> None:
 
 
 def full(root: Path) -> None:
-    """Write where the second worker's file lies on a full disk."""
+    """Write where the second worker's disk is full."""
     folder, rank = root / FULL, dist.get_rank()
-    if rank == 1:
-        (folder / "model").mkdir(parents=True, exist_ok=True)
-        (folder / "model" / SECOND).symlink_to("/dev/full")
-    dist.barrier()
+    engine = make_engine("llama", ZeroConfig(stage=3, precision="fp32"))
     said = "nothing"
     try:
-        write(context_of(folder), make_engine("llama", ZeroConfig(stage=3, precision="fp32")), root)
+        with no_large_files(1000) if rank == 1 else nullcontext():
+            write(context_of(folder), engine, root)
     except StageError as error:
         said = str(error)
     (folder / f"said-{rank}").write_text(said)
@@ -158,9 +159,11 @@ def hangs(root: Path) -> None:
     folder, rank = root / HANGS, dist.get_rank()
     set_collective_timeout(2)
     agreement.BEAT_SECONDS = 0.2
-    (folder / "model").mkdir(parents=True, exist_ok=True)
+    fifo = folder / "fifo"
     if rank == 1:
-        os.mkfifo(folder / "model" / SECOND)
+        folder.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(fifo)
+        writing._LocalFile = lambda path: fifo.open("wb")  # type: ignore[assignment,misc]
     dist.barrier()
     engine = make_engine("llama", ZeroConfig(stage=3, precision="fp32"))
     records: list[dict[str, Any]] = []
@@ -175,7 +178,7 @@ def hangs(root: Path) -> None:
         json.dumps({"said": said, "waited": waited, "records": records})
     )
     if rank == 0:  # lets the second worker's storage fail, and it come to its end
-        os.close(os.open(folder / "model" / SECOND, os.O_RDONLY))
+        os.close(os.open(fifo, os.O_RDONLY))
 
 
 def to_s3(root: Path) -> None:

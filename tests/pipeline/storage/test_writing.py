@@ -5,10 +5,11 @@ import os
 import fsspec
 import pytest
 
+from pipeline.errors import DamagedFileError
 from pipeline.storage import checksums, verified
 from pipeline.storage.checksums import describe
 from pipeline.storage.filesystems import open_storage
-from pipeline.storage.verified import DamagedFileError, VerifiedFiles
+from pipeline.storage.verified import VerifiedFiles
 from pipeline.storage.writing import run_at_once, written
 
 LARGE = 40 << 20  # several parts of an upload

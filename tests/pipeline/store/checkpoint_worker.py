@@ -6,7 +6,6 @@ What is measured is written as `<case>-<rank>.json`.
 import asyncio
 import json
 import os
-import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +31,7 @@ from pipeline.training import checkpoint_shards
 from pipeline.training.checkpoint_shards import ShardReader, ShardWriter
 from pipeline.worker_group import WorkerGroup
 from tests.cases import run_cases
+from tests.disk import no_large_files
 
 CASES = ("streamed-foreground", "streamed-background", "slow", "failed", "late", "one-at-a-time")
 STATE_MIB, LARGE_STATE_MIB = 32, 64  # of a rank
@@ -123,17 +123,6 @@ def small_sizes() -> Iterator[None]:
             setattr(module, name, value)
 
 
-@contextmanager
-def no_local_files() -> Iterator[None]:
-    """Let no file that this process writes grow beyond 64 KiB: the kernel refuses more."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def stream(in_background: bool, url: str) -> dict[str, Any]:
     """Save to S3 and restore, twice: by the worker that wrote it, then nothing of it is damaged."""
     workers = WorkerGroup.current()
@@ -154,7 +143,7 @@ def stream(in_background: bool, url: str) -> dict[str, Any]:
         return sum(entry["bytes"] for entry in saved.manifest.files.values())
 
     store.save(shards_of(state[:1], workers.rank).write, 1)  # connections and threads are there now
-    with small_sizes(), no_local_files(), requests_seen(count):
+    with small_sizes(), no_large_files(), requests_seen(count):
         with PeakMemory() as memory:
             shards = shards_of(state, workers.rank)
             if in_background:
@@ -211,7 +200,7 @@ def fail_on_one(url: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     try:
         if workers.rank == 1:
-            with no_local_files():
+            with no_large_files():
                 store.save(write, 2, in_background=True)
                 while store._thread is not None:
                     time.sleep(0.01)

@@ -1,7 +1,6 @@
 """Checkpoints are complete or ignored, a corrupt one is named and skipped, old ones go."""
 
 import json
-import resource
 import threading
 import time
 import uuid
@@ -14,6 +13,7 @@ from pipeline.errors import StageError
 from pipeline.store.checkpoint_manifest import newest_step
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.worker_group import WorkerGroup
+from tests.disk import no_large_files
 
 
 @pytest.fixture(scope="module")
@@ -142,11 +142,9 @@ def test_discard_deletes_all(store, url):
 
 @pytest.fixture
 def full_disk():
-    """Let no file of this process grow beyond 64 KiB: real errors (EFBIG) from real writes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    """Let real writes meet real errors."""
+    with no_large_files():
+        yield
 
 
 @pytest.mark.parametrize("in_background", [False, True])

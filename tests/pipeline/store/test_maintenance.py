@@ -14,7 +14,7 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.storage.filesystems import open_storage
 from pipeline.storage.records import FailureNote, HardwareChoice, put_record
-from pipeline.store import leases, maintenance
+from pipeline.store import leases, maintenance, verification
 from pipeline.store.artifacts import ArtifactStore
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.store.leases import Holder, LeaseFolder, LeaseWatch
@@ -26,8 +26,8 @@ from pipeline.store.maintenance import (
     entries,
     existing_store,
     garbage,
-    verified,
 )
+from pipeline.store.verification import verified
 from pipeline.worker_group import WorkerGroup
 
 KEY = "0123456789abcdef"
@@ -291,6 +291,62 @@ def test_damage_is_found(store, damage, complaint):
     assert cleared(store, days=0.0) == []
     assert list(discard_damaged(store, [verified(entry)], print))
     assert names(store) == set()
+
+
+def flip_a_bit(data):
+    return data[:7] + bytes([data[7] ^ 4]) + data[8:]
+
+
+@pytest.mark.parametrize("part", ["", "layer-00003/"])
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (flip_a_bit, "has another checksum"),
+        (lambda data: data[:-1], "has 999 bytes, not 1000"),
+        (lambda data: None, "is missing"),
+    ],
+)
+def test_a_damaged_shard_of_a_checkpoint_is_named_and_that_checkpoint_goes(
+    store, part, damage, complaint
+):
+    kept = CheckpointStore(
+        f"{store.folder_of('prune', KEY)}/checkpoints/{part}".rstrip("/"), WorkerGroup.alone()
+    )
+    for step in (1, 2):
+        kept.save(lambda files: [files.put(f"engine/{i}.bin", bytes(1000)) for i in range(3)], step)
+    (whole,) = entries(store)
+    assert len(whole.checkpoints) == 2
+    assert verified(whole).damage == {}
+    folder = max(whole.checkpoints)
+    filesystem, root = open_storage(whole.url)
+    path = f"{root}/{folder}/engine/1.bin"
+    after = damage(filesystem.cat_file(path))
+    filesystem.rm(path)
+    if after is not None:
+        filesystem.pipe_file(path, after)
+    (entry,) = entries(store)
+    assert entry.damage == {}
+    assert verified(entry).damage_texts == [f"{entry.url}/{folder}/engine/1.bin {complaint}"]
+    assert list(discard_damaged(store, [verified(entry)], print))
+    (left,) = entries(store)
+    assert left.checkpoints == [min(whole.checkpoints)]
+    assert left.can_resume
+    assert verified(left).damage == {}
+
+
+def test_a_checkpoint_that_its_run_deletes_meanwhile_is_not_damaged(store, monkeypatch):
+    kept = checkpoint(store, 1)
+    (entry,) = entries(store)
+    look = verification._differences
+
+    def delete_and_look(*given):
+        kept.discard()
+        return look(*given)
+
+    monkeypatch.setattr(verification, "_differences", delete_and_look)
+    assert verified(entry).damage == {}
+    (text,) = look(*open_storage(f"{entry.url}/{entry.checkpoints[0]}"), {"weights.bin": {}}, "x")
+    assert text == "x/weights.bin"
 
 
 DAMAGE = [
