@@ -11,7 +11,6 @@ from omegaconf import OmegaConf
 from pipeline.errors import ConfigError, Problem
 from pipeline.runs.config import own_values, read_config
 from pipeline.runs.upstream import RUN
-from pipeline.store.locations import is_file
 
 FOLDER = "/etc/mgpp"
 MAIN = "run.yaml"
@@ -121,7 +120,7 @@ def token_problems(config: str, files: dict[str, str]) -> list[Problem]:
 def _read(path: Path) -> dict[str, Any]:
     """Return what a file holds by itself, references to other values as they are."""
     named = Path(os.path.relpath(path))
-    if not is_file(named):
+    if not named.is_file():
         raise ConfigError([Problem(str(named), "no such file")])
     values = OmegaConf.to_container(own_values(named), resolve=False)
     assert isinstance(values, dict)

@@ -106,11 +106,19 @@ def _bound(body: list[ast.stmt]) -> Iterator[str]:
         if isinstance(statement, ast.Import | ast.ImportFrom):
             for alias in statement.names:
                 yield alias.asname or alias.name.partition(".")[0]
-        for node in ast.walk(statement) if not _blocks(statement) else ():
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                yield node.id
+        # Of a statement with others in it, what stands before them: `for x in`, `with open() as x`.
+        heads = [getattr(statement, name, None) for name in ("target", "items", "test", "subject")]
+        for head in heads if _blocks(statement) else [statement]:
+            for part in head if isinstance(head, list) else filter(None, [head]):
+                yield from _stored(part)
         for block in _blocks(statement):
             yield from _bound(block)
+
+
+def _stored(part: ast.AST) -> Iterator[str]:
+    for node in ast.walk(part):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
 
 
 def _blocks(statement: ast.stmt) -> list[list[ast.stmt]]:

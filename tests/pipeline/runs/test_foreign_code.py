@@ -63,7 +63,7 @@ def folder(tmp_path, tiny_bert, words_csv, monkeypatch, datasets_cache):
         sys.modules.pop(name, None)
 
 
-def function(name, **arguments):
+def function(name, /, **arguments):
     return f"data={json.dumps({'source': 'function', 'function': name, 'arguments': arguments})}"
 
 
@@ -86,20 +86,20 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize(("name", "arguments"), FOREIGN)
-def test_validate_runs_nothing_that_a_configuration_names(folder, name, arguments):
+def test_validate_runs_nothing_that_a_configuration_names(folder, name, arguments, capfd):
     code, out, _ = call("validate", "run.yaml", function(name, **arguments))
     assert code == 0
     assert f"not checked: data.function {name}: the data, and the keys that follow from it; " in out
     assert "prune-" not in out
     assert "  data " not in out
     joined = {"source": "joined", "parts": [{"source": "function", "function": name}]}
-    code, out, _ = call("validate", "run.yaml", f"data={json.dumps(joined)}", "--json")
+    assert call("validate", "run.yaml", f"data={json.dumps(joined)}", "--json")[0] == 0
+    out = capfd.readouterr().out
     assert json.loads(out)["unchecked"] == ["data.parts.0.function"]
     assert json.loads(out)["keys"] == {}
     assert not (folder / "marker").exists()
 
 
-@pytest.mark.parametrize(("name", "arguments"), FOREIGN[:1] + FOREIGN[3:4])
 @pytest.mark.parametrize(
     "command",
     [
@@ -110,12 +110,11 @@ def test_validate_runs_nothing_that_a_configuration_names(folder, name, argument
         "submit c.yaml --campaign storage=/mnt/runs",
         "cluster render slurm run.yaml storage=/mnt/runs --output made",
         "validate after.yaml",
-        "run run.yaml allow_code=true",
     ],
 )
-def test_every_command_that_would_run_it_says_what_to_do(folder, command, name, arguments):
+def test_every_command_that_would_run_it_says_what_to_do(folder, command):
     values = yaml.safe_load((folder / "run.yaml").read_text())
-    values["data"] = {"source": "function", "function": name, "arguments": arguments}
+    values["data"] = {"source": "function", "function": "mine:load"}
     (folder / "run.yaml").write_text(yaml.safe_dump(values))
     after = {**values, "data": {"source": "files", "train": "rows.csv"}}
     after["model"] = {"path": "run:run.yaml"}
@@ -125,10 +124,8 @@ def test_every_command_that_would_run_it_says_what_to_do(folder, command, name, 
     (folder / "c.yaml").write_text(yaml.safe_dump(campaign))
     code, _, said = call(*command.split())
     assert code == 2, said
-    assert (
-        f"data.function: a function from outside of mgpp is not run unless allowed, got '{name}'"
-        in said
-    )
+    why = "data.function: a function from outside of mgpp is not run unless allowed"
+    assert f"{why}, got 'mine:load'" in said
     assert "give --allow-code if it may run" in said
     assert not (folder / "marker").exists()
     assert not (folder / "runs").exists()
@@ -141,6 +138,15 @@ def test_with_permission_it_is_run(folder):
     assert (folder / "marker").read_text().startswith("imported called")
     assert sys.path[-1] == str(folder)
     assert sys.path.count(str(folder)) == 1
+
+
+def test_a_configuration_cannot_give_the_permission(folder):
+    for values in ("allow_code: true", "prune: {allow_code: true}"):
+        (folder / "own.yaml").write_text(f"extends: run.yaml\n{values}\n")
+        code, _, said = call("run", "own.yaml", function("mine:load"))
+        assert code == 2
+        assert "allow_code: " in said
+    assert not (folder / "marker").exists()
 
 
 def test_a_plan_needs_no_rows(folder):
