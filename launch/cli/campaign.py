@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 
 from launch.cli.output import (
+    AllowCode,
     AsJson,
     Overrides,
     RunByDefault,
@@ -27,7 +28,12 @@ CampaignPath = Annotated[str, typer.Argument(metavar="CAMPAIGN", help="YAML file
 
 
 @app.command()
-def run(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def run(
+    config: CampaignPath,
+    overrides: Overrides = None,
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+) -> None:
     """Choose candidates, run every run that is not done, then write tables and a report page."""
     with reported_errors(as_json) as emit:
         from launch.cluster.connect import (
@@ -53,14 +59,15 @@ def run(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = Fal
         joins = address_of(cluster) is not None
         with connected_on_demand(cluster) as connect:
             choices = Choices(store.url, lambda: hardware_of(cluster, connect))
-            planned = plan_campaign(campaign, choices)
+            planned = plan_campaign(campaign, choices, allow_code=allow_code)
             warn(choices.warnings())
             runs = {**planned.final, **planned.selecting}
             seen = set()
             for each in runs:  # seeds and sparsities change nothing of what is checked
                 if (kind := (each.place[:3], each.selecting)) not in seen:
                     seen.add(kind)
-                    validate(each.recipe, each.overrides, None if joins else local_capacity())
+                    here = None if joins else local_capacity()
+                    validate(each.recipe, each.overrides, here, allow_code=allow_code)
             connect()
             there = hardware_of(cluster, connect).capacity
             for run in runs.values():
@@ -82,7 +89,12 @@ def run(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = Fal
 
 
 @app.command()
-def status(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def status(
+    config: CampaignPath,
+    overrides: Overrides = None,
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+) -> None:
     """Show how each run stands, from the store: done, running, failed or waiting."""
     with reported_errors(as_json) as emit:
         from launch.driver.campaign import campaign_states, plan_campaign
@@ -96,7 +108,7 @@ def status(config: CampaignPath, overrides: Overrides = None, as_json: AsJson = 
         store = ArtifactStore(absolute_url(campaign.storage))
         # One that has not begun waits, whatever `auto` would come to.
         choices = Choices(store.url, lambda: NO_GPUS)
-        planned = plan_campaign(campaign, choices)
+        planned = plan_campaign(campaign, choices, allow_code=allow_code)
         warn(choices.warnings())
         states = campaign_states(campaign, planned, store)
         counts: dict[str, Any] = dict(Counter(state.state for state in states))

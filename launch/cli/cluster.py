@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from launch.cli.output import AsJson, Overrides, raise_for, reported_errors
+from launch.cli.output import AllowCode, AsJson, Overrides, raise_for, reported_errors
 
 app = typer.Typer(
     no_args_is_help=True, help="Write the files that start a cluster; wait for one; its dashboard."
@@ -38,6 +38,7 @@ def render(
     ] = None,
     campaign: Annotated[bool, typer.Option("--campaign", help="CONFIG is a campaign.")] = False,
     output: Annotated[str, typer.Option(help="Folder to write the files to.")] = ".",
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Write the files that start a cluster and run a configuration on it.
@@ -67,7 +68,14 @@ def render(
             more or [],
         )
         command = "campaign" if campaign else "run"
-        files = render_cluster(target, description, config, changes, command=command)  # type: ignore[arg-type]
+        files = render_cluster(
+            target,  # type: ignore[arg-type]
+            description,
+            config,
+            changes,
+            command=command,
+            allow_code=allow_code,
+        )
         folder = Path(output)
         folder.mkdir(parents=True, exist_ok=True)
         for file, text in files.items():

@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from launch.cli.output import (
+    AllowCode,
     AsJson,
     Overrides,
     reported_errors,
@@ -46,6 +47,7 @@ def submit(
     detach: Annotated[
         bool, typer.Option("--detach", help="Return at once instead of following the job.")
     ] = False,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a configuration as a job on a Ray cluster, show its log, and exit as it did.
@@ -63,6 +65,7 @@ def submit(
             working_dir=working_dir,
             excludes=exclude or [],
             shared=shared or [],
+            allow_code=allow_code,
         )
         client = jobs.connect(address)
         job, was_there = jobs.submit(client, submission)

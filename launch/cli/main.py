@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ from rich.table import Table
 
 from launch.cli import bench, campaign, checkpoints, cluster, jobs, push, store
 from launch.cli.output import (
+    AllowCode,
     AsJson,
     Overrides,
     narrator,
@@ -51,7 +51,12 @@ def _root(
 
 
 @app.command()
-def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def run(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+) -> None:
     """Run all stages that are not done: data, dense, prune, evaluate, export, report."""
     with reported_errors(as_json) as emit:
         from launch.cli.signals import announced_stop
@@ -73,7 +78,8 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
         console = narrator()
         changes = list(overrides or [])
         joins = _joins_a_cluster(config, changes)
-        settings = validate(config, changes, None if joins else local_capacity())
+        capacity = None if joins else local_capacity()
+        settings = validate(config, changes, capacity, allow_code=allow_code)
         store = readable_store(settings.storage)
         with connected_on_demand(settings.cluster) as connect:
             choices = Choices(store.url, lambda: hardware_of(settings.cluster, connect))
@@ -104,7 +110,12 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
 
 
 @app.command()
-def validate(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def validate(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+) -> None:
     """Check a configuration, its model, its data and whether its workers fit; start nothing."""
     with reported_errors(as_json) as emit:
         from launch.cluster.connect import connected_on_demand, hardware_of, local_capacity
@@ -112,13 +123,14 @@ def validate(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = 
         from pipeline.runs.flow import plan_stages
         from pipeline.runs.hardware import Choices, described
         from pipeline.runs.node_memory import node_memory_problems
-        from pipeline.runs.validate import cluster_problems
-        from pipeline.runs.validate import validate as check
+        from pipeline.runs.validate import cluster_problems, look_through
         from pipeline.storage.filesystems import absolute_url, storage_problems
 
         changes = list(overrides or [])
         joins = _joins_a_cluster(config, changes)
-        settings = check(config, changes, None if joins else local_capacity())
+        capacity = None if joins else local_capacity()
+        checked = look_through(config, changes, capacity, allow_code=allow_code)
+        settings = checked.config
         raise_for(storage_problems(settings.storage))
         with connected_on_demand(settings.cluster) as connect:
             where = absolute_url(settings.storage)
@@ -127,16 +139,23 @@ def validate(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = 
         if not joins:
             here = local_capacity()
             raise_for(cluster_problems(settled.cluster, here))
-            raise_for(node_memory_problems(settled, here))
-        keys = {stage.name: stage.key for stage in plan_stages(settled)}
-        warning = planned_coverage(settings).warning
-        warnings = [*choices.warnings(), *([warning] if warning else [])]
+        keys, warnings = {}, choices.warnings()
+        if not checked.unchecked:
+            if not joins:
+                raise_for(node_memory_problems(settled, here))
+            keys = {stage.name: stage.key for stage in plan_stages(settled)}
+            coverage = planned_coverage(settings).warning
+            warnings += [coverage] if coverage else []
         if not as_json:
-            typer.echo(f"{config} is valid: {described(settled)}")
+            extent = ", as far as it was checked" if checked.unchecked else ""
+            typer.echo(f"{config} is valid{extent}: {described(settled)}")
             for name, key in keys.items():
                 typer.echo(f"  {name:<9} {key}")
+            for problem in checked.unchecked:
+                typer.echo(f"not checked: {_unchecked(problem)}")
             warn(warnings)
-        emit({"status": "valid", "keys": keys, "warnings": warnings})
+        unchecked = [problem.key for problem in checked.unchecked]
+        emit({"status": "valid", "keys": keys, "unchecked": unchecked, "warnings": warnings})
 
 
 @app.command()
@@ -171,6 +190,7 @@ def plan(
             help="10^12 operations a second that each device reaches; adds seconds of compute a step.",
         ),
     ] = None,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what a run needs per worker: memory, bytes sent, checkpoint size, time; start nothing."""
@@ -183,16 +203,18 @@ def plan(
         from pipeline.planner.plan import plan_run
         from pipeline.planner.speed import step_time
         from pipeline.runs.config import parse_config, read_config
+        from pipeline.runs.foreign_code import foreign_code
         from pipeline.runs.hardware import WITH_GPUS, settled
         from pipeline.runs.upstream import resolve_upstream
 
         values, problems = read_config(config, list(overrides or []))
         if not problems:
-            values, problems = resolve_upstream(values)
+            values, problems = resolve_upstream(values, allow_code=allow_code)
         if problems:
             raise ConfigError(problems)
         hardware = WITH_GPUS if gpu_memory_gib is not None else local_hardware()
-        settings = settled(parse_config(values), hardware)
+        settings = settled(parse_config(values, allow_code=True), hardware)
+        raise_for([] if allow_code else foreign_code({"model": settings.model}))  # no rows are read
         found = plan_run(settings)
         room = None if gpu_memory_gib is None else gpu_memory_gib * 2**30
         needed = max(found.device_total, found.evaluation_total)
@@ -269,6 +291,13 @@ def schema() -> None:
     from pipeline.runs.config import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def _unchecked(problem: Any) -> str:
+    """Return what was not checked for want of permission to run code, in words."""
+    given = " ".join(filter(None, [problem.key, problem.got if problem.got is not True else ""]))
+    what = "the data" if problem.key.startswith("data") else "the model"
+    return f"{given}: {what}, and the keys that follow from it; {problem.hint}"
 
 
 def _table(summary: dict[str, Any], artifacts: dict[str, Any], task: Any) -> Table:
@@ -365,5 +394,4 @@ def _use_token() -> None:
 def main() -> None:
     """Run the command line."""
     _use_token()
-    sys.path.append(str(Path.cwd()))  # functions that a configuration names may lie here
     app()

@@ -22,6 +22,24 @@ Overrides = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
+def _allow_code(allowed: bool) -> bool:
+    if allowed:
+        from launch.cluster.code_folder import allow_code_here
+
+        allow_code_here()
+    return allowed
+
+
+AllowCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code",
+        callback=_allow_code,
+        help="Run code from outside of mgpp that CONFIG names: data.function, model.trust_remote_code.",
+    ),
+]
+
+
 def narrator() -> Console:
     """Return the console for progress: standard error, lines printed as they are, none wrapped."""
     return Console(stderr=True, markup=False, highlight=False, soft_wrap=True)

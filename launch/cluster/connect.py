@@ -4,17 +4,29 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import ray
+from ray.job_config import JobConfig
 
+from launch.cluster.code_folder import VARIABLE
 from pipeline.errors import ConfigError, Problem, StageError
 from pipeline.runs.config import ClusterConfig
 from pipeline.runs.hardware import Capacity, Hardware
 
 _CGROUP = Path("/sys/fs/cgroup")
+
+
+class _NoMore(list[str]):
+    """Folders that workers import from before all others: none, for what lies there may have our names.
+
+    Ray adds the working folder and the script's; the code folder comes last instead.
+    """
+
+    def extend(self, folders: Iterable[str]) -> None:
+        """Add nothing."""
 
 
 def local_capacity() -> Capacity:
@@ -60,7 +72,7 @@ def _local_gpu_has_bf16() -> bool:
     """Ask in another process: whoever asks keeps hundreds of megabytes of the GPU."""
     code = f"from {__name__} import _gpu_has_bf16; print(_gpu_has_bf16())"
     done = subprocess.run(  # noqa: S603  # our own code
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=300, check=False
     )
     if done.returncode:
         raise StageError(
@@ -112,6 +124,15 @@ def joined_address(key: str, given: str | None) -> str | None:
     return given or None
 
 
+def _job_config(address: str | None) -> JobConfig | None:
+    """Return what keeps Ray from putting the working folder first; by its client it does not."""
+    if address and address.startswith("ray://"):
+        return None
+    config = JobConfig()
+    config._py_driver_sys_path = _NoMore()
+    return config
+
+
 @contextmanager
 def connected(cluster: ClusterConfig) -> Iterator[None]:
     """Join the configured cluster, or start one here, for as long as the block runs.
@@ -123,15 +144,12 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     quiet = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
-    # Functions that a configuration names may lie in the folder the command was given in.
-    path = os.pathsep.join([str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {"env_vars": {"PYTHONPATH": path, **passed_on()}}
+    given = {name: os.environ[name] for name in ("PYTHONPATH", VARIABLE) if name in os.environ}
+    environment = {"env_vars": {**given, **passed_on()}}
     address = address_of(cluster)
     # Inside a submitted job the environment is the one it was submitted with.
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if address is None:
-        # What is started here inherits this: given to Ray, it would start every process twice over.
-        os.environ["PYTHONPATH"] = path
         os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = (
             "0"  # one machine, which goes as a whole
         )
@@ -140,16 +158,18 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
         "include_dashboard": None if address else False,
         "log_to_driver": False,
         "logging_level": "error",
+        # What is started here inherits it: given to Ray, it would start every process twice over.
         "runtime_env": environment if address and not in_job else None,
     }
     try:
         try:
-            ray.init(**settings)
+            ray.init(**settings, job_config=_job_config(address))
         except Exception as error:
             if address or "timed out during startup" not in str(error):
                 raise
             ray.shutdown()
-            ray.init(**settings)  # the machine was too busy for Ray's own half minute: once more
+            # The machine was too busy for Ray's own half minute: once more.
+            ray.init(**settings, job_config=_job_config(address))
     except Exception as error:  # Ray raises plain ones too
         if address:
             raise ConfigError(

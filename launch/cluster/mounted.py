@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from pipeline.errors import ConfigError, Problem
-from pipeline.runs.config import read_config, yaml_text
+from pipeline.runs.config import own_values, read_config
 from pipeline.runs.upstream import RUN
 
 FOLDER = "/etc/mgpp"
@@ -121,17 +119,11 @@ def token_problems(config: str, files: dict[str, str]) -> list[Problem]:
 
 def _read(path: Path) -> dict[str, Any]:
     """Return what a file holds by itself, references to other values as they are."""
-    named = os.path.relpath(path)
-    try:
-        if not path.is_file():
-            raise ConfigError([Problem(named, "no such file")])
-        values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except ConfigError:
-        raise
-    except (YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
-        raise ConfigError([Problem(named, yaml_text(error))]) from error
-    if not isinstance(values, dict):
-        raise ConfigError([Problem(named, "must be a mapping of sections")])
+    named = Path(os.path.relpath(path))
+    if not named.is_file():
+        raise ConfigError([Problem(str(named), "no such file")])
+    values = OmegaConf.to_container(own_values(named), resolve=False)
+    assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 
 

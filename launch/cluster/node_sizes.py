@@ -14,13 +14,16 @@ from pipeline.runs.upstream import resolve_upstream
 GIB = 2**30
 
 
-def runs_of(config: str, overrides: Sequence[str], *, campaign: bool) -> list[RunConfig]:
+def runs_of(
+    config: str, overrides: Sequence[str], *, campaign: bool, allow_code: bool = False
+) -> list[RunConfig]:
     """Return the configurations of what is run: one, or those of a campaign.
 
     Args:
         config: the YAML file.
         overrides: `key=value` changes to it.
         campaign: whether it is a campaign.
+        allow_code: whether they may name code from outside of mgpp.
 
     Raises:
         ConfigError: with what is wrong with one of them.
@@ -33,10 +36,10 @@ def runs_of(config: str, overrides: Sequence[str], *, campaign: bool) -> list[Ru
     for path, changes in files:
         values, problems = read_config(path, changes)
         if not problems:
-            values, problems = resolve_upstream(values)
+            values, problems = resolve_upstream(values, allow_code=allow_code)
         if problems:
             raise ConfigError(problems)
-        found.append(parse_config(values))
+        found.append(parse_config(values, allow_code=allow_code))
     return found
 
 

@@ -15,6 +15,7 @@ from launch.cluster.mounted import mounted_files, token_problems
 from launch.cluster.node_sizes import planned_cores, planned_memory_gib, runs_of
 from pipeline.errors import ConfigError, Problem, SettingError
 from pipeline.runs.config import RunConfig, parse_config, problem_of, read_config, yaml_text
+from pipeline.runs.foreign_code import OPTION
 from pipeline.runs.hardware import Capacity, Hardware, settled
 from pipeline.runs.plain_yaml import check_yaml
 from pipeline.runs.validate import cluster_problems, core_problems
@@ -192,6 +193,7 @@ def render_cluster(
     overrides: Sequence[str] = (),
     *,
     command: str = "run",
+    allow_code: bool = False,
 ) -> dict[str, str]:
     """Return the files of a target by name.
 
@@ -201,6 +203,7 @@ def render_cluster(
         config: the YAML file to run there: a run's, or a campaign's where that is the command.
         overrides: `key=value` changes to it.
         command: of mgpp.
+        allow_code: whether the configuration may name code from outside of mgpp.
 
     Raises:
         ConfigError: if something is missing, the cluster cannot hold the run's workers, or a file would
@@ -211,12 +214,11 @@ def render_cluster(
     problems += wrong or (_campaign_problems(config, overrides) if command == "campaign" else [])
     storage = str(values.get("storage", "runs"))
     if not wrong and command == "run":
-        cores = description.cpus_per_node or planned_cores(
-            [parse_config(values)], description.nodes
-        )
+        run = parse_config(values, allow_code=allow_code)
+        cores = description.cpus_per_node or planned_cores([run], description.nodes)
         nodes = ((float(cores), float(description.gpus_per_node)),)
         capacity = Capacity(nodes=nodes * description.nodes)
-        settings = settled(parse_config(values), Hardware(capacity=capacity, has_bf16=lambda: True))
+        settings = settled(run, Hardware(capacity=capacity, has_bf16=lambda: True))
         problems += cluster_problems(settings.cluster, capacity)
         problems += core_problems(settings.data, capacity)
     if "://" not in storage and not Path(storage).is_absolute():
@@ -230,7 +232,7 @@ def render_cluster(
     if problems:
         raise ConfigError(problems)
     if description.cpus_per_node is None or description.memory_gib is None:
-        runs = runs_of(config, overrides, campaign=command == "campaign")
+        runs = runs_of(config, overrides, campaign=command == "campaign", allow_code=allow_code)
         description = description.sized_for(runs)
     assert description.memory_gib is not None
     environment = _environment()
@@ -241,7 +243,8 @@ def render_cluster(
         "config_path": config,
         "mounted": {},
         "overrides": list(overrides),
-        "command": f"mgpp {command}",
+        "command": f"mgpp {command}{f' {OPTION}' if allow_code else ''}",
+        "campaign": command == "campaign",
         "join": f"{'changes.' if command == 'campaign' else ''}cluster.address=auto",
         "storage": storage,
         "ray_version": version("ray"),

@@ -13,6 +13,7 @@ from launch.cluster.connect import passed_on
 from launch.cluster.shipping import Shipment
 from pipeline.errors import ConfigError, Problem
 from pipeline.runs.config import RunConfig, parse_config, read_config
+from pipeline.runs.foreign_code import OPTION
 from pipeline.runs.named_files import NamedFile, files_of, named_files
 from pipeline.runs.upstream import RUN
 
@@ -48,6 +49,7 @@ def make_submission(
     working_dir: str = ".",
     excludes: Sequence[str] = (),
     shared: Sequence[str] = (),
+    allow_code: bool = False,
 ) -> Submission:
     """Check what can be checked from here, and return the job.
 
@@ -58,6 +60,7 @@ def make_submission(
         working_dir: the folder that is shipped; the job runs in a copy of it.
         excludes: what of it is not needed, as in .gitignore.
         shared: folders that all nodes have, under the same path.
+        allow_code: whether the job may run code from outside of mgpp that the configuration names.
 
     Raises:
         ConfigError: with every problem found.
@@ -70,7 +73,7 @@ def make_submission(
         raise ConfigError(problems)
     named = _config_files(file, root)
     if command == "run":
-        run = _parse_run(values)
+        run = _parse_run(values, allow_code)
         storage, name = run.storage, run.name
         named += _named_by(values, run)
     else:
@@ -78,7 +81,7 @@ def make_submission(
 
         campaign = read_campaign(str(file), overrides)
         storage, name = campaign.storage, campaign.name
-        named += _named_by_runs(campaign, root)
+        named += _named_by_runs(campaign, root, allow_code)
     shipment = Shipment(root, [*EXCLUDES, *excludes], shared)
     problems = [problem for needed in dict.fromkeys(named) if (problem := shipment.problem(needed))]
     if problems:
@@ -98,7 +101,9 @@ def make_submission(
     settings = json.dumps([command, values], sort_keys=True, default=str)
     return Submission(
         name=f"{PREFIX}{name}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}",
-        entrypoint=shlex.join(["mgpp", command, place, *overrides]),
+        entrypoint=shlex.join(
+            ["mgpp", command, *([OPTION] if allow_code else []), place, *overrides]
+        ),
         runtime_env={
             "working_dir": str(root),
             "excludes": shipment.excludes,
@@ -122,13 +127,14 @@ def _upstream(values: dict[str, Any]) -> str | None:
     return path.removeprefix(RUN).split()[0]
 
 
-def _parse_run(values: dict[str, Any]) -> RunConfig:
+def _parse_run(values: dict[str, Any], allow_code: bool) -> RunConfig:
     """Return a run's configuration, checked as far as this machine can."""
     if _upstream(values) is None:
-        config = parse_config(values)
+        config = parse_config(values, allow_code=allow_code)
     else:
         config = parse_config(
-            {**values, "model": {**values["model"], "path": "made-by-another-run"}}
+            {**values, "model": {**values["model"], "path": "made-by-another-run"}},
+            allow_code=allow_code,
         )
     if config.cluster.address not in (None, "auto"):
         raise ConfigError(
@@ -150,7 +156,7 @@ def _named_by(values: dict[str, Any], run: RunConfig) -> list[NamedFile]:
     return [*made, *named_files(run)]
 
 
-def _named_by_runs(campaign: "CampaignConfig", root: Path) -> list[NamedFile]:
+def _named_by_runs(campaign: "CampaignConfig", root: Path, allow_code: bool) -> list[NamedFile]:
     """Return the files of a campaign's runs, and what these name."""
     from pipeline.campaigns.grid import campaign_runs
 
@@ -162,7 +168,7 @@ def _named_by_runs(campaign: "CampaignConfig", root: Path) -> list[NamedFile]:
                 raise ConfigError(problems)
             named += [
                 *_config_files(Path(run.recipe), root),
-                *_named_by(values, _parse_run(values)),
+                *_named_by(values, _parse_run(values, allow_code)),
             ]
         except ConfigError as error:
             raise ConfigError(problem.within(run.title) for problem in error.problems) from error

@@ -38,11 +38,13 @@ class PlannedCampaign:
 
     Attributes:
         choices: what `auto` came to.
+        allow_code: whether its recipes may name code from outside of mgpp.
         selecting: the runs that candidates are chosen by; none where there is no choice.
         final: the runs of the table, of the first candidates as long as none are chosen.
     """
 
     choices: Choices
+    allow_code: bool
     selecting: Planned
     final: Planned
 
@@ -81,20 +83,24 @@ def first_cluster(config: CampaignConfig) -> ClusterConfig:
     return cluster
 
 
-def plan_campaign(config: CampaignConfig, choices: Choices) -> PlannedCampaign:
+def plan_campaign(
+    config: CampaignConfig, choices: Choices, *, allow_code: bool = False
+) -> PlannedCampaign:
     """Return every run of a campaign with its stages.
 
     Args:
         config: of the campaign.
         choices: what `auto` comes to; the runs of one recipe have one.
+        allow_code: whether its recipes may name code from outside of mgpp.
 
     Raises:
         ConfigError: with the problems of all runs whose configuration cannot be.
     """
     selecting, final = selection_runs(config), campaign_runs(config)
-    planned = _plan(config, choices, [*selecting, *final])
+    planned = _plan(config, choices, allow_code, [*selecting, *final])
     return PlannedCampaign(
         choices=choices,
+        allow_code=allow_code,
         selecting={run: planned[run] for run in selecting},
         final={run: planned[run] for run in final},
     )
@@ -114,7 +120,7 @@ def run_campaign(
     choice, final = NO_CHOICE, planned.final
     if planned.selecting:
         choice = _select(config, planned.selecting, store, console)
-        final = _plan(config, planned.choices, campaign_runs(config, choice.chosen), planned.final)
+        final = _plan_final(config, planned, choice)
     failures = _run(final, config, store, console)
     outcomes = [
         _outcome(run, p, store, failures.get(run.title, ""), curves=config.curves)
@@ -147,13 +153,20 @@ def campaign_states(
         ]
     if states:
         choice = _choice(config, planned.selecting, store)
-        final = _plan(config, planned.choices, campaign_runs(config, choice.chosen), final)
+        final = _plan_final(config, planned, choice)
     return states + [_state(run, p, store) for run, p in final.items()]
+
+
+def _plan_final(config: CampaignConfig, planned: PlannedCampaign, choice: Choice) -> Planned:
+    """Return the runs of the table, now that candidates are chosen."""
+    runs = campaign_runs(config, choice.chosen)
+    return _plan(config, planned.choices, planned.allow_code, runs, planned.final)
 
 
 def _plan(
     config: CampaignConfig,
     choices: Choices,
+    allow_code: bool,
     runs: Sequence[CampaignRun],
     known: Planned = MappingProxyType({}),
 ) -> Planned:
@@ -171,6 +184,7 @@ def _plan(
                 run.overrides,
                 pruned=run.place.is_pruned,
                 settle=partial(choices.settle, campaign=config.name),
+                allow_code=allow_code,
                 without=() if whole else _LAST_STAGES,
             )
         except ConfigError as error:

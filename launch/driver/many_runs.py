@@ -42,6 +42,7 @@ def plan_run(
     *,
     pruned: bool,
     settle: Callable[[RunConfig], RunConfig],
+    allow_code: bool,
     without: Sequence[str] = (),
 ) -> PlannedRun:
     """Return a run that is a recipe with changes.
@@ -52,6 +53,7 @@ def plan_run(
         overrides: `key=value` changes.
         pruned: False for the dense fine-tune and its evaluation alone.
         settle: returns its configuration with what `auto` comes to.
+        allow_code: whether it may name code from outside of mgpp.
         without: names of stages that are left out.
 
     Raises:
@@ -59,11 +61,11 @@ def plan_run(
     """
     values, problems = read_config(recipe, overrides)
     if not problems:
-        values, problems = resolve_upstream(values)
+        values, problems = resolve_upstream(values, allow_code=allow_code)
     if problems:
         raise ConfigError(problem.within(title) for problem in problems)
     try:
-        config = settle(parse_config(values))
+        config = settle(parse_config(values, allow_code=allow_code))
     except ConfigError as error:
         raise ConfigError(problem.within(title) for problem in error.problems) from None
     stages = plan_stages(config, pruned=pruned)

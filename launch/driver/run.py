@@ -9,6 +9,7 @@ from typing import Any
 import ray
 from rich.console import Console
 
+from launch.cluster.code_folder import use_code_folder
 from launch.cluster.connect import free_cores
 from launch.driver.locking import leased
 from launch.driver.progress import StageDisplay
@@ -319,6 +320,7 @@ def _run_alone(
 ) -> None:
     """Run a stage that needs no worker group, on CPUs."""
     use_devices(0)
+    use_code_folder()
     status.post.remote({"event": "begin", "stage": stage.name})
     run_stage(
         stage,

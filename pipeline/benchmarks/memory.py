@@ -49,7 +49,7 @@ def peak_memory(
     work = {"folder": str(folder), "variant": variant, "batch": batch, "length": length}
     given = json.dumps({**work, "tokens": list(tokens), "threads": threads})
     done = subprocess.run(  # noqa: S603  # this interpreter and this module
-        [sys.executable, "-m", "pipeline.benchmarks.memory", given],
+        [sys.executable, "-P", "-m", "pipeline.benchmarks.memory", given],
         capture_output=True,
         text=True,
         check=False,

@@ -18,7 +18,8 @@ from pipeline.evaluation.evaluate import EvaluateConfig
 from pipeline.export.checkpoint import ExportConfig
 from pipeline.models.source import ModelConfig
 from pipeline.pruning.config import PruneSection
-from pipeline.runs.plain_yaml import DEEPEST, check_yaml
+from pipeline.runs.foreign_code import OPTION, foreign_code
+from pipeline.runs.plain_yaml import DEEPEST, check_references, check_yaml, read_yaml
 from pipeline.section import Duration, NotNegative, Positive, Section, sections_in
 from pipeline.store.locations import is_file
 from pipeline.tasks import AnyTaskConfig
@@ -27,6 +28,7 @@ from pipeline.training.deepspeed import ZeroConfig
 from pipeline.training.distill import DistillConfig
 
 _Kind = TypeVar("_Kind", bound=Section)
+_FOREIGN = "no configuration of mgpp"
 _LONGEST_CHAIN = 32
 _OF_SHARES = {("lt", 1), ("le", 1)}  # limits of numbers that may have been meant in percent
 # Keys that say which kind of section theirs is.
@@ -162,22 +164,32 @@ class RunConfig(Section):
         return str(OmegaConf.to_yaml(OmegaConf.create(self.model_dump(mode="json"))))
 
 
-def read_config(path: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], list[Problem]]:
+def read_config(
+    path: str, overrides: Sequence[str] = (), kind: type[Section] | None = None
+) -> tuple[dict[str, Any], list[Problem]]:
     """Read a YAML file and apply `key=value` overrides; return the values and the problems found.
 
     A file may give only what differs from another one: `extends: path`, relative to itself.
+
+    Args:
+        path: of the file. It, and those it extends, may be anyone's: no problem prints a line of one.
+        overrides: changes to it.
+        kind: what the file is; a run's configuration unless given.
     """
     problems = [problem for override in overrides for problem in _override_problems(override)]
     if problems and is_file(path):
         return {}, problems
     try:
-        loaded = _load(Path(path))
+        loaded = _load(Path(path), kind)
         merged = _merge(loaded, OmegaConf.from_dotlist(list(overrides)))
+        check_references(OmegaConf.to_container(merged, resolve=False))
         values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except ConfigError as error:
         return {}, error.problems
+    except SettingError as error:
+        return {}, [error.problem.within(path)]
     except RecursionError:
-        return {}, [Problem(path, "its values refer to each other in a circle, or nest too deeply")]
+        return {}, [Problem(path, "its values nest too deeply")]
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         return {}, [_not_yaml(path, error)]
     assert isinstance(values, dict)
@@ -190,7 +202,7 @@ def read_as(kind: type[_Kind], path: str, overrides: Sequence[str] = ()) -> _Kin
     Raises:
         ConfigError: with every problem found.
     """
-    values, problems = read_config(path, overrides)
+    values, problems = read_config(path, overrides, kind)
     if problems:
         raise ConfigError(problems)
     try:
@@ -202,11 +214,12 @@ def read_as(kind: type[_Kind], path: str, overrides: Sequence[str] = ()) -> _Kin
         ) from None
 
 
-def _load(path: Path, below: tuple[Path, ...] = ()) -> DictConfig:
+def _load(path: Path, kind: type[Section] | None, below: tuple[Path, ...] = ()) -> DictConfig:
     """Return a file's values over those of the file it extends.
 
     Args:
         path: the file.
+        kind: what it is; a run's configuration unless given.
         below: the files that extend it, the first one first.
 
     Raises:
@@ -221,23 +234,38 @@ def _load(path: Path, below: tuple[Path, ...] = ()) -> DictConfig:
     if path.resolve() in {file.resolve() for file in below}:
         circle = " -> ".join(str(file) for file in chain)
         raise ConfigError([Problem(named, f"extends itself ({circle})")])
-    try:
-        check_yaml(path.read_text(encoding="utf-8"), whole_file=True)
-        loaded = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
-        raise ConfigError([_not_yaml(path, error)]) from error
-    if not isinstance(loaded, DictConfig):
-        raise ConfigError(
-            [Problem(str(path), f"must be a mapping of sections, got {_kind(loaded)}")]
-        )
+    loaded = own_values(path)
+    known = {*(kind or RunConfig).model_fields, "extends"}
+    if loaded and not known & set(loaded):
+        why = f"{_FOREIGN}: it has none of the keys that one has"
+        raise ConfigError([Problem(named, why, allowed=tuple(sorted(known)))])
     if "extends" not in loaded:
         return loaded
-    base = loaded.pop("extends")
-    if not isinstance(base, str):
-        raise ConfigError(
-            [Problem("extends", "must be the path of one file", got=base, where=str(path))]
-        )
-    return _merge(_load(path.parent / base, chain), loaded)
+    base = dict(loaded.items_ex(resolve=False)).get("extends")
+    del loaded["extends"]
+    if not isinstance(base, str) or "${" in base:
+        raise ConfigError([Problem("extends", "must be the path of one file", where=str(path))])
+    return _merge(_load(path.parent / base, kind, chain), loaded)
+
+
+def own_values(path: Path) -> DictConfig:
+    """Return what a configuration file itself holds, references as they are.
+
+    Raises:
+        ConfigError: if it is no configuration; nothing of what it holds is said.
+    """
+    try:
+        loaded = read_yaml(path)
+        check_references(OmegaConf.to_container(loaded, resolve=False))
+    except SettingError as error:
+        raise ConfigError([error.problem.within(str(path))]) from None
+    except (ValueError, OSError) as error:
+        why = (error.strerror or "") if isinstance(error, OSError) else str(error)
+        raise ConfigError([Problem(str(path), f"{_FOREIGN}: {why}")]) from None
+    if not isinstance(loaded, DictConfig):
+        why = f"{_FOREIGN}: must be a mapping of sections, got a list"
+        raise ConfigError([Problem(str(path), why)])
+    return loaded
 
 
 def _merge(under: DictConfig, over: DictConfig) -> DictConfig:
@@ -294,14 +322,13 @@ def _override_problems(override: str) -> list[Problem]:
         return [Problem(repr(override), "an override is key=value, such as train.lr=1e-4")]
     try:
         check_yaml(value)
-        OmegaConf.from_dotlist([override])
+        given = OmegaConf.from_dotlist([override])
+        check_references(OmegaConf.to_container(given, resolve=False))
+    except SettingError as error:
+        return [replace(error.problem, key=repr(override))]
     except (YAMLError, OmegaConfBaseException, ValueError, TypeError, KeyError) as error:
         return [Problem(repr(override), yaml_text(error))]
     return []
-
-
-def _kind(loaded: Any) -> str:
-    return type(OmegaConf.to_container(loaded)).__name__
 
 
 def parse_sections(values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
@@ -311,10 +338,7 @@ def parse_sections(values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem
         The sections that are right, by name, and a problem for each thing that is wrong.
     """
     sections: dict[str, Any] = {}
-    problems = [
-        Problem(key, "unknown key", allowed=tuple(RunConfig.model_fields))
-        for key in sorted(set(values) - set(RunConfig.model_fields))
-    ]
+    problems = [_unknown_section(key) for key in sorted(set(values) - set(RunConfig.model_fields))]
     for name, spec in RunConfig.model_fields.items():
         if name not in values:
             if spec.is_required():
@@ -329,19 +353,30 @@ def parse_sections(values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem
     return sections, problems
 
 
+def _unknown_section(key: str) -> Problem:
+    if key == "allow_code":
+        return Problem(key, f"is the option {OPTION} of a command, and no key", hint="leave it out")
+    return Problem(key, "unknown key", allowed=tuple(RunConfig.model_fields))
+
+
 @cache
 def _reader(section: str) -> TypeAdapter[Any]:
     spec = RunConfig.model_fields[section]
     return TypeAdapter(_annotate(spec.annotation, *spec.metadata, discriminator=spec.discriminator))
 
 
-def parse_config(values: dict[str, Any]) -> RunConfig:
+def parse_config(values: dict[str, Any], *, allow_code: bool = False) -> RunConfig:
     """Return the configuration, or raise with all that is wrong in its own terms.
+
+    Args:
+        values: as `read_config` returns them.
+        allow_code: whether it may name code from outside of mgpp.
 
     Raises:
         ConfigError: with every problem found.
     """
     sections, problems = parse_sections(values)
+    problems += [] if allow_code else foreign_code(sections)
     if problems:
         raise ConfigError(problems)
     return RunConfig(**sections)

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from pipeline.runs.config import RunConfig
+from pipeline.runs.config import RunConfig, own_values
 from pipeline.store.locations import ARTIFACT
 
 _ELSEWHERE = ("package:", ARTIFACT)  # found on every machine by other means
@@ -45,7 +43,7 @@ class NamedFile:
 def files_of(path: Path) -> list[Path]:
     """Return a configuration file, which can be read, and those that it extends."""
     found = [path]
-    while base := OmegaConf.select(OmegaConf.load(found[-1]), "extends"):
+    while base := own_values(found[-1]).get("extends"):
         found.append(found[-1].parent / base)
     return found
 

@@ -17,7 +17,7 @@ _RUN_AGAIN = "run that recipe again, which writes the file anew"
 
 
 def resolve_upstream(
-    values: dict[str, Any], above: tuple[str, ...] = ()
+    values: dict[str, Any], above: tuple[str, ...] = (), *, allow_code: bool = False
 ) -> tuple[dict[str, Any], list[Problem]]:
     """Replace a `model.path` that names another recipe by where that recipe's model is.
 
@@ -25,6 +25,7 @@ def resolve_upstream(
         values: a configuration as `read_config` returns it. `run:FILE key=value ...` stands for the run
             of FILE with these changes; as all paths, FILE is relative to the working directory.
         above: the references that led to these values.
+        allow_code: whether that recipe may name code from outside of mgpp, which its keys may need.
 
     Returns:
         The values, with a folder or, on remote storage, with `artifact:URL`, which every machine fetches
@@ -36,13 +37,13 @@ def resolve_upstream(
         return values, []
     assert isinstance(model, dict)
     try:
-        path = _exported_model(reference, above)
+        path = _exported_model(reference, above, allow_code)
     except ConfigError as error:
         return values, error.problems
     return {**values, "model": {**model, "path": path}}, []
 
 
-def _exported_model(reference: str, above: tuple[str, ...]) -> str:
+def _exported_model(reference: str, above: tuple[str, ...], allow_code: bool) -> str:
     """Return where the model lies that the run exported.
 
     Raises:
@@ -59,10 +60,11 @@ def _exported_model(reference: str, above: tuple[str, ...]) -> str:
     try:
         values, problems = read_config(command[0], command[1:])
         if not problems:
-            values, problems = resolve_upstream(values, (*above, reference))
+            above = (*above, reference)
+            values, problems = resolve_upstream(values, above, allow_code=allow_code)
         if problems:
             raise ConfigError(problems)
-        config = parse_config(values)
+        config = parse_config(values, allow_code=allow_code)
         # One that has not begun has no model either, whatever `auto` would come to.
         choices = Choices(absolute_url(config.storage), lambda: NO_GPUS)
         stages = plan_stages(choices.settle(config))

@@ -1,6 +1,7 @@
 """All that can be found wrong with a configuration before anything is started or written."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from datasets import DatasetDict
@@ -21,6 +22,7 @@ from pipeline.pruning.one_shot import calibration_problems, prunable_layers
 from pipeline.runs.config import RunConfig, parse_sections, read_config
 from pipeline.runs.fit import fit_problems, unreached_problems, zeros_problems
 from pipeline.runs.flow import pinned
+from pipeline.runs.foreign_code import foreign_code, name_problems
 from pipeline.runs.hardware import AUTO, Capacity
 from pipeline.runs.upstream import resolve_upstream
 from pipeline.tasks import Task, make_task
@@ -34,13 +36,29 @@ _MANY_STEPS = 10**6
 _COUNTED_BYTES = 64 << 20  # of rows that are tokenized only to count examples
 
 
-def validate(path: str, overrides: Sequence[str], capacity: Capacity | None) -> RunConfig:
-    """Read, parse and check a configuration file.
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A configuration in which nothing wrong was found.
+
+    Attributes:
+        config: the run, with the commits of what it takes from the hub.
+        unchecked: code from outside of mgpp that was not run, so that what it gives was not checked.
+    """
+
+    config: RunConfig
+    unchecked: tuple[Problem, ...]
+
+
+def validate(
+    path: str, overrides: Sequence[str], capacity: Capacity | None, *, allow_code: bool = False
+) -> RunConfig:
+    """Read, parse and check a configuration file that is to be run.
 
     Args:
         path: the YAML file.
         overrides: `key=value` changes.
         capacity: what the cluster has, or None if that is not to be checked.
+        allow_code: whether it may name code from outside of mgpp, which is run then.
 
     Returns:
         The run, with the commits of what it takes from the hub.
@@ -48,11 +66,28 @@ def validate(path: str, overrides: Sequence[str], capacity: Capacity | None) -> 
     Raises:
         ConfigError: with every problem found, in the file's own terms.
     """
+    checked = look_through(path, overrides, capacity, allow_code=allow_code)
+    if checked.unchecked:
+        raise ConfigError(checked.unchecked)
+    return checked.config
+
+
+def look_through(
+    path: str, overrides: Sequence[str], capacity: Capacity | None, *, allow_code: bool = False
+) -> Checked:
+    """Read, parse and check a configuration file; without permission run nothing that it names.
+
+    Arguments and errors are those of `validate`, but code that may not run is none: a function's name is
+    looked up in its file, and what only running the code would show is left out.
+    """
     values, problems = read_config(path, overrides)
     if problems:
         raise ConfigError(problems)
-    values, unresolved = resolve_upstream(values)
-    sections, problems = parse_sections(values)
+    values, unresolved = resolve_upstream(values, allow_code=allow_code)
+    given, problems = parse_sections(values)
+    unchecked = () if allow_code else tuple(foreign_code(given))
+    sections = {n: s for n, s in given.items() if n not in _sections_of(unchecked)}
+    problems += name_problems(given) if unchecked else []
     if unresolved:
         sections.pop("model", None)
         problems += unresolved
@@ -72,7 +107,11 @@ def validate(path: str, overrides: Sequence[str], capacity: Capacity | None) -> 
         problems += core_problems(sections["data"], capacity)
     if problems:
         raise ConfigError(problems)
-    return pinned(RunConfig(**sections))
+    return Checked(config=pinned(RunConfig(**given)), unchecked=unchecked)
+
+
+def _sections_of(problems: Sequence[Problem]) -> set[str]:
+    return {problem.key.partition(".")[0] for problem in problems}
 
 
 def check_schedule(config: RunConfig, num_rows: int) -> None:

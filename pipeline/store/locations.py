@@ -32,7 +32,8 @@ def resolve_path(path: str) -> str:
         return path
     name, _, inner = path.removeprefix(_PACKAGE).partition("/")
     try:
-        spec = find_spec(name) if name else None
+        # Of one with dots, the packages above it would be imported.
+        spec = find_spec(name) if name.isidentifier() else None
     except (ImportError, ValueError):
         spec = None
     if spec is None or not spec.submodule_search_locations:

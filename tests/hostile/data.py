@@ -30,7 +30,7 @@ def read(case: Case) -> Any:
     values, problems = read_config("run.yaml", case.overrides)
     if problems:
         raise ConfigError(problems)
-    config = parse_config(values)
+    config = parse_config(values, allow_code=True)
     before = set(sys.modules)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(Path.cwd())

@@ -306,9 +306,7 @@ def test_no_rendered_file_holds_the_token(config, target, monkeypatch):
 )  # its file holds no configuration
 def test_a_configuration_with_the_token_in_it_is_refused(config, target, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    given = (
-        "storage=s3://bucket/${oc.env:HF_TOKEN}" if target == "kuberay" else f"storage=s3://{TOKEN}"
-    )
+    given = f"storage=s3://{TOKEN}"
     with pytest.raises(ConfigError) as caught:
         rendered(target, config, *TARGETS[target], overrides=[given])
     for problem in caught.value.problems:

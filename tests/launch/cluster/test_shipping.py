@@ -55,6 +55,23 @@ def test_a_folder_with_all_that_is_named_is_taken(folder):
     assert made.entrypoint == "mgpp run run.yaml"
 
 
+def test_a_job_may_run_code_only_if_who_submits_it_says_so(folder):
+    values = {**RUN, "data": {"source": "function", "function": "mine:load"}}
+    write(folder, {"mine.py": "raise SystemExit('imported')", "own.yaml": yaml.safe_dump(values)})
+    (found,) = problems(folder, config="own.yaml")
+    assert found.startswith("data.function: a function from outside of mgpp is not run unless")
+    assert "--allow-code" in found
+    for hidden in ("allow_code=true", "allow_code=yes"):
+        found = problems(folder, hidden, config="own.yaml")
+        assert found[0].startswith(
+            "allow_code: is the option --allow-code of a command, and no key"
+        )
+    made = make_submission(
+        str(folder / "own.yaml"), [], working_dir=str(folder), allow_code=True, excludes=["x"]
+    )
+    assert made.entrypoint == "mgpp run --allow-code own.yaml"
+
+
 @pytest.mark.parametrize(
     "ignored",
     [
@@ -103,7 +120,8 @@ def test_a_teacher_and_every_part_of_the_data_are_looked_for(folder):
     write(
         folder, {"rows.yaml": yaml.safe_dump({**RUN, "data": {"source": "joined", "parts": parts}})}
     )
-    found = problems(folder, "distill={teacher: teacher}", config="rows.yaml", excludes=["*.py"])
+    given = {"config": "rows.yaml", "excludes": ["*.py"]}
+    found = problems(folder, "distill={teacher: teacher}", allow_code=True, **given)
     assert [problem.partition(": ")[0] for problem in found] == [
         "distill.teacher",
         "data.parts.0.validation",

@@ -285,7 +285,8 @@ def test_a_function_is_called_once_to_validate_it(config_file, tmp_path, monkeyp
         "    return DatasetDict(train=Dataset.from_dict(rows))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    validate(str(config_file), ["data={source: function, function: 'rows_of_a_run:load'}"], None)
+    given = ["data={source: function, function: 'rows_of_a_run:load'}"]
+    validate(str(config_file), given, None, allow_code=True)
     assert sys.modules.pop("rows_of_a_run").calls == [1]
 
 
