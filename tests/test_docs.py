@@ -149,7 +149,7 @@ def test_yaml_is_valid(page):
             sections = {**base, "prune": {**base["prune"], **values.pop("prune", {})}, **values}
             if sections["prune"]["method"]["name"] in ("wanda", "sparsegpt", "sparse-transfer"):
                 sections["prune"] = yaml.safe_load(code)["prune"]  # takes no schedule
-            parse_config(sections)
+            parse_config(sections, allow_code=True)
 
 
 @every_page

@@ -27,7 +27,7 @@ def write_packed(
 
     Args:
         output: the stage's folder, with the plain checkpoint, whose weights may be elsewhere.
-        files: where the weights go.
+        files: what writes the weights.
         weights: of the plain checkpoint.
         model: on the meta device is enough.
         units: what its files hold.

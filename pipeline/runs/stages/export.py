@@ -110,7 +110,7 @@ def with_bench(
 
 
 def _files(context: StageContext) -> OutputFiles:
-    """Return where the weights go: straight to storage, unless something here reads the folder."""
+    """Return what writes the weights: straight to storage, unless something here reads the folder."""
     export = context.config.export
     is_read = export.bench or ONNX in export.format
     return OutputFiles(str(context.output)) if is_read or not context.files else context.files
