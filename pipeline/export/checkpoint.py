@@ -83,8 +83,8 @@ def export_model(
     The zeros are stored as zeros, so every tool that reads Hugging Face checkpoints loads it. Weights are
     copied to `files` a part at a time; all else is written to `output`. What is written is read back
     and compared, parameter by parameter, with the fingerprints taken of the weights in training. Where
-    `config.dtype` casts, what was trained is compared with these, and what is written with what was trained,
-    cast. `config.format` may ask for a packed copy in `packed`.
+    `config.dtype` casts, what was trained is compared with these, and what is written with what was
+    trained, cast. `config.format` may ask for a packed copy in `packed`.
 
     Args:
         trained: the trained model's folder.
@@ -96,8 +96,9 @@ def export_model(
         config: how it is written.
         trust_remote_code: run code that comes with the model.
         output: the stage's folder on this machine.
-        files: what writes the weights: to the same folder, or storage. A model whose parameters transformers
-            makes of several tensors each is compared in a folder, so its weights are written to `output`.
+        files: what writes the weights: to the same folder, or storage. A model whose parameters
+            transformers makes of several tensors each is compared in a folder: its weights are written
+            to `output`.
         exclude: patterns of weights that were left out of pruning on purpose.
 
     Returns:
