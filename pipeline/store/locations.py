@@ -1,6 +1,7 @@
 """Where models and data come from: paths inside installed packages, and what identifies a file."""
 
 import hashlib
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,8 +33,11 @@ def resolve_path(path: str) -> str:
         return path
     name, _, inner = path.removeprefix(_PACKAGE).partition("/")
     try:
-        # Of one with dots, the packages above it would be imported.
-        spec = find_spec(name) if name.isidentifier() else None
+        top, *below = name.split(".")
+        spec = find_spec(top) if top else None
+        for part in below:  # found without importing the packages above, as `find_spec` would
+            within = spec.submodule_search_locations if spec else None
+            spec = PathFinder.find_spec(part, list(within)) if part and within else None
     except (ImportError, ValueError):
         spec = None
     if spec is None or not spec.submodule_search_locations:
