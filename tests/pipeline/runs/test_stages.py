@@ -245,7 +245,8 @@ def splits():
             "task": {"type": "classification", "text": ["text"], "label": "label"},
             "data": {"source": "function", "function": f"{name}:splits"},
             "prune": {"sparsity": 0.5},
-        }
+        },
+        allow_code=True,
     )
     data, store = plan_stages(settled(config, NO_GPUS))[0], ArtifactStore(config.storage)
     if seeded:
