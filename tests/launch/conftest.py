@@ -99,7 +99,7 @@ def first_run(project, tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("names-of-others")
     for name in TAKEN_NAMES:
-        (folder / f"{name}.py").write_text(f"raise SystemExit('this is no {name} of mgpp's')\n")
+        (folder / f"{name}.py").write_text(f"raise SystemExit('this is no {name} of mgpp')\n")
     on_cpus = [str(project / "run.yaml"), "cluster.gpus_per_worker=0"]
     where = {"env": {**ONE_GPU, **SECRETS}, "cwd": folder, "umask": UMASK}
     done = mgpp(project, "run", *on_cpus, "--json", **where)

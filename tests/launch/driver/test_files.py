@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.conftest import SECRETS, TAKEN_NAMES, UMASK
+from tests.launch.conftest import SECRETS, TAKEN_NAMES, UMASK, mgpp
+from tests.processes import ROOT
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
@@ -32,3 +33,28 @@ def test_every_file_of_a_run_is_the_group_s_to_read(project, first_run):
         if mode != expected:
             found[str(path.relative_to(project))] = oct(mode)
     assert found == {}
+
+
+@pytest.mark.torture
+def test_a_function_of_the_working_folder_gives_rows_on_a_cluster_that_is_joined(
+    project, cluster, tmp_path
+):
+    cluster.add_node(num_cpus=2)
+    for name in TAKEN_NAMES:
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('this is no {name} of mgpp')\n")
+    (tmp_path / "mine.py").write_text(
+        "from datasets import load_dataset\n\n"
+        "def load(rows):\n"
+        "    return load_dataset('csv', data_files={'train': rows}, delimiter='\\t')\n"
+    )
+    data = f"{{source: function, function: 'mine:load', arguments: {{rows: {project}/rows.tsv}}}}"
+    given = [f"data={data}", "dense.enabled=false", "cluster.gpus_per_worker=0"]
+    where = [f"storage={tmp_path / 'runs'}", f"cluster.address={cluster.address}"]
+    command = ["run", str(project / "run.yaml"), *given, *where]
+    settings = {"env": {"PYTHONPATH": str(ROOT)}, "cwd": tmp_path}
+    refused = mgpp(project, *command, **settings)
+    assert refused.returncode == 2
+    assert "data.function: a function from outside of mgpp is not run" in refused.stderr
+    done = mgpp(project, *command, "--allow-code", **settings)
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert list((tmp_path / "runs").glob("report-*/a-*/report.html"))
