@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from launch.cluster.render import describe_cluster
+from launch.cluster.description import describe_cluster
 from tests.hostile.case import Case
 
 BASE = ""

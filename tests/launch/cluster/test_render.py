@@ -14,7 +14,8 @@ import yaml
 from transformers import LlamaConfig
 
 from launch.cluster import mounted
-from launch.cluster.render import describe_cluster, render_cluster
+from launch.cluster.description import describe_cluster
+from launch.cluster.render import render_cluster
 from pipeline.campaigns.grid import campaign_runs, read_campaign
 from pipeline.errors import ConfigError
 from pipeline.runs.config import parse_config, read_config
