@@ -237,9 +237,9 @@ def _shell_fault(script: str) -> str:
         done = subprocess.run(  # noqa: S603  # -n: it is parsed alone
             [shell, "-n"],
             input=f"{script}\n",
-            env={"LC_ALL": "C.UTF-8"},  # BASH_ENV names a file that bash runs
+            env={},  # BASH_ENV names a file that bash runs
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=_SHELL_SECONDS,
             check=False,
         )

@@ -122,10 +122,8 @@ def render_cluster(
 
 def _line_problems(config: str, overrides: Sequence[str]) -> list[Problem]:
     """Return which of the words that nodes are to run cannot stand in a file."""
-    words = {"CONFIG": config} | {change.partition("=")[0]: change for change in overrides}
-    return [
-        Problem(key, fault, got=word) for key, word in words.items() if (fault := line_fault(word))
-    ]
+    words = [("CONFIG", config), *((change.partition("=")[0], change) for change in overrides)]
+    return [Problem(key, fault, got=word) for key, word in words if (fault := line_fault(word))]
 
 
 def _campaign_problems(config: str, overrides: Sequence[str]) -> list[Problem]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from pipeline.errors import Problem
 from pipeline.runs.named_files import NamedFile
 
+# Ray puts the folder before all others that modules are imported from.
+_PACKAGES = ("launch", "pipeline", "mgpp")
 _IGNORED = ".gitignore, .rayignore or --exclude"
 
 
@@ -47,6 +49,18 @@ class Shipment:
             if any(rule(here) for rule in rules):
                 return True
         return False
+
+    def name_problems(self) -> list[Problem]:
+        """Return which modules of the folder jobs would import instead of mgpp's own; none of a checkout."""
+        if all((self.root / name / "py.typed").is_file() for name in _PACKAGES):
+            return []
+        why = "jobs would import it instead of mgpp's own"
+        return [
+            Problem(place, why, hint="rename it, or leave it out by --exclude")
+            for name in _PACKAGES
+            for place in (f"{name}.py", f"{name}/__init__.py")
+            if (self.root / place).is_file() and not self.leaves_out(Path(place))
+        ]
 
     def problem(self, file: NamedFile) -> Problem | None:
         """Return why a job would not have a file or folder; None if it would."""
