@@ -1,24 +1,18 @@
 """Each sentence of SECURITY.md has a test that would fail if it were not so."""
 
 import ast
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Iterator
 
 import pytest
-import torch
-import yaml
 
-from tests.launch.conftest import SECRETS
-from tests.processes import ROOT, free_port, run
+from tests.processes import ROOT
 
 CODE = "tests/pipeline/runs/test_foreign_code.py"
 VALUES = "tests/launch/cluster/test_rendered_values.py"
 RENDER = "tests/launch/cluster/test_render.py"
 FILES = "tests/launch/driver/test_files.py"
 SHIPPING = "tests/launch/cluster/test_shipping.py"
+JOBS = "tests/launch/cluster/test_jobs.py"
 HERE = "tests/test_security.py"
 # By how a sentence begins: the tests of it.
 TESTS = {
@@ -75,7 +69,7 @@ TESTS = {
     ],
     "Every cluster that mgpp cluster render": [f"{RENDER}::test_every_cluster_asks_for_a_token"],
     "Its dashboard listens on loopback": [f"{RENDER}::test_the_dashboard_is_on_loopback"],
-    "A command shows the token": ["tests/launch/cluster/test_jobs.py::test_the_token_of_the_machine"],
+    "A command shows the token": [f"{JOBS}::test_a_cluster_that_asks_for_a_token"],
     "Neither Ray's connections nor": [
         f"{RENDER}::test_every_cluster_asks_for_a_token",
         f"{HERE}::test_collectives_take_whoever_comes",
@@ -83,9 +77,7 @@ TESTS = {
     "Collectives ask for no token": [f"{HERE}::test_collectives_take_whoever_comes"],
     "Do not open an issue": [f"{HERE}::test_who_wants_to_open_an_issue_is_shown_the_page"],
     "Say which version": [f"{HERE}::test_who_wants_to_open_an_issue_is_shown_the_page"],
-    "Fixes are made for the latest": [
-        f"{HERE}::test_who_wants_to_open_an_issue_is_shown_the_page"
-    ],
+    "Fixes are made for the latest": [f"{HERE}::test_who_wants_to_open_an_issue_is_shown_the_page"],
 }
 
 

@@ -59,19 +59,20 @@ def _script(text: str) -> str:
 
 
 _Name = Annotated[
-    str, _form(r"[A-Za-z0-9_][\w.-]*", "letters, digits, '.', '_' and '-', with no '.' or '-' first")
+    str,
+    _form(r"[A-Za-z0-9_][\w.-]*", "letters, digits, '.', '_' and '-', with no '.' or '-' first"),
 ]
 _Host = Annotated[str, _form(r"[A-Za-z0-9:][\w.:-]*", "a host name or an address")]
-_Image = Annotated[
-    str, _form(r"[A-Za-z0-9][\w./:@-]*", "an image's name, such as registry/mgpp:1")
-]
+_Image = Annotated[str, _form(r"[A-Za-z0-9][\w./:@-]*", "an image's name, such as registry/mgpp:1")]
 _Claim = Annotated[
     str,
     _form(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", "lower-case letters, digits, '.' and '-'"),
 ]
 _Partitions = Annotated[
     str,
-    _form(r"\w[\w.+-]*(,\w[\w.+-]*)*", "names of partitions, of letters, digits, '.', '_', '+', '-'"),
+    _form(
+        r"\w[\w.+-]*(,\w[\w.+-]*)*", "names of partitions, of letters, digits, '.', '_', '+', '-'"
+    ),
 ]
 _Script = Annotated[str, AfterValidator(_script)]
 

@@ -159,7 +159,7 @@ def _as_yaml(value: object) -> str:
 
 
 def _as_block(text: str, indent: int) -> str:
-    """Return text as a YAML value of several lines, quoted in one line where they would not be the same."""
+    """Return text as a YAML value of several lines; in one line, quoted, where those would differ."""
     lines = text.removesuffix("\n").split("\n")
     plain = text.endswith("\n") and all(map(str.isprintable, lines))
     if not plain or lines[0][:1] in ("", " ") or not lines[-1].strip():

@@ -51,7 +51,7 @@ class Shipment:
         return False
 
     def name_problems(self) -> list[Problem]:
-        """Return which modules of the folder jobs would import instead of mgpp's own; none of a checkout."""
+        """Return which modules jobs would import instead of mgpp's own; none in a checkout of mgpp."""
         if all((self.root / name / "py.typed").is_file() for name in _PACKAGES):
             return []
         why = "jobs would import it instead of mgpp's own"
@@ -59,7 +59,7 @@ class Shipment:
             Problem(place, why, hint="rename it, or leave it out by --exclude")
             for name in _PACKAGES
             for place in (f"{name}.py", f"{name}/__init__.py")
-            if (self.root / place).is_file() and not self.leaves_out(Path(place))
+            if (self.root / place).is_file() and not self.leaves_out(self.root / place)
         ]
 
     def problem(self, file: NamedFile) -> Problem | None:
@@ -71,7 +71,7 @@ class Shipment:
         why = ""
         if not path.is_relative_to(self.root):
             why = f"is not in {self.root}, the folder that is shipped"
-        elif path.exists():
+        elif os.path.exists(path):  # noqa: PTH110  # a name too long for a file is no error of it
             needed = [path, *(f for pattern in file.needed for f in sorted(path.glob(pattern)))]
             left_out = next((found for found in needed if self.leaves_out(found)), None)
             if left_out is not None:
