@@ -1,11 +1,28 @@
 """Each sentence of SECURITY.md has a test that would fail if it were not so."""
 
 import ast
+import os
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import torch
+import yaml
+from transformers import AutoModel
+from typer.testing import CliRunner
 
-from tests.processes import ROOT
+import mgpp
+from launch.cli.main import app
+from launch.cluster.connect import passed_on
+from launch.cluster.submission import make_submission
+from pipeline.storage.node_copies import DamagedArtifactError
+from pipeline.store.artifacts import ArtifactStore
+from tests.hostile.folders import Code, as_pickle
+from tests.launch.conftest import SECRETS
+from tests.processes import ROOT, free_port, run
 
 CODE = "tests/pipeline/runs/test_foreign_code.py"
 VALUES = "tests/launch/cluster/test_rendered_values.py"
@@ -33,12 +50,15 @@ TESTS = {
     "A configuration cannot give": [f"{CODE}::test_a_configuration_cannot_give_the_permission"],
     "A configuration refers to its own": [
         "tests/hostile/test_foreign_files.py::test_no_error_prints_a_line_of_a_file_that_is_no_configuration",
-        f"{HERE}::test_no_resolver_reads_the_environment",
+        "tests/hostile/test_hostile.py::test_it_is_refused_in_one_line",
     ],
     "An error about a file": [
         "tests/hostile/test_foreign_files.py::test_no_error_prints_a_line_of_a_file_that_is_no_configuration"
     ],
-    "A model's files are not": [f"{HERE}::test_a_pickle_that_runs_code_is_no_model"],
+    "A model's files are not": [
+        "tests/hostile/test_models.py::test_a_folder_that_must_not_be_trained",
+        f"{HERE}::test_a_pickle_that_runs_code_is_not_loaded",
+    ],
     "A module of the working folder": [
         f"{FILES}::test_modules_of_the_working_folder_are_not_taken_for_ours"
     ],
@@ -62,8 +82,11 @@ TESTS = {
     ],
     "mgpp submit gives a job no variable": [f"{HERE}::test_a_job_gets_no_secret"],
     "Files of a run can be read": [f"{FILES}::test_every_file_of_a_run_is_the_group_s_to_read"],
+    "What --allow-code allows runs": [
+        f"{CODE}::test_with_permission_it_is_run",
+        f"{FILES}::test_a_function_of_the_working_folder_gives_rows_on_a_cluster_that_is_joined",
+    ],
     "mgpp run without a cluster's": [f"{HERE}::test_a_ray_of_its_own_asks_for_a_token"],
-    "mgpp validate and mgpp plan start": [f"{HERE}::test_checking_starts_no_process"],
     "A cluster that is joined runs": [
         f"{FILES}::test_a_function_of_the_working_folder_gives_rows_on_a_cluster_that_is_joined"
     ],
@@ -75,9 +98,8 @@ TESTS = {
         f"{HERE}::test_collectives_take_whoever_comes",
     ],
     "Collectives ask for no token": [f"{HERE}::test_collectives_take_whoever_comes"],
-    "Do not open an issue": [f"{HERE}::test_who_wants_to_open_an_issue_is_shown_the_page"],
-    "Say which version": [f"{HERE}::test_who_wants_to_open_an_issue_is_shown_the_page"],
-    "Fixes are made for the latest": [f"{HERE}::test_who_wants_to_open_an_issue_is_shown_the_page"],
+    "Do not open an issue": [f"{HERE}::test_who_reports_a_bug_is_sent_here"],
+    "mgpp --version prints": [f"{HERE}::test_the_version_is_printed"],
 }
 
 
@@ -86,7 +108,7 @@ def sentences() -> list[str]:
     text = re.sub(r"^#.*$", "", (ROOT / "SECURITY.md").read_text(), flags=re.MULTILINE)
     blocks = re.split(r"\n\n|^- ", text, flags=re.MULTILINE)
     plain = [" ".join(block.replace("`", "").split()) for block in blocks]
-    return [s for block in plain for s in re.split(r"(?<=\.) (?=[A-Z])", block) if s]
+    return [s for block in plain for s in re.split(r"(?<=\.) ", block) if s]
 
 
 def test_each_sentence_has_its_tests():
@@ -108,3 +130,119 @@ def test_the_tests_are_there(test):
 def test_people_find_it():
     for page in ("README.md", "CONTRIBUTING.md"):
         assert "(SECURITY.md)" in (ROOT / page).read_text()
+
+
+def test_checksums_find_damage_and_no_forger(tmp_path):
+    def commit(content):
+        attempt = ArtifactStore(str(tmp_path)).begin("train", "0123abcd", params={}, inputs={})
+        (attempt.folder / "weights").write_text(content)
+        return attempt.commit({}, 1.0)
+
+    artifact = commit("right")
+    (artifact.path / "weights").write_text("wrong")
+    with pytest.raises(DamagedArtifactError, match="weights has another checksum"):
+        _ = artifact.path
+    forged = commit("wrong")  # and with it the manifest
+    assert (forged.path / "weights").read_text() == "wrong"
+
+
+def test_a_pickle_that_runs_code_is_not_loaded(tiny_bert, tmp_path, capsys):
+    """By transformers, which loads what mgpp has checked."""
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    as_pickle({"embeddings.LayerNorm.bias": Code()})(folder)
+    with pytest.raises(Exception, match=r"[Ww]eights.only|Unsupported|Unpickling"):
+        AutoModel.from_pretrained(folder)
+    assert "run" not in capsys.readouterr().out.split()
+
+
+def test_a_job_gets_no_secret(tmp_path, monkeypatch):
+    for name, secret in SECRETS.items():
+        monkeypatch.setenv(name, secret)
+    monkeypatch.setenv("HF_HOME", "/models")
+    assert passed_on() == {"HF_HOME": "/models"} | {
+        name: os.environ[name] for name in ("HF_HUB_OFFLINE", "MGPP_CACHE") if name in os.environ
+    }
+    run = {
+        "name": "tiny",
+        "storage": "/shared/runs",
+        "model": {"path": "org/model"},
+        "task": {"type": "classification", "text": ["text"], "label": "label"},
+        "data": {"source": "files", "train": "rows.csv"},
+        "prune": {"sparsity": 0.5},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    (tmp_path / "rows.csv").write_text("text,label")
+    made = make_submission(str(tmp_path / "run.yaml"), [], working_dir=str(tmp_path))
+    assert "/models" in repr(made)
+    assert not any(secret in repr(made) for secret in SECRETS.values())
+
+
+CONNECT = """
+import ray, sys
+from launch.cluster.connect import connected
+from pipeline.runs.config import ClusterConfig
+with connected(ClusterConfig()):
+    dashboard = ray._private.worker._global_node.webui_url
+    print(ray.get_runtime_context().gcs_address, repr(dashboard), flush=True)
+    sys.stdin.readline()
+"""
+JOIN = """
+import ray, sys
+ray.init(sys.argv[1], log_to_driver=False)
+print(ray.get(ray.remote(lambda: "ran").remote()))
+"""
+
+
+@pytest.mark.distributed
+@pytest.mark.timeout(300)
+def test_a_ray_of_its_own_asks_for_a_token(tmp_path):
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")
+    } | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", CONNECT],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            address, dashboard = process.stdout.readline().split()
+            assert dashboard in ("''", "None")
+            token = (tmp_path / ".ray" / "auth_token").read_text()
+            # What nobody gave, and what another machine has.
+            for settings, ran in (
+                ({"RAY_AUTH_MODE": "disabled"}, False),
+                ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "another"}, False),
+                ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}, True),
+            ):
+                done = run([sys.executable, "-c", JOIN, address], timeout=120, env=settings)
+                assert ("ran" in done.stdout.split()) == ran, done.stderr[-3000:]
+                assert token not in done.stdout + done.stderr
+        finally:
+            process.communicate("\n", timeout=60)
+
+
+def test_collectives_take_whoever_comes():
+    """A second process needs the address alone, and what it reads was sent as it is."""
+    port = free_port()
+    of_workers = torch.distributed.TCPStore(
+        "127.0.0.1", port, is_master=True, wait_for_workers=False
+    )
+    of_workers.set("weights", "0.5")
+    of_another = torch.distributed.TCPStore("127.0.0.1", port, is_master=False)
+    assert of_another.get("weights") == b"0.5"
+
+
+def test_who_reports_a_bug_is_sent_here():
+    form = yaml.safe_load((ROOT / ".github" / "ISSUE_TEMPLATE" / "bug.yml").read_text())
+    first = form["body"][0]
+    assert first["type"] == "markdown"
+    assert "SECURITY.md" in first["attributes"]["value"]
+
+
+def test_the_version_is_printed():
+    printed = CliRunner().invoke(app, ["--version"])
+    assert printed.stdout == f"mgpp {mgpp.__version__}\n"

@@ -123,12 +123,12 @@ class Attempt:
 
     def commit(self, metrics: dict[str, Any], seconds: float) -> Artifact:
         """Upload if storage is remote, then write the manifest last: only now is it an artifact."""
+        _let_group_read(self.folder)
         files = {
             path.relative_to(self.folder).as_posix(): description(path)
             for path in sorted(self.folder.rglob("*"))
             if path.is_file() and path.relative_to(self.folder).as_posix() not in self.streamed
         }
-        _let_group_read(self.folder)
         self.store.upload(self.folder, self.url)
         manifest = {
             "stage": self.stage,
