@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,14 @@ def cluster(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def first_run(project, tmp_path_factory):
+def ray_folder():
+    """Where the first run's Ray writes; its sockets need a short path."""
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def first_run(project, ray_folder, tmp_path_factory):
     """A run on CPUs, of processes in which torch says that there is a GPU.
 
     The working folder has modules with the names of ours and of what we need, the environment secrets,
@@ -101,7 +109,8 @@ def first_run(project, tmp_path_factory):
     for name in TAKEN_NAMES:
         (folder / f"{name}.py").write_text(f"raise SystemExit('this is no {name} of mgpp')\n")
     on_cpus = [str(project / "run.yaml"), "cluster.gpus_per_worker=0"]
-    where = {"env": {**ONE_GPU, **SECRETS}, "cwd": folder, "umask": UMASK}
+    environment = {**ONE_GPU, **SECRETS, "RAY_TMPDIR": str(ray_folder)}
+    where = {"env": environment, "cwd": folder, "umask": UMASK}
     done = mgpp(project, "run", *on_cpus, "--json", **where)
     assert done.returncode == 0, done.stderr[-6000:]
     return done
