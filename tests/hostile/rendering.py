@@ -130,6 +130,32 @@ LINES = [
         f"--set worker_ips={'[' * 280}...: nested more than 32 levels deep",
     ),
     (
+        "line-for-partition",
+        'partition="gpu\\nrm -rf /"',
+        "partition: must be names of partitions, of letters, digits, '.', '_', '+', '-', got 'gpu\\\\nrm -rf /'",
+    ),
+    (
+        "option-for-user",
+        "ssh_user=-oProxyCommand=id",
+        "ssh_user: must be letters, digits, '.', '_' and '-', with no '.' or '-' first, got '-oProxyCommand=id'",
+    ),
+    (
+        "command-for-address",
+        "worker_ips=[10.0.0.1, $(id)]",
+        "worker_ips.1: must be a host name or an address, got '$(id)'",
+    ),
+    (
+        "options-for-image",
+        "image=mgpp:1 --privileged",
+        "image: must be an image's name, such as registry/mgpp:1, got 'mgpp:1 --privileged'",
+    ),
+    ("nothing-for-command", "install=' '", "install: must be a shell command, got ' '"),
+    (
+        "escape-for-command",
+        'setup="echo \\x1b[2J"',
+        "setup: must be text without control characters, got 'echo \\\\x1b[2J'",
+    ),
+    (
         "unknown-key",
         "partion=gpu",
         "--set partion=gpu: must be key=value; keys are name, nodes, gpus_per_node, cpus_per_node, memory_gib, shared_memory_gib, image, install, retries, elastic, claim, provider, region, instance_type, head_ip, worker_ips, ssh_user, gpu_type, partition, time_limit, setup, port",
