@@ -162,7 +162,7 @@ def test_half_a_billion_parameters_from_end_to_end(tmp_path, monkeypatch):
     sys.stdout.write(f"{text}\n")  # shown by `pytest -s`
     assert abs(training - planned) < 0.1 * planned, text
     assert beyond < 0.25 * size, text
-    assert writing < 0.25 * size, text
+    assert writing < (256 + 32) * MIB, text  # a round of gathered weights, and little more
     assert exported < 1024 * MIB < plans["large"].export, text
     (export,) = (tmp_path / "large" / "runs").glob("export-*/a-*/model")
     (path,) = export.glob("*.safetensors")
