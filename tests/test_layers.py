@@ -16,7 +16,7 @@ FLOORS = [
     "launch.cli",
     "launch.driver",
     "launch.workers",
-    "launch.cluster",
+    "launch.cluster launch.garbage",
     "pipeline.campaigns pipeline.planner",
     "pipeline.runs",
     "pipeline.benchmarks pipeline.evaluation pipeline.export",
@@ -49,16 +49,16 @@ FLOORS = [
 ]
 ALLOWED = {
     "launch.cli": (
-        "launch.cluster launch.driver mgpp.sparse mgpp.version pipeline.benchmarks pipeline.campaigns "
-        "pipeline.errors pipeline.planner pipeline.runs pipeline.storage pipeline.store "
-        "pipeline.tasks"
+        "launch.cluster launch.driver launch.garbage mgpp.sparse mgpp.version pipeline.benchmarks "
+        "pipeline.campaigns pipeline.errors pipeline.planner pipeline.runs pipeline.storage "
+        "pipeline.store pipeline.tasks"
     ),
     "launch.driver": (
         "launch.cluster launch.workers pipeline.campaigns pipeline.errors pipeline.metric "
         "pipeline.runs pipeline.storage pipeline.store pipeline.tasks pipeline.tracking"
     ),
     "launch.workers": (
-        "launch.cluster pipeline.errors pipeline.models pipeline.runs pipeline.storage "
+        "launch.cluster launch.garbage pipeline.errors pipeline.models pipeline.runs pipeline.storage "
         "pipeline.store pipeline.training pipeline.worker_group"
     ),
     "launch.cluster": (

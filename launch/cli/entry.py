@@ -5,6 +5,8 @@ import re
 import sys
 from importlib.metadata import PackageNotFoundError, distribution, requires
 
+from launch.garbage import collect_rarely
+
 EXTRA = "pipeline"
 _REQUIREMENT = re.compile(rf"""([\w.-]+).*;\s*extra\s*==\s*["']{EXTRA}["']""")
 
@@ -24,6 +26,7 @@ def main() -> None:
             file=sys.stderr,
         )
         raise SystemExit(2)
+    collect_rarely()
     # The bars of `datasets`, several a run, come between its lines; its own progress is shown.
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     from launch.cli.main import main as run

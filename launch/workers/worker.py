@@ -43,6 +43,7 @@ def work(settings: dict[str, Any]) -> None:
     from pipeline.training.deepspeed import load_operators, use_precision
     from pipeline.worker_group import WorkerGroup, set_collective_timeout
 
+    gc.freeze()  # later collections, of which each stage asks for one, pass over what imports made
     config = RunConfig.model_validate(settings["config"])
     if config.cluster.gpus:
         torch.cuda.set_device(get_device())  # Ray shows a worker all of its node's GPUs

@@ -45,6 +45,7 @@ class Watched(threading.Thread):
         while not self._over.wait(0.02):
             writes = bool(list(self._storage.glob("prune-*/a-*/model")))
             done = bool(list(self._storage.glob("prune-*/_DONE.json")))
+            exports = bool(list(self._storage.glob("export-*")))
             for process in psutil.Process().children(recursive=True):
                 try:
                     title, held = " ".join(process.cmdline()), process.memory_info().rss
@@ -54,8 +55,8 @@ class Watched(threading.Thread):
                     if writes:
                         self.at_writing.setdefault(process.pid, held)
                     phase = "writing" if writes else "training"
-                elif "_run_alone" in title and list(self._storage.glob("export-*")):
-                    phase = "export"
+                elif f"{MGPP} run" in title and exports:
+                    phase = "export"  # on one machine the driver itself makes it
                 else:
                     continue
                 key = process.pid, phase
@@ -161,7 +162,7 @@ def test_half_a_billion_parameters_from_end_to_end(tmp_path, monkeypatch):
     sys.stdout.write(f"{text}\n")  # shown by `pytest -s`
     assert abs(training - planned) < 0.1 * planned, text
     assert beyond < 0.25 * size, text
-    assert writing < 0.25 * size, text
+    assert writing < (256 + 32) * MIB, text  # a round of gathered weights, and little more
     assert exported < 1024 * MIB < plans["large"].export, text
     (export,) = (tmp_path / "large" / "runs").glob("export-*/a-*/model")
     (path,) = export.glob("*.safetensors")

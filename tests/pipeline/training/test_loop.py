@@ -105,6 +105,11 @@ def test_the_written_model_has_exactly_the_zeros_reported(trained, case):
 
 
 @pytest.mark.distributed
+def test_no_compiler_is_imported_for_an_optimizer_that_is_not_used(trained):
+    trained.folder("uncompiled")
+
+
+@pytest.mark.distributed
 def test_records_cover_the_run_once(trained):
     steps = read_records(trained.folder("stage2") / "stage2-9" / "metrics.jsonl")["step"]
     assert [r["step"] for r in steps][-1] == LENGTH - 1

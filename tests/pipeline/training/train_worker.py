@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -83,6 +84,7 @@ ALL_CASES = (
     "damaged",
     *(f"{case}-nan" for case in NAN_CASES),
     *(f"overflow-{name}" for name in OVERFLOWS),
+    "uncompiled",
 )
 LENGTH, STOP_AFTER = 20, (2, 9, 17)  # warm-up, gradual, fixed mask
 
@@ -169,9 +171,17 @@ def main(bert: str, data: str, output: str) -> None:
             "damaged": partial(run_from_damage, *paths),
             **{f"{case}-nan": partial(run_with_nan, case, *nan_paths) for case in NAN_CASES},
             **{f"overflow-{n}": partial(run_that_overflows, n, *paths) for n in OVERFLOWS},
+            "uncompiled": check_that_no_compiler_was_imported,
         },
         seconds=200,
     )
+
+
+def check_that_no_compiler_was_imported() -> None:
+    """After all of the training above."""
+    assert "deepspeed.runtime.zero.muon.muon_optimizer" in sys.modules
+    assert "torch._inductor.compile_fx" not in sys.modules
+    assert "TORCHDYNAMO_DISABLE" not in os.environ
 
 
 def run_interrupted(case: str, bert: Path, data: Path, output: Path) -> None:
