@@ -59,7 +59,7 @@ TESTS = {
         "tests/hostile/test_models.py::test_a_folder_that_must_not_be_trained",
         f"{HERE}::test_a_pickle_that_runs_code_is_not_loaded",
     ],
-    "A module of the working folder": [
+    "Outside of a submitted job a module": [
         f"{FILES}::test_modules_of_the_working_folder_are_not_taken_for_ours"
     ],
     "mgpp submit refuses to ship": [
@@ -88,6 +88,7 @@ TESTS = {
     ],
     "mgpp run without a cluster's": [f"{HERE}::test_a_ray_of_its_own_asks_for_a_token"],
     "A cluster that is joined runs": [
+        f"{JOBS}::test_a_job_runs_to_its_end_and_is_listed",
         f"{FILES}::test_a_function_of_the_working_folder_gives_rows_on_a_cluster_that_is_joined"
     ],
     "Every cluster that mgpp cluster render": [f"{RENDER}::test_every_cluster_asks_for_a_token"],
