@@ -89,7 +89,7 @@ TESTS = {
     "mgpp run without a cluster's": [f"{HERE}::test_a_ray_of_its_own_asks_for_a_token"],
     "A cluster that is joined runs": [
         f"{JOBS}::test_a_job_runs_to_its_end_and_is_listed",
-        f"{FILES}::test_a_function_of_the_working_folder_gives_rows_on_a_cluster_that_is_joined"
+        f"{FILES}::test_a_function_of_the_working_folder_gives_rows_on_a_cluster_that_is_joined",
     ],
     "Every cluster that mgpp cluster render": [f"{RENDER}::test_every_cluster_asks_for_a_token"],
     "Its dashboard listens on loopback": [f"{RENDER}::test_the_dashboard_is_on_loopback"],
