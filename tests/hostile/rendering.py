@@ -132,7 +132,7 @@ LINES = [
     (
         "line-for-partition",
         'partition="gpu\\nrm -rf /"',
-        "partition: must be names of partitions, of letters, digits, '.', '_', '+', '-', got 'gpu\\\\nrm -rf /'",
+        "partition: must be names of partitions, of letters, digits, '.', '_', '+', '-', got 'gpu\\nrm -rf /'",
     ),
     (
         "option-for-user",
@@ -153,7 +153,7 @@ LINES = [
     (
         "escape-for-command",
         'setup="echo \\x1b[2J"',
-        "setup: must be text without control characters, got 'echo \\\\x1b[2J'",
+        "setup: must be text without control characters, got 'echo \\x1b[2J'",
     ),
     (
         "unknown-key",
