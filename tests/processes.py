@@ -19,12 +19,21 @@ _STARTS_RANKS = ("torch.distributed.run", "tests.fork_ranks", "/ray/core/src/ray
 
 
 def run(
-    command: Sequence[str], *, timeout: float, env: dict[str, str] | None = None
+    command: Sequence[str],
+    *,
+    timeout: float,
+    env: dict[str, str] | None = None,
+    cwd: Path = ROOT,
+    umask: int = -1,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command from the project's root in a process group of its own; kill it all at the end."""
+    """Run a command in a process group of its own; kill it all at the end.
+
+    Unless given, the working folder is the project's root, and the umask that of the tests.
+    """
     process = subprocess.Popen(
         command,
-        cwd=ROOT,
+        cwd=cwd,
+        umask=umask,
         env={**os.environ, **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -48,7 +48,8 @@ def render(
     (skypilot); partition, time_limit (slurm); setup (slurm, ray-up); port.
     """
     with reported_errors(as_json) as emit:
-        from launch.cluster.render import TARGETS, describe_cluster, render_cluster
+        from launch.cluster.description import describe_cluster
+        from launch.cluster.render import TARGETS, render_cluster
         from pipeline.errors import Problem
         from pipeline.runs.config import read_config
 

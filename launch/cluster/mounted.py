@@ -14,6 +14,8 @@ from pipeline.runs.upstream import RUN
 
 FOLDER = "/etc/mgpp"
 MAIN = "run.yaml"
+MAIN_FILE = f"{FOLDER}/{MAIN}"
+_LONGEST_NAME = 200  # Kubernetes takes 253 characters
 _MOST_BYTES = 1_000_000  # Kubernetes takes 1 MiB
 _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
@@ -43,7 +45,7 @@ def mounted_files(
         for named in (main, *(main.get("tasks") or {}).values()):
             if named.get("recipe") is not None:
                 named["recipe"] = files.add(folder / named["recipe"])
-    texts = {MAIN: _text(main), **files.texts}
+    texts = {MAIN: _text(config, main), **files.texts}
     size = sum(len(text.encode()) for text in texts.values())
     if size > _MOST_BYTES:
         why = f"it and the {len(texts) - 1} files that it names are more than a ConfigMap holds"
@@ -73,7 +75,7 @@ class _Files:
                 values["extends"] = self.add(path.parent / values["extends"])
             if upstream and not _is_shared(_storage_of(path)):
                 values["storage"] = self._storage
-            self.texts[name] = _text(values)
+            self.texts[name] = _text(str(path), values)
         return f"{FOLDER}/{self._names[place]}"
 
     def rewritten(self, values: Any) -> Any:
@@ -92,7 +94,8 @@ class _Files:
 
     def _unused(self, path: Path) -> str:
         """Return a name that a ConfigMap takes and no other file has."""
-        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", os.path.relpath(path)).strip(".-")
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", os.path.relpath(path))
+        plain = plain[-_LONGEST_NAME:].strip(".-") or "file"
         taken = {MAIN, *self._names.values()}
         names = (plain, *(f"{i}-{plain}" for i in range(len(taken))))
         return next(name for name in names if name not in taken)
@@ -138,5 +141,9 @@ def _is_shared(storage: str) -> bool:
     return "://" in storage or Path(storage).is_absolute()
 
 
-def _text(values: dict[str, Any]) -> str:
-    return str(OmegaConf.to_yaml(OmegaConf.create(values)))
+def _text(path: str, values: dict[str, Any]) -> str:
+    """Return values as YAML, read again and compared."""
+    text = str(OmegaConf.to_yaml(OmegaConf.create(values)))
+    if OmegaConf.to_container(OmegaConf.create(text), resolve=False) != values:
+        raise ConfigError([Problem(path, "holds values that YAML gives back as others")])
+    return text

@@ -5,21 +5,19 @@ import shlex
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import jinja2
-import yaml
-from pydantic import Field, ValidationError, model_validator
 
+from launch.cluster.description import ClusterDescription, line_fault
 from launch.cluster.mounted import mounted_files, token_problems
-from launch.cluster.node_sizes import planned_cores, planned_memory_gib, runs_of
-from pipeline.errors import ConfigError, Problem, SettingError
-from pipeline.runs.config import RunConfig, parse_config, problem_of, read_config, yaml_text
+from launch.cluster.node_sizes import planned_cores, runs_of
+from launch.cluster.reading_back import misread
+from pipeline.errors import ConfigError, Problem
+from pipeline.runs.config import parse_config, read_config
 from pipeline.runs.foreign_code import OPTION
 from pipeline.runs.hardware import Capacity, Hardware, settled
-from pipeline.runs.plain_yaml import check_yaml
 from pipeline.runs.validate import cluster_problems, core_problems
-from pipeline.section import NotNegative, Positive, Section
 
 Target = Literal["ray-up", "kuberay", "slurm", "skypilot"]
 
@@ -36,154 +34,6 @@ _TEMPLATES: dict[str, dict[str, str]] = {
     "skypilot": {"skypilot.yaml": "skypilot.yaml.jinja"},
 }
 TARGETS = tuple(_TEMPLATES)
-
-
-class ClusterDescription(Section):
-    """What a cluster is to be, whatever starts it."""
-
-    name: str = Field(pattern=r"^[a-z]([a-z0-9-]{0,40}[a-z0-9])?$")
-    """Of the cluster: lower case, digits and dashes, as Kubernetes wants it."""
-    nodes: Positive
-    """Machines that train; one of them is the head, but for Kubernetes, where a small head is added."""
-    gpus_per_node: NotNegative = 0
-    """GPUs of each."""
-    cpus_per_node: Positive | None = None
-    """Cores of each; those that the run's workers have unless given."""
-    memory_gib: Positive | None = None
-    """Memory of each, GiB; what `mgpp plan` counts unless given."""
-    shared_memory_gib: Positive | None = None
-    """Of that for /dev/shm, GiB; a quarter unless given."""
-    image: str | None = None
-    """Container image with mgpp in it; needed for kuberay."""
-    install: str = "pip install 'mgpp[pipeline]'"
-    """Shell command that installs mgpp, where there is no image."""
-    retries: NotNegative = 3
-    """How often a job is tried again."""
-    elastic: bool = False
-    """kuberay: whether workers are started only as a run asks for them."""
-    claim: str | None = None
-    """kuberay: the persistent volume claim that is mounted at the run's `storage`."""
-    provider: Literal["aws", "local"] = "aws"
-    """ray-up: where machines come from."""
-    region: str = "us-west-2"
-    """ray-up on aws."""
-    instance_type: str | None = None
-    """ray-up on aws: such as p5.48xlarge; needed there."""
-    head_ip: str | None = None
-    """ray-up on local machines: of the head; needed there."""
-    worker_ips: list[str] = []
-    """ray-up on local machines: of the others."""
-    ssh_user: str = "ubuntu"
-    """ray-up."""
-    gpu_type: str | None = None
-    """skypilot: such as H100; needed where there are GPUs."""
-    partition: str | None = None
-    """slurm."""
-    time_limit: str = Field(default="24:00:00", pattern=r"^[0-9:-]+$")
-    """slurm."""
-    setup: str | None = None
-    """slurm, ray-up: shell lines before Ray starts, such as `source venv/bin/activate`."""
-    port: Annotated[int, Field(ge=1, le=65535)] = 6379
-    """Of the head's GCS."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "ClusterDescription":
-        if self.memory_gib is not None and (self.shared_memory_gib or 0) > self.memory_gib:
-            raise SettingError(
-                Problem(
-                    "shared_memory_gib",
-                    f"must not exceed memory_gib, {self.memory_gib}",
-                    got=self.shared_memory_gib,
-                )
-            )
-        return self
-
-    def sized_for(self, runs: Sequence[RunConfig]) -> "ClusterDescription":
-        """Return the description with cores and memory, as the runs need them where they are not given.
-
-        Raises:
-            ConfigError: if a run's memory cannot be planned, or is less than is to be shared.
-        """
-        sizes = {"cpus_per_node": self.cpus_per_node, "memory_gib": self.memory_gib}
-        if self.cpus_per_node is None:
-            sizes["cpus_per_node"] = planned_cores(runs, self.nodes)
-        if self.memory_gib is None:
-            has_gpus = self.gpus_per_node > 0
-            sizes["memory_gib"] = planned_memory_gib(runs, self.nodes, has_gpus=has_gpus)
-        return _checked(self.model_dump() | sizes)
-
-    def problems_for(self, target: str) -> list[Problem]:
-        """Return what a target needs and was not given."""
-        problems = []
-        if target == "kuberay" and not self.image:
-            problems.append(
-                Problem(
-                    "--image", "missing", hint="kuberay needs a container image with mgpp in it"
-                )
-            )
-        if target == "skypilot" and self.gpus_per_node and not self.gpu_type:
-            problems.append(
-                Problem(
-                    "--set gpu_type",
-                    "missing",
-                    hint="skypilot needs the kind of GPU, such as H100",
-                )
-            )
-        if target == "ray-up" and self.provider == "aws" and not self.instance_type:
-            problems.append(Problem("--set instance_type", "missing", hint="such as p5.48xlarge"))
-        if target == "ray-up" and self.provider == "local":
-            if not self.head_ip:
-                problems.append(
-                    Problem("--set head_ip", "missing", hint="the address of the head machine")
-                )
-            if len(self.worker_ips) != self.nodes - 1:
-                problems.append(
-                    Problem(
-                        "--set worker_ips",
-                        got=len(self.worker_ips),
-                        hint=f"{self.nodes} nodes are the head and {self.nodes - 1} others",
-                    )
-                )
-        return problems
-
-
-def describe_cluster(values: dict[str, object], changes: Sequence[str]) -> ClusterDescription:
-    """Return a description.
-
-    Args:
-        values: by key.
-        changes: `key=value`, the value YAML.
-
-    Raises:
-        ConfigError: with every problem.
-    """
-    more, problems = {}, []
-    for change in changes:
-        key, equals, value = change.partition("=")
-        if not equals or key not in ClusterDescription.model_fields:
-            problems.append(
-                Problem(
-                    f"--set {change}",
-                    "must be key=value",
-                    hint=f"keys are {', '.join(ClusterDescription.model_fields)}",
-                )
-            )
-            continue
-        try:
-            check_yaml(value)
-            more[key] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError) as error:
-            problems.append(Problem(f"--set {change}", yaml_text(error)))
-    if problems:
-        raise ConfigError(problems)
-    return _checked({**values, **more})
-
-
-def _checked(values: dict[str, object]) -> ClusterDescription:
-    try:
-        return ClusterDescription.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(problem_of(item, whole="cluster") for item in error.errors()) from None
 
 
 def render_cluster(
@@ -206,9 +56,12 @@ def render_cluster(
         allow_code: whether the configuration may name code from outside of mgpp.
 
     Raises:
-        ConfigError: if something is missing, the cluster cannot hold the run's workers, or a file would
-            hold a token of this machine's environment.
+        ConfigError: if something is missing, the cluster cannot hold the run's workers, a value cannot
+            stand in a file, or a file would hold a token of this machine's environment.
     """
+    problems = _line_problems(config, overrides)
+    if problems:
+        raise ConfigError(problems)
     problems = description.problems_for(target)
     values, wrong = read_config(config, overrides)
     problems += wrong or (_campaign_problems(config, overrides) if command == "campaign" else [])
@@ -229,6 +82,8 @@ def render_cluster(
                 hint="give an absolute path that all nodes share, or a URL (storage=s3://...)",
             )
         )
+    if fault := line_fault(storage):
+        problems.append(Problem("storage", fault, got=storage))
     if problems:
         raise ConfigError(problems)
     if description.cpus_per_node is None or description.memory_gib is None:
@@ -236,14 +91,17 @@ def render_cluster(
         description = description.sized_for(runs)
     assert description.memory_gib is not None
     environment = _environment()
+    program = ["mgpp", command, *([OPTION] if allow_code else [])]
+    file_of_run = f"./{config}" if config.startswith("-") else config
     given = {
         **description.model_dump(),
         "shared_memory_gib": description.shared_memory_gib or max(description.memory_gib // 4, 1),
         "config": config,
-        "config_path": config,
+        "config_path": file_of_run,
         "mounted": {},
         "overrides": list(overrides),
-        "command": f"mgpp {command}{f' {OPTION}' if allow_code else ''}",
+        "command": " ".join(program),
+        "words": [*program, file_of_run, *overrides],
         "campaign": command == "campaign",
         "join": f"{'changes.' if command == 'campaign' else ''}cluster.address=auto",
         "storage": storage,
@@ -256,10 +114,16 @@ def render_cluster(
     for suffix, template in _TEMPLATES[target].items():
         file = f"{description.name}.{suffix}"
         files[file] = environment.get_template(template).render(given, file=file)
-    problems = token_problems(config, files)
+    problems = token_problems(config, files) or misread(target, files, given)
     if problems:
         raise ConfigError(problems)
     return files
+
+
+def _line_problems(config: str, overrides: Sequence[str]) -> list[Problem]:
+    """Return which of the words that nodes are to run cannot stand in a file."""
+    words = [("CONFIG", config), *((change.partition("=")[0], change) for change in overrides)]
+    return [Problem(key, fault, got=word) for key, word in words if (fault := line_fault(word))]
 
 
 def _campaign_problems(config: str, overrides: Sequence[str]) -> list[Problem]:
@@ -273,7 +137,7 @@ def _campaign_problems(config: str, overrides: Sequence[str]) -> list[Problem]:
 
 
 def _environment() -> jinja2.Environment:
-    # Nothing here is HTML: strings go into YAML by `tojson`, into shell by `sh`.
+    # Nothing here is HTML: strings go into YAML by `tojson` and `block`, into shell by `sh`.
     environment = jinja2.Environment(  # noqa: S701
         loader=jinja2.PackageLoader("launch.cluster"),
         undefined=jinja2.StrictUndefined,
@@ -283,9 +147,21 @@ def _environment() -> jinja2.Environment:
     )
     # JSON is YAML; Jinja's own filter escapes it for HTML.
     environment.filters["tojson"] = _as_yaml
+    environment.filters["block"] = _as_block
     environment.filters["sh"] = shlex.quote
     return environment
 
 
 def _as_yaml(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    """Return a value as JSON, with escapes for what YAML reads as line breaks or does not read at all."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)
+
+
+def _as_block(text: str, indent: int) -> str:
+    """Return text as a YAML value of several lines; in one line, quoted, where those would differ."""
+    lines = text.removesuffix("\n").split("\n")
+    plain = text.endswith("\n") and all(map(str.isprintable, lines))
+    if not plain or lines[0][:1] in ("", " ") or not lines[-1].strip():
+        return _as_yaml(text)
+    return "\n".join(["|", *(" " * indent + line for line in lines)])

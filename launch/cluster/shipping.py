@@ -8,6 +8,8 @@ from pathlib import Path
 from pipeline.errors import Problem
 from pipeline.runs.named_files import NamedFile
 
+# Ray puts the folder before all others that modules are imported from.
+_PACKAGES = ("launch", "pipeline", "mgpp")
 _IGNORED = ".gitignore, .rayignore or --exclude"
 
 
@@ -48,6 +50,18 @@ class Shipment:
                 return True
         return False
 
+    def name_problems(self) -> list[Problem]:
+        """Return which modules jobs would import instead of mgpp's own; none in a checkout of mgpp."""
+        if all((self.root / name / "py.typed").is_file() for name in _PACKAGES):
+            return []
+        why = "jobs would import it instead of mgpp's own"
+        return [
+            Problem(place, why, hint="rename it, or leave it out by --exclude")
+            for name in _PACKAGES
+            for place in (f"{name}.py", f"{name}/__init__.py")
+            if (self.root / place).is_file() and not self.leaves_out(self.root / place)
+        ]
+
     def problem(self, file: NamedFile) -> Problem | None:
         """Return why a job would not have a file or folder; None if it would."""
         given = Path(file.path).expanduser()
@@ -57,7 +71,7 @@ class Shipment:
         why = ""
         if not path.is_relative_to(self.root):
             why = f"is not in {self.root}, the folder that is shipped"
-        elif path.exists():
+        elif os.path.exists(path):  # noqa: PTH110  # a name too long for a file is no error of it
             needed = [path, *(f for pattern in file.needed for f in sorted(path.glob(pattern)))]
             left_out = next((found for found in needed if self.leaves_out(found)), None)
             if left_out is not None:

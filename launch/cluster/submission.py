@@ -83,7 +83,8 @@ def make_submission(
         storage, name = campaign.storage, campaign.name
         named += _named_by_runs(campaign, root, allow_code)
     shipment = Shipment(root, [*EXCLUDES, *excludes], shared)
-    problems = [problem for needed in dict.fromkeys(named) if (problem := shipment.problem(needed))]
+    problems = shipment.name_problems()
+    problems += [p for needed in dict.fromkeys(named) if (p := shipment.problem(needed))]
     if problems:
         raise ConfigError(problems)
     if "://" not in storage and not Path(storage).is_absolute():

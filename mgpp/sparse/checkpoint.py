@@ -9,7 +9,7 @@ how to load it. Tensor by tensor: memory for one.
 
 import json
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -279,10 +279,10 @@ def _written_whole(output: Path, source: Path) -> Iterator[Path]:
     if output.resolve().is_relative_to(source.resolve()):
         raise PackedError(f"{output} lies in {source}, which is copied there: name another folder")
     output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    folder = output.parent / f".{output.name}-{uuid.uuid4().hex[:8]}"
+    folder.mkdir()
     try:
         yield folder
-        folder.chmod(0o755)
         folder.rename(output)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -6,8 +6,8 @@ processor, version of torch and number of threads.
 
 import json
 import os
-import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -66,10 +66,9 @@ class SpeedTable:
         table = self._read()
         table.setdefault(self._machine, {})[kind] = known
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=self._file.parent, prefix=".sparse-speeds-")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(table, file, indent=1, sort_keys=True)
-        Path(name).replace(self._file)
+        beside = self._file.with_name(f".sparse-speeds-{uuid.uuid4().hex[:8]}")
+        beside.write_text(json.dumps(table, indent=1, sort_keys=True), encoding="utf-8")
+        beside.replace(self._file)
 
 
 def _measured(weight: Tensor, tokens: Sequence[int]) -> tuple[int, dict[int, float]]:

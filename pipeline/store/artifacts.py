@@ -123,6 +123,7 @@ class Attempt:
 
     def commit(self, metrics: dict[str, Any], seconds: float) -> Artifact:
         """Upload if storage is remote, then write the manifest last: only now is it an artifact."""
+        _let_group_read(self.folder)
         files = {
             path.relative_to(self.folder).as_posix(): description(path)
             for path in sorted(self.folder.rglob("*"))
@@ -143,6 +144,16 @@ class Attempt:
         artifact = self.store.find(self.stage, self.key)
         assert artifact is not None, self.store.damage(self.stage, self.key)
         return artifact
+
+
+def _let_group_read(folder: Path) -> None:
+    """Give files the rights of their folder, which the umask made: safetensors gives its owner alone."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            mode = path.stat().st_mode
+            wanted = mode | (path.parent.stat().st_mode & 0o666)
+            if wanted != mode:
+                path.chmod(wanted)
 
 
 class ArtifactStore:

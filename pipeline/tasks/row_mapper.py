@@ -10,6 +10,7 @@ import signal
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -249,8 +250,7 @@ def _written(folder: Path, stem: str, content: Iterable[Any], features: Features
     """Write columns or tables to a file, which gets its name when it is complete."""
     from datasets.arrow_writer import ArrowWriter
 
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False) as file:
-        unfinished = Path(file.name)
+    unfinished = folder / f".{uuid.uuid4().hex[:8]}"
     with ArrowWriter(features=features, path=str(unfinished)) as writer:
         for some in content:
             if isinstance(some, dict):

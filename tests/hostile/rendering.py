@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from launch.cluster.render import describe_cluster
+from launch.cluster.description import describe_cluster
 from tests.hostile.case import Case
 
 BASE = ""
@@ -128,6 +128,32 @@ LINES = [
         "very-deep-list",
         f"worker_ips={'[' * 20000}{']' * 20000}",
         f"--set worker_ips={'[' * 280}...: nested more than 32 levels deep",
+    ),
+    (
+        "line-for-partition",
+        'partition="gpu\\nrm -rf /"',
+        "partition: must be names of partitions, of letters, digits, '.', '_', '+', '-', got 'gpu\\nrm -rf /'",
+    ),
+    (
+        "option-for-user",
+        "ssh_user=-oProxyCommand=id",
+        "ssh_user: must be letters, digits, '.', '_' and '-', with no '.' or '-' first, got '-oProxyCommand=id'",
+    ),
+    (
+        "command-for-address",
+        "worker_ips=[10.0.0.1, $(id)]",
+        "worker_ips.1: must be a host name or an address, got '$(id)'",
+    ),
+    (
+        "options-for-image",
+        "image=mgpp:1 --privileged",
+        "image: must be an image's name, such as registry/mgpp:1, got 'mgpp:1 --privileged'",
+    ),
+    ("nothing-for-command", "install=' '", "install: must be a shell command, got ' '"),
+    (
+        "escape-for-command",
+        'setup="echo \\x1b[2J"',
+        "setup: must be text without control characters, got 'echo \\x1b[2J'",
     ),
     (
         "unknown-key",

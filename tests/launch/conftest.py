@@ -2,8 +2,10 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,6 +18,12 @@ from tests.processes import MGPP, ROOT, run
 
 # And this checkout, whichever one is installed.
 ONE_GPU = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "one_gpu"), str(ROOT)])}
+SECRETS = {
+    name: f"sentinel-{name.lower()}-4f1d"
+    for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY", "MY_DATABASE_URL")
+}
+TAKEN_NAMES = ("pipeline", "launch", "mgpp", "torch", "ray", "transformers", "datasets", "json")
+UMASK = 0o027
 SYLLABLES = ["ba", "do", "ke", "lu", "mi", "no", "pa", "ri", "so", "tu"]
 
 
@@ -64,10 +72,14 @@ def project(tmp_path_factory):
 
 
 def mgpp(
-    project: Path, *arguments: str, timeout: float = 420, env: Mapping[str, str] | None = None
+    project: Path,
+    *arguments: str,
+    timeout: float = 420,
+    env: Mapping[str, str] | None = None,
+    **settings: Any,
 ):
-    settings = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(project / "hf"), **(env or {})}
-    return run([MGPP, *arguments], timeout=timeout, env=settings)
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(project / "hf"), **(env or {})}
+    return run([MGPP, *arguments], timeout=timeout, env=environment, **settings)
 
 
 @pytest.fixture
@@ -80,10 +92,26 @@ def cluster(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def first_run(project):
-    """A run on CPUs, of processes in which torch says that there is a GPU."""
+def ray_folder():
+    """Where the first run's Ray writes; its sockets need a short path."""
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def first_run(project, ray_folder, tmp_path_factory):
+    """A run on CPUs, of processes in which torch says that there is a GPU.
+
+    The working folder has modules with the names of ours and of what we need, the environment secrets,
+    and files are for the group to read, but not for all.
+    """
+    folder = tmp_path_factory.mktemp("names-of-others")
+    for name in TAKEN_NAMES:
+        (folder / f"{name}.py").write_text(f"raise SystemExit('this is no {name} of mgpp')\n")
     on_cpus = [str(project / "run.yaml"), "cluster.gpus_per_worker=0"]
-    done = mgpp(project, "run", *on_cpus, "--json", env=ONE_GPU)
+    environment = {**ONE_GPU, **SECRETS, "RAY_TMPDIR": str(ray_folder)}
+    where = {"env": environment, "cwd": folder, "umask": UMASK}
+    done = mgpp(project, "run", *on_cpus, "--json", **where)
     assert done.returncode == 0, done.stderr[-6000:]
     return done
 

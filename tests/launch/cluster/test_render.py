@@ -14,10 +14,12 @@ import yaml
 from transformers import LlamaConfig
 
 from launch.cluster import mounted
-from launch.cluster.render import describe_cluster, render_cluster
+from launch.cluster.description import describe_cluster
+from launch.cluster.render import render_cluster
 from pipeline.campaigns.grid import campaign_runs, read_campaign
 from pipeline.errors import ConfigError
 from pipeline.runs.config import parse_config, read_config
+from tests.launch.conftest import SECRETS
 from tests.launch.slurm import SCONTROL, SRUN, render_for_two_nodes, run_script
 from tests.processes import ROOT, free_port
 
@@ -291,14 +293,56 @@ TARGETS = {
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_no_rendered_file_holds_the_token(config, target, monkeypatch):
+def test_no_rendered_file_holds_a_secret(config, target, monkeypatch):
     without = rendered(target, config, *TARGETS[target])
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.setenv(name, TOKEN)
+    for name in (*SECRETS, "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, SECRETS.get(name, TOKEN))
     files = rendered(target, config, *TARGETS[target])
     assert files == without
-    assert not any(TOKEN in text for text in files.values())
-    assert all("HF_TOKEN" in text for text in files.values())
+    for text in files.values():
+        assert not any(secret in text for secret in (TOKEN, *SECRETS.values()))
+        assert "HF_TOKEN" in text
+
+
+def environments_of(node):
+    """The environments of Kubernetes' containers, as far down as there are some."""
+    if isinstance(node, list):
+        return [found for inner in node for found in environments_of(inner)]
+    if not isinstance(node, dict):
+        return []
+    own = [node["env"]] if "env" in node else []
+    return own + environments_of(list(node.values()))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_cluster_asks_for_a_token(config, target):
+    for text in rendered(target, config, *TARGETS[target]).values():
+        assert "RAY_USE_TLS" not in text
+        if target == "kuberay":
+            found = environments_of(list(yaml.safe_load_all(text)))
+            assert len(found) == 2  # of the head and of workers
+            for environment in found:
+                named = {entry["name"]: entry for entry in environment}
+                assert named["RAY_AUTH_MODE"]["value"] == "token"
+                assert "secretKeyRef" in named["RAY_AUTH_TOKEN"]["valueFrom"]
+        elif target == "ray-up":
+            values = yaml.safe_load(text)
+            # Ray copies it to every node before it starts there.
+            assert values["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token"}
+            for kind in ("head", "worker"):
+                start = values[f"{kind}_start_ray_commands"][-1]
+                assert start.index("export RAY_AUTH_MODE=token;") < start.index("ray start")
+        else:
+            script = yaml.safe_load(text)["run"] if target == "skypilot" else text
+            assert script.index("export RAY_AUTH_MODE=token\n") < script.index("ray s")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_dashboard_is_on_loopback(config, target):
+    """But with KubeRay, whose service of the dashboard is reached from outside of the pod."""
+    for text in rendered(target, config, *TARGETS[target]).values():
+        hosts = re.findall(r"dashboard-host[=:]\s*\"?([^\s\"]+)", text)
+        assert hosts == (["0.0.0.0"] if target == "kuberay" else ["127.0.0.1"])
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,17 @@ def test_a_job_may_run_code_only_if_who_submits_it_says_so(folder):
     assert made.entrypoint == "mgpp run --allow-code own.yaml"
 
 
+@pytest.mark.parametrize("place", ["pipeline.py", "launch/__init__.py", "mgpp.py"])
+def test_a_module_that_a_job_would_take_for_mgpp_s_is_refused(folder, place):
+    write(folder, {place: "raise SystemExit('this is no module of mgpp')", "launch/notes.txt": "x"})
+    (found,) = problems(folder)
+    assert found.startswith(f"{place}: jobs would import it instead of mgpp's own; rename it, or")
+    make_submission(str(folder / "run.yaml"), [], working_dir=str(folder), excludes=[place])
+    # A checkout of mgpp has them all, and a folder of other files is no module.
+    write(folder, {f"{name}/py.typed": "" for name in ("launch", "pipeline", "mgpp")})
+    make_submission(str(folder / "run.yaml"), [], working_dir=str(folder))
+
+
 @pytest.mark.parametrize(
     "ignored",
     [

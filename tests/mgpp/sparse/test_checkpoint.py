@@ -1,6 +1,8 @@
 """Packed folders against the folders, file by file."""
 
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -237,3 +239,13 @@ def test_a_damaged_index_is_named(tmp_path, weight_map):
     )
     with pytest.raises(PackedError, match=r"index.json is damaged"):
         pack_checkpoint(source, tmp_path / "packed")
+
+
+def test_a_packed_folder_is_for_those_to_read_whom_the_umask_leaves_it(tmp_path):
+    source, before = write(tmp_path / "plain"), os.umask(0o027)
+    try:
+        pack_checkpoint(source, tmp_path / "packed")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "packed", *(tmp_path / "packed").iterdir()):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o750 if path.is_dir() else 0o640), path

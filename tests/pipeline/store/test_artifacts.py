@@ -2,12 +2,16 @@
 
 import hashlib
 import json
+import os
+import stat
 import uuid
 
 import fsspec
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from pipeline.storage.filesystems import put_json
 from pipeline.store.artifacts import ArtifactStore, make_key, open_artifact
@@ -311,3 +315,20 @@ def test_put_json_replaces_and_leaves_no_temporary_file(store):
     assert stored(store) == sorted([*before, "train-0123abcd/state.json"])
     with fsspec.open(f"{folder}/state.json") as file:
         assert json.load(file) == {"step": 2, "é": [None]}
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_files_have_the_rights_that_the_umask_leaves_whoever_wrote_them(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        attempt = begin(ArtifactStore(str(tmp_path / "storage")))
+        save_file({"weight": torch.zeros(3)}, attempt.folder / "model" / "model.safetensors")
+        modes = {stat.S_IMODE(p.stat().st_mode) for p in attempt.folder.rglob("*.safetensors")}
+        assert modes == {0o600}  # what safetensors leaves, whatever the umask
+        artifact = attempt.commit(METRICS, 1.0)
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "storage").rglob("*"):
+        expected = (0o777 if path.is_dir() else 0o666) & ~umask
+        assert stat.S_IMODE(path.stat().st_mode) == expected, path
+    assert (artifact.path / "model" / "model.safetensors").is_file()
