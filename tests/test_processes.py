@@ -1,6 +1,7 @@
 """What ran too long is ended with all that it started."""
 
 import os
+import subprocess
 import time
 
 import pytest
@@ -29,12 +30,23 @@ def is_alive(pid: int) -> bool:
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("launcher", [torchrun_command, ranks_command])
-def test_ranks_end_with_a_launcher_that_ran_too_long(tmp_path, launcher):
+def test_ranks_end_with_a_launcher_that_ran_too_long(tmp_path, launcher, monkeypatch):
     (tmp_path / "rank.py").write_text(RANK)
     command = launcher("rank", str(tmp_path), num_processes=2)
-    with pytest.raises(AssertionError, match="ran past 20 s"):
-        run(command, timeout=20, env={"PYTHONPATH": str(tmp_path)})
-    pids = [int((tmp_path / rank).read_text()) for rank in "01"]
+    files, wait = [tmp_path / rank for rank in "01"], subprocess.Popen.communicate
+
+    def run_out_of_time_once_the_ranks_are_there(self, *_, timeout):
+        monkeypatch.setattr(subprocess.Popen, "communicate", wait)
+        ends = time.monotonic() + timeout
+        while not all(path.exists() and path.read_text() for path in files):
+            assert time.monotonic() < ends, "no ranks"
+            time.sleep(0.1)
+        raise subprocess.TimeoutExpired(self.args, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", run_out_of_time_once_the_ranks_are_there)
+    with pytest.raises(AssertionError, match="ran past 60 s"):
+        run(command, timeout=60, env={"PYTHONPATH": str(tmp_path)})
+    pids = [int(path.read_text()) for path in files]
     ends = time.monotonic() + 10
     while any(map(is_alive, pids)) and time.monotonic() < ends:
         time.sleep(0.1)

@@ -135,7 +135,8 @@ def test_workers_that_cannot_fit_are_refused_at_once(project, tmp_path, cluster)
 @pytest.mark.distributed
 def test_prometheus_finds_a_run_at_its_nodes_port(project, tmp_path, cluster):
     cluster.add_node(num_cpus=2)
-    with run_on(project, tmp_path / "runs", cluster) as run:
+    alone = ["cluster.num_workers=1", "zero.stage=0"]
+    with run_on(project, tmp_path / "runs", cluster, *alone) as run:
         run.wait_for(20)
         ports = _metrics_ports(cluster)
         deadline = time.monotonic() + 120

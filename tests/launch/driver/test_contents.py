@@ -91,14 +91,16 @@ def is_whole(storage):
     return not any(verified(entry).damage for entry in entries(ArtifactStore(storage)))
 
 
-def test_a_token_of_the_rows_is_seen(project, first, storage):
+def test_a_token_of_the_rows_and_a_bit_of_the_dense_model_are_seen(project, first, storage):
     rows = next(name for name in first.artifacts["data"].files if "validation/data-" in name)
     flip(storage, first.artifacts["data"], rows)
+    flip(storage, first.artifacts["dense"], MODEL)
     result, said = go(project, storage, "evaluate.batch_size=5")
     assert f"data      made again: {rows} has another checksum" in said
-    assert result.cached == ["dense", "prune"]
-    for stage in ("dense", "prune"):
-        assert result.artifacts[stage].url.endswith(first.artifacts[stage].url.split("/")[-1])
+    assert f"dense     made again: {MODEL} has another checksum" in said
+    assert result.cached == ["prune"]
+    assert result.artifacts["prune"].url.endswith(first.artifacts["prune"].url.split("/")[-1])
+    assert content(result.artifacts["dense"], MODEL) == content(first.artifacts["dense"], MODEL)
     again = result.artifacts["data"]
     assert again.key == first.artifacts["data"].key
     assert content(again, rows) == content(first.artifacts["data"], rows)
@@ -137,6 +139,7 @@ def test_what_is_gone_cut_off_or_edited_is_made_again(project, first, storage):
     assert is_whole(storage)
 
 
+@pytest.mark.torture
 def test_a_bit_of_the_dense_model_is_seen_on_s3_and_no_copy_is_left(
     project, first, bucket, cache_folder
 ):

@@ -1,4 +1,4 @@
-"""A run whose storage is S3 (a server on loopback): killed, gone on with, cleared, verified."""
+"""A run whose storage is S3 (a server on loopback): killed, gone on with, cleared, verified, mended."""
 
 import json
 import time
@@ -29,8 +29,9 @@ def of_stage(storage, stage):
     return [entry for entry in entries(ArtifactStore(storage)) if entry.stage == stage]
 
 
+@pytest.mark.torture
 def test_a_run_on_s3_is_killed_and_goes_on(project, bucket, tmp_path):
-    storage = f"{bucket}/runs"
+    storage = f"{bucket}/killed"
     arguments = ["run", str(project / "run.yaml"), *QUICK, f"storage={storage}"]
     with Driver([MGPP, *arguments], tmp_path / "beside") as driver:
         deadline = time.monotonic() + 300
@@ -50,6 +51,17 @@ def test_a_run_on_s3_is_killed_and_goes_on(project, bucket, tmp_path):
     assert summary["model"].startswith(f"{storage}/export-")
     local = mgpp(project, *arguments, f"storage={tmp_path / 'local'}", "--json")
     assert json.loads(local.stdout)["metrics"] == summary["metrics"]
+    expect_no_secret(bucket, driver.log.read_bytes())
+
+
+def test_a_run_on_s3_is_listed_verified_and_mended(project, bucket):
+    storage = f"{bucket}/runs"
+    few = ["train.length=24", "train.checkpoint_every=10"]
+    arguments = ["run", str(project / "run.yaml"), *QUICK, *few, f"storage={storage}"]
+    done = mgpp(project, *arguments, "--json")
+    assert done.returncode == 0, done.stderr[-6000:]
+    summary = json.loads(done.stdout)
+    assert summary["model"].startswith(f"{storage}/export-")
 
     listed = json.loads(mgpp(project, "store", "ls", storage, "--json").stdout)["entries"]
     assert {entry["stage"]: entry["state"] for entry in listed} == dict.fromkeys(
@@ -80,9 +92,14 @@ def test_a_run_on_s3_is_killed_and_goes_on(project, bucket, tmp_path):
         == whole
     )
 
-    # What opens the bucket is nowhere in it, nor in what was printed.
+    expect_no_secret(bucket, done.stderr.encode() + done.stdout.encode())
+
+
+def expect_no_secret(bucket, printed):
+    """What opens the bucket is nowhere in it, nor in what was printed."""
     secret = ACCESS["AWS_SECRET_ACCESS_KEY"].encode()
-    everything = open_storage(bucket)[0].find(bucket.removeprefix("s3://"))
+    filesystem, _ = open_storage(bucket)
+    everything = filesystem.find(bucket.removeprefix("s3://"))
     assert len(everything) > 20
     assert not any(secret in filesystem.cat_file(name) for name in everything)
-    assert secret not in driver.log.read_bytes() + resumed.stderr.encode() + resumed.stdout.encode()
+    assert secret not in printed

@@ -9,7 +9,7 @@ import pytest
 from pipeline.tracking.recorder import read_records
 from tests.processes import run
 
-NUM_KILLS = int(os.environ.get("MGPP_TORTURE_KILLS", "12"))
+NUM_KILLS = int(os.environ.get("MGPP_TORTURE_KILLS", "8"))
 
 
 @pytest.mark.distributed
