@@ -135,8 +135,7 @@ def test_workers_that_cannot_fit_are_refused_at_once(project, tmp_path, cluster)
 @pytest.mark.distributed
 def test_prometheus_finds_a_run_at_its_nodes_port(project, tmp_path, cluster):
     cluster.add_node(num_cpus=2)
-    alone = ["cluster.num_workers=1", "zero.stage=0", "train.length=4000"]
-    with run_on(project, tmp_path / "runs", cluster, *alone) as run:
+    with run_on(project, tmp_path / "runs", cluster) as run:
         run.wait_for(20)
         ports = _metrics_ports(cluster)
         deadline = time.monotonic() + 120
@@ -145,8 +144,8 @@ def test_prometheus_finds_a_run_at_its_nodes_port(project, tmp_path, cluster):
             time.sleep(1)
     for labels, _ in found.values():
         assert (labels["run"], labels["stage"]) == ("tiny", "prune")
-    assert found["mgpp_num_steps"][1] == 4000
-    assert 0 < found["mgpp_step"][1] <= 4000
+    assert found["mgpp_num_steps"][1] == 160
+    assert 0 < found["mgpp_step"][1] <= 160
     assert 0 <= found["mgpp_mask_sparsity"][1] <= 0.8
     assert found["mgpp_tokens_per_second"][1] > 0
 
@@ -176,7 +175,6 @@ def _scraped(ports):
         for family in text_string_to_metric_families(text):
             name = family.name.removeprefix(PREFIX)
             if name in GAUGES:
-                assert len(family.samples) == 1, family.samples
                 (sample,) = family.samples
                 found[name] = (sample.labels, sample.value)
     return found
