@@ -13,6 +13,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from launch.cluster.mounted import mounted_files, token_problems
 from launch.cluster.node_sizes import planned_cores, planned_memory_gib, runs_of
+from launch.cluster.stop_grace import stop_grace_of
+from launch.cluster.submission import STOP_SECONDS
 from pipeline.errors import ConfigError, Problem, SettingError
 from pipeline.runs.config import RunConfig, parse_config, problem_of, read_config, yaml_text
 from pipeline.runs.foreign_code import OPTION
@@ -242,6 +244,8 @@ def render_cluster(
         "config": config,
         "config_path": config,
         "mounted": {},
+        "stop_grace_s": stop_grace_of(config, overrides, campaign=command == "campaign"),
+        "stop_margin_s": STOP_SECONDS,
         "overrides": list(overrides),
         "command": f"mgpp {command}{f' {OPTION}' if allow_code else ''}",
         "campaign": command == "campaign",
