@@ -61,7 +61,7 @@ def run(
             choices = Choices(store.url, lambda: hardware_of(cluster, connect))
             planned = plan_campaign(campaign, choices, allow_code=allow_code)
             warn(choices.warnings())
-            end.kept = lambda: runs_done(planned, store)
+            end.resumable(lambda: runs_done(planned, store))
             runs = {**planned.final, **planned.selecting}
             seen = set()
             for each in runs:  # seeds and sparsities change nothing of what is checked

@@ -11,15 +11,15 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
-from launch.driver.stopping import NAMES, Interrupted, StopSignals
+from launch.driver.stopping import NAMES, AtOnce, Interrupted, StopSignals
 
 Status = Literal["done", "failed", "stopped", "interrupted", "invalid"]
-RESUME = "rerun the same command to resume from there"
+AGAIN = "rerun the same command"
 _KEPT_SECONDS = 3.0  # storage that does not answer must not keep a command from ending
 
 
@@ -72,7 +72,7 @@ class Ending:
         self.signals = StopSignals()
         self.signals.overdue = self._leave_at_once
         self.kept: Callable[[], str] = lambda: "all as it was" if of_run else ""
-        self.todo = RESUME if of_run else ""
+        self.todo = AGAIN if of_run else ""
         self.of_run = of_run
         self._as_json = as_json
         self._out = os.dup(1)
@@ -82,14 +82,20 @@ class Ending:
             sys.stdout.flush()
             os.dup2(2, 1)  # whatever libraries and child processes print goes to standard error
 
+    def resumable(self, kept: Callable[[], str]) -> None:
+        """Say from now on that the same command resumes from what is saved, which `kept` returns."""
+        self.kept, self.todo = kept, f"{AGAIN} to resume from there"
+
     def __call__(self, values: Mapping[str, Any]) -> None:
         """Write the values of a command that is done."""
+        self.signals.close()
         with self._lock:
             self._is_told = True
         self._emit(values)
 
     def done(self, values: Mapping[str, Any], happened: str) -> None:
         """End a run that is done."""
+        self.signals.close()
         _print(f"done: {happened}")
         self(values)
 
@@ -150,13 +156,10 @@ class Ending:
         )
 
     def _of_signal(self, number: int | None = None) -> End:
-        number = self.signals.number or number or signal.SIGTERM
         over = " (cluster.stop_grace_s was over)" if self.signals.over_grace else ""
-        interrupted = number == signal.SIGINT
-        return End(
-            status="interrupted" if interrupted else "stopped",
-            code=128 + (signal.SIGINT if interrupted else signal.SIGTERM),
-            happened=f"{NAMES[number]}{over}",
+        return end_of_signal(
+            self.signals.number or number or signal.SIGTERM,
+            over=over,
             kept=self._what_is_kept(),
             todo=self.todo,
         )
@@ -225,21 +228,35 @@ def reported_errors(as_json: bool, *, of_run: bool = False) -> Iterator[Ending]:
         ending.close()
 
 
-@contextmanager
-def told_before_it_begins(arguments: list[str]) -> Iterator[None]:
-    """End the command as `reported_errors` does while what it needs is imported."""
-    ending = Ending(as_json=False, of_run=True)
-    try:
-        with ending.signals.handled():
-            yield
-    except KeyboardInterrupt:
-        end = ending._of_signal()
-        print(end, file=sys.stderr)  # noqa: T201
+def end_of_signal(number: int, *, over: str = "", kept: str = "", todo: str = "") -> End:
+    """Return the end that a signal is."""
+    interrupted = number == signal.SIGINT
+    return End(
+        status="interrupted" if interrupted else "stopped",
+        code=128 + (signal.SIGINT if interrupted else signal.SIGTERM),
+        happened=f"{NAMES[number]}{over}",
+        kept=kept,
+        todo=todo,
+    )
+
+
+def tell_before_it_begins(arguments: Sequence[str]) -> None:
+    """From now on end at once by a signal, told as `reported_errors` does, which takes over from here.
+
+    Args:
+        arguments: of the command line.
+    """
+
+    def tell(number: int) -> int:
+        end = end_of_signal(number, kept="all as it was", todo=AGAIN)
+        _print(str(end))
         if "--json" in arguments:
-            print(json.dumps(end.as_data()))  # noqa: T201
-        raise SystemExit(end.code) from None
-    finally:
-        ending.close()
+            os.write(1, (json.dumps(end.as_data()) + "\n").encode())
+        return end.code
+
+    for number in NAMES:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, AtOnce(tell))
 
 
 def _is_rays(error: BaseException) -> bool:

@@ -26,12 +26,12 @@ def main() -> None:
         raise SystemExit(2)
     # The bars of `datasets`, several a run, come between its lines; its own progress is shown.
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    from launch.cli.ends import told_before_it_begins
+    from launch.cli.ends import tell_before_it_begins
 
-    with told_before_it_begins(sys.argv):
-        from launch.cli.main import main as run
+    tell_before_it_begins(sys.argv)
+    from launch.cli.main import main as run
 
-        run()
+    run()
 
 
 def _required() -> list[str]:

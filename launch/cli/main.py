@@ -87,7 +87,7 @@ def run(
             warn(choices.warnings())
             console.print(f"{'workers':<9} {described(settled)}{', as it began' if begun else ''}")
             stages = plan_stages(settled)  # once: it reads the model's files through
-            end.kept = lambda: last_saved(stages, store)
+            end.resumable(lambda: last_saved(stages, store))
             if all_done(stages, store):
                 result = run_stages(stages, settled, store, console)
             else:

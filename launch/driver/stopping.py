@@ -5,12 +5,13 @@ that, no longer than the grace. The second one ends it at once. This file is imp
 heavy is.
 """
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 # SIGUSR1 is what many a scheduler is told to send ahead of a time limit.
 NAMES: Mapping[int, str] = {
@@ -35,6 +36,21 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(number)
 
 
+class AtOnce:
+    """A handler of signals that ends the process, of a command that has not begun to work.
+
+    Args:
+        tell: called with the signal's number; returns the exit code.
+    """
+
+    def __init__(self, tell: Callable[[int], int]) -> None:
+        self._tell = tell
+
+    def __call__(self, number: int, _: FrameType | None) -> NoReturn:
+        """Tell the end, and leave."""
+        os._exit(self._tell(number))
+
+
 class StopSignals:
     """The signals that a command got while it runs.
 
@@ -50,6 +66,8 @@ class StopSignals:
         self.overdue: Callable[[], Any] = lambda: None
         self._is_patient = False
         self._is_lost = False
+        self._is_over = False
+        self._ignored: set[int] = set()
         self._leaving: threading.Timer | None = None
 
     @contextmanager
@@ -59,13 +77,18 @@ class StopSignals:
             yield
             return
         before = {number: signal.signal(number, self._handle) for number in NAMES}
+        self._ignored = {number for number, handler in before.items() if handler is signal.SIG_IGN}
         try:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_DFL if isinstance(handler, AtOnce) else handler)
             if self._leaving is not None:
                 self._leaving.cancel()
+
+    def close(self) -> None:
+        """Let no signal interrupt the end that is being told."""
+        self._is_over = True
 
     @contextmanager
     def patient(
@@ -128,8 +151,10 @@ class StopSignals:
         signal.pthread_kill(main, self.number or signal.SIGINT)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if self._leaving is not None:
+        if self._leaving is not None or self._is_over:
             return  # the way out is short, and must not be broken off
+        if number in self._ignored and not self._is_lost:
+            return  # as who started the command wants it: a shell does, of what it starts by `&`
         is_first = self.number is None
         if is_first and not self._is_lost:
             self.number = number

@@ -47,11 +47,12 @@ class StopFlag:
         self._ended.set()
 
     def _ask_driver(self) -> None:
-        while not self._ended.wait(_ASK_SECONDS):
+        while not self._ended.is_set():
             with suppress(ray.exceptions.RayError):  # an actor that is lost ends the group, too
                 if ray.get(self._status.is_asked_to_stop.remote()):
                     self.reason = "stopped"
                     return
+            self._ended.wait(_ASK_SECONDS)
 
     def _ask_ray(self) -> None:
         """Ask whether a node is drained; each call waits for all workers, so all of them ask."""

@@ -261,7 +261,7 @@ def _stop(run: _Run, checkpoints: CheckpointStore) -> NoReturn:
     if run.config.checkpoint_every and run.done.steps > run.saved_at:
         _save(run, checkpoints, at_once=True)
     checkpoints.settle()
-    raise RunStoppedError(f"saved at step {run.saved_at}")
+    raise RunStoppedError(f"saved at step {run.saved_at}" if run.saved_at else "no step is saved")
 
 
 def _save(run: _Run, checkpoints: CheckpointStore, *, at_once: bool = False) -> None:
@@ -355,7 +355,7 @@ def train_step(run: _Run, batches: Iterator[dict[str, Tensor]]) -> tuple[bool, b
     for i, (batch, weights) in enumerate(zip(micro_batches, all_weights, strict=True), start=1):
         forward_backward(run, batch, weights)
         if i == len(micro_batches):
-            is_to_stop = any_is_to_stop()  # DeepSpeed waits for the gradients next, too
+            is_to_stop = any_is_to_stop()
         _step(run)
     run.done.batches += 1
     if run.engine.skipped_steps > skipped:
