@@ -46,7 +46,7 @@ def run(
 
 @contextmanager
 def signals_not_ignored() -> Iterator[None]:
-    """Have what is started in the block take Ctrl-C, also where a shell has these tests ignore it (`&`)."""
+    """Have what the block starts take Ctrl-C, also where a shell has these tests ignore it (`&`)."""
     before = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

@@ -41,15 +41,14 @@ class Driver:
         self.storage = storage
         self.log = storage.parent / "driver.log"
         name, _, value = self.mark.partition("=")
-        with self.log.open("ab") as log:
-            with signals_not_ignored():
-                self.process = subprocess.Popen(
-                    command,
-                    env={**os.environ, "HF_HUB_OFFLINE": "1", name: value},
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
+        with self.log.open("ab") as log, signals_not_ignored():
+            self.process = subprocess.Popen(
+                command,
+                env={**os.environ, "HF_HUB_OFFLINE": "1", name: value},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
 
     def __enter__(self):
         return self

@@ -1,23 +1,29 @@
 """Ends of a command, each told once: by a line, one JSON object and an exit code; of small programs."""
 
+import contextlib
 import json
 import os
-import subprocess
+import signal
 import sys
+import tempfile
 import textwrap
 import time
+import traceback
 
 import pytest
+import typer
 
-from tests.processes import ROOT, signals_not_ignored
+import launch.cli.ends  # noqa: F401  # before the forks
+import pipeline.errors  # noqa: F401
 
 BEGIN = """
 import os, signal, sys, threading, time
+from launch.cli import ends
 from launch.cli.ends import reported_errors
 from launch.driver import stopping
 from pipeline.errors import ConfigError, Problem, RunStoppedError, StageError
-stopping._WAY_OUT_SECONDS = 0.3
-def send(*numbers, every=0.2):
+stopping._WAY_OUT_SECONDS = ends._KEPT_SECONDS = 0.3
+def send(*numbers, every=0.1):
     def work():
         for number in numbers:
             time.sleep(every)
@@ -33,28 +39,58 @@ AGAIN = "rerun the same command to resume from there"
 KEPT = f"kept: prune saved at step 7; {AGAIN}"
 
 
-def start(body, before=BEGIN):
-    program = before + textwrap.indent(textwrap.dedent(body), "    ")
-    with signals_not_ignored():
-        return subprocess.Popen(
-            [sys.executable, "-c", program],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
+def ended(body, before=BEGIN):
+    """Run a program in a fork, which has all imported.
+
+    Returns:
+        Its exit code, the lines that tell the end, the object, and all that people see.
+    """
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        pid = os.fork()
+        if pid == 0:
+            program = before + textwrap.indent(textwrap.dedent(body), "    ")
+            _run(program, out.fileno(), err.fileno())
+        try:
+            code = _code_of(pid, timeout=60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read())
+    (values,) = [json.loads(line) for line in texts[0].splitlines()]
+    starts = ("done: ", "error: ", "stopped: ", "interrupted: ")
+    lines = [line for line in texts[1].splitlines() if line.startswith(starts)]
+    return code, lines, values, texts[1]
 
 
-def ended(process):
-    """Return the exit code, the lines that tell the end, the object, and all that people see."""
-    out, err = process.communicate(timeout=60)
-    lines = [
-        line
-        for line in err.splitlines()
-        if line.startswith(("done: ", "error: ", "stopped: ", "interrupted: "))
-    ]
-    (values,) = [json.loads(line) for line in out.splitlines()]
-    return process.returncode, lines, values, err
+def _run(program, out, err):
+    code = 99
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        sys.stdout = open(1, "w", closefd=False, buffering=1)  # noqa: SIM115
+        sys.stderr = open(2, "w", closefd=False, buffering=1)  # noqa: SIM115
+        exec(program, {})
+        code = 0
+    except typer.Exit as left:
+        code = left.exit_code
+    except BaseException:  # noqa: BLE001  # whose end is the test's matter
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _code_of(pid, timeout):
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    raise AssertionError(f"it runs for more than {timeout} s")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +140,7 @@ def ended(process):
     ],
 )
 def test_an_end_is_a_line_an_object_and_a_code(body, code, status, line):
-    found, lines, values, err = ended(start(body))
+    found, lines, values, err = ended(body)
     assert (found, values["status"], lines) == (code, status, [line]), err
     assert ("Traceback" in err) == ("KeyError" in body)
     assert "of a library" in err
@@ -114,9 +150,7 @@ def test_an_end_is_a_line_an_object_and_a_code(body, code, status, line):
 
 
 def test_what_is_more_than_a_line_comes_before_it():
-    _, lines, values, err = ended(
-        start("raise StageError('two workers failed\\nas follows\\nhere')")
-    )
+    _, lines, values, err = ended("raise StageError('two workers failed\\nas follows\\nhere')")
     assert err.splitlines()[-1] == f"error: two workers failed; {KEPT}"
     assert lines == err.splitlines()[-1:]
     assert "as follows\nhere\n" in err
@@ -142,7 +176,7 @@ def patient(*, ask=ASKED, grace=60, signals, work):
 
 def test_work_that_ends_when_it_is_asked_to_is_waited_for():
     work = "asked.wait(60); told('the step is saved'); raise RunStoppedError('saved')"
-    code, lines, values, err = ended(start(patient(signals=["SIGTERM"], work=work)))
+    code, lines, values, err = ended(patient(signals=["SIGTERM"], work=work))
     assert (code, values["status"], lines) == (143, "stopped", [f"stopped: SIGTERM; {KEPT}"]), err
     said = err.splitlines()
     waits = next(
@@ -155,7 +189,7 @@ def test_work_that_ends_when_it_is_asked_to_is_waited_for():
 def test_a_signal_that_comes_as_the_work_is_done_still_ends_the_command():
     """What follows would not be kept by steps."""
     work = "asked.wait(60)"
-    code, lines, *_ = ended(start(patient(signals=["SIGINT"], work=work)))
+    code, lines, *_ = ended(patient(signals=["SIGINT"], work=work))
     assert (code, lines) == (130, [f"interrupted: Ctrl-C (SIGINT); {KEPT}"])
 
 
@@ -172,7 +206,7 @@ def test_a_signal_that_comes_as_the_work_is_done_still_ends_the_command():
 )
 def test_it_ends_at_once_where_there_is_nothing_to_wait_for_or_no_time(changes, told):
     since = time.monotonic()
-    code, lines, _, err = ended(start(patient(work="time.sleep(60)", **changes)))
+    code, lines, _, err = ended(patient(work="time.sleep(60)", **changes))
     assert (code, lines) == (143, [f"stopped: {told}; {KEPT}"]), err
     assert time.monotonic() - since < 60
 
@@ -188,7 +222,7 @@ def test_work_that_another_run_took_over_is_a_failure():
     except KeyboardInterrupt:
         raise StageError('another run took over') from None
     """
-    code, lines, values, _ = ended(start(body))
+    code, lines, values, _ = ended(body)
     assert (code, values["status"], lines) == (
         1,
         "failed",
@@ -199,7 +233,7 @@ def test_work_that_another_run_took_over_is_a_failure():
 def test_what_the_shell_has_it_ignore_it_ignores():
     body = "send(signal.SIGINT); time.sleep(1); end.done({'status': 'done'}, 'all')"
     before = BEGIN.replace("with rep", "signal.signal(signal.SIGINT, signal.SIG_IGN)\nwith rep")
-    code, lines, *_ = ended(start(body, before))
+    code, lines, *_ = ended(body, before)
     assert (code, lines) == (0, ["done: all"])
 
 
@@ -210,9 +244,7 @@ from launch.cli.ends import tell_before_it_begins
 tell_before_it_begins(["mgpp", "run", "--json"])
 if True:
 """
-    code, lines, values, _ = ended(
-        start("os.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(60)", before)
-    )
+    code, lines, values, _ = ended("os.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(60)", before)
     assert (code, values["status"]) == (143, "stopped")
     assert lines == ["stopped: SIGTERM; kept: all as it was; rerun the same command"]
 
@@ -225,5 +257,5 @@ def test_a_signal_after_the_end_changes_nothing_of_what_was_told():
     body = (
         "end.done({'status': 'done'}, 'all'); os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.2)"
     )
-    code, lines, values, _ = ended(start(body, before))
+    code, lines, values, _ = ended(body, before)
     assert (code, lines, values) == (0, ["done: all"], {"status": "done"})

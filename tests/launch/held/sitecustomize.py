@@ -1,9 +1,10 @@
 """On PYTHONPATH: `mgpp` that stands still in a phase, for tests that end it there.
 
-MGPP_TEST_PHASE names the phase. As a process comes to it, it writes its id to a file in MGPP_TEST_HELD,
-and waits; only a phase whose end is awaited by a stop goes on.
+MGPP_TEST_PHASE names the phase. As a process comes to it, it makes a file of its id in MGPP_TEST_HELD, and
+waits; where a stop awaits the phase's end, only for seconds. MGPP_TEST_DISK has a disk fail there instead.
 """
 
+import errno
 import importlib.abc
 import importlib.machinery
 import os
@@ -11,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+DISK = {"full": errno.ENOSPC, "read-only": errno.EROFS}.get(os.environ.get("MGPP_TEST_DISK", ""))
 PHASE = os.environ.get("MGPP_TEST_PHASE", "")
 # The module and the function, or the class's method, that a phase is held in; none: as it is imported.
 PLACES = {
@@ -30,6 +32,8 @@ def _hold():
     folder = Path(os.environ["MGPP_TEST_HELD"])
     folder.mkdir(exist_ok=True)
     (folder / str(os.getpid())).touch()
+    if DISK:
+        raise OSError(DISK, os.strerror(DISK))
     until = time.monotonic() + _SECONDS
     while time.monotonic() < until:
         time.sleep(0.05)

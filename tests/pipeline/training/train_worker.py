@@ -245,7 +245,8 @@ def run_asked_to_stop(case: str, bert: Path, data: Path, output: Path) -> None:
     told.append(checkpoints.restore(lambda saved: saved.manifest.step))
     end(seldom, lambda: True)
     figures = run(case, bert, data, folder, checkpoints, prune=prune, config=seldom)
-    checkpoints.discard()
+    if rank == 0:
+        checkpoints.discard()
     dist.barrier()
     end(TRAIN.model_copy(update={"checkpoint_every": 0}), lambda: rank == 0)
     told.append(checkpoints.restore(lambda saved: saved.manifest.step))
@@ -261,6 +262,8 @@ def run_counted(bert: Path, data: Path, output: Path) -> None:
         return [WHOLE] * len(micro_batches), lambda: False
 
     def counted(*arguments: Any) -> Any:
+        if len(counts) == 3:
+            return take_step(*arguments)
         loop.weigh = weigh if len(counts) < 2 else without
         with profile(activities=[ProfilerActivity.CPU]) as seen:
             taken = take_step(*arguments)
@@ -270,10 +273,9 @@ def run_counted(bert: Path, data: Path, output: Path) -> None:
 
     loop.train_step = counted
     try:
-        length = TRAIN.model_copy(update={"length": 10, "log_every": 100, "checkpoint_every": 0})
+        plain = TRAIN.model_copy(update={"log_every": 100, "checkpoint_every": 0})
         checkpoints = CheckpointStore(f"{output}/counted-checkpoints", WorkerGroup.current())
-        late = PRUNE.model_copy(update={"start_after": 4, "finetune": 2})
-        run("stage2", bert, data, output / "counted", checkpoints, config=length, prune=late)
+        run("stage2", bert, data, output / "counted", checkpoints, config=plain)
     finally:
         loop.train_step, loop.weigh = take_step, weigh
     if dist.get_rank() == 0:
