@@ -117,11 +117,10 @@ def test_a_stop_in_training_keeps_the_step_under_way(start):
     assert "SIGTERM: the step under way is finished and saved, for which there are 120 s" in log
 
 
-@pytest.mark.parametrize("phase", ["start", "report"])
-def test_an_interrupt_ends_a_phase_without_steps_at_once(summary, start, phase):
-    driver = start(phase)
+def test_an_interrupt_ends_a_command_that_has_not_begun_to_work(start):
+    driver = start("start")
     driver.process.send_signal(signal.SIGINT)
-    check(driver, signal.SIGINT, phase)
+    check(driver, signal.SIGINT, "start")
 
 
 # The table of ends.

@@ -1,7 +1,8 @@
 """On PYTHONPATH: `mgpp` that stands still in a phase, for tests that end it there.
 
-MGPP_TEST_PHASE names the phase. As a process comes to it, it makes a file of its id in MGPP_TEST_HELD, and
-waits; where a stop awaits the phase's end, only for seconds. MGPP_TEST_DISK has a disk fail there instead.
+MGPP_TEST_PHASE names the phase. As a process comes to it, it makes a file of its id in MGPP_TEST_HELD,
+and waits; where a stop awaits the phase's end, only for seconds. MGPP_TEST_DISK names how a disk fails
+there instead.
 """
 
 import errno

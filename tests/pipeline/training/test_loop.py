@@ -68,17 +68,16 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(trained, case, sto
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("case", ASKED)
-def test_what_one_rank_is_asked_all_do_after_the_step_under_way(trained, case):
-    folder = trained.folder(case, f"asked-{case}")
+def test_what_one_rank_is_asked_all_do_after_the_step_under_way(trained):
+    folder = trained.folder(ASKED, "asked")
     (told, figures), other = (
-        json.loads((folder / f"asked-{case}-{rank}.json").read_text()) for rank in (0, 1)
+        json.loads((folder / f"asked-{rank}.json").read_text()) for rank in (0, 1)
     )
     saved = f"saved at step {ASKED_AT}"
     assert told == [saved, ASKED_AT, saved, "no step is saved", None]
     assert other == [told, figures]
-    assert weights_of(folder / f"asked-{case}") == weights_of(folder / f"{case}-None")
-    assert figures == json.loads((folder / f"{case}-None" / "figures.json").read_text())
+    assert weights_of(folder / "asked") == weights_of(folder / f"{ASKED}-None")
+    assert figures == json.loads((folder / f"{ASKED}-None" / "figures.json").read_text())
 
 
 @pytest.mark.distributed

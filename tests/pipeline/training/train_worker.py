@@ -79,11 +79,11 @@ DAMAGED = "stage3"  # the case that is also resumed where every checkpoint is da
 DISTILLED = ("stage2", "stage3-small")  # the last with all of both models sharded
 DISTILL_STOP = 9
 TEACHER = "stage0"  # the case whose whole run makes the teacher
-ASKED = ("stage2", "stage3")  # the cases that are also asked to stop, before step ASKED_AT
+ASKED = "stage3"  # the case that is also asked to stop, after ASKED_AT steps
 ASKED_AT = 8
 ALL_CASES = (
     *CASES,
-    *(f"asked-{case}" for case in ASKED),
+    "asked",
     "counted",
     *(f"distilled-{case}" for case in DISTILLED),
     "silent",
@@ -174,7 +174,7 @@ def main(bert: str, data: str, output: str) -> None:
         {
             **{case: partial(run_interrupted, case, *paths) for case in CASES},
             **{f"distilled-{case}": partial(run_distilled, case, *paths) for case in DISTILLED},
-            **{f"asked-{case}": partial(run_asked_to_stop, case, *paths) for case in ASKED},
+            "asked": partial(run_asked_to_stop, *paths),
             "counted": partial(run_counted, *paths),
             "silent": partial(run_with_silent_teacher, *paths),
             "damaged": partial(run_from_damage, *paths),
@@ -210,12 +210,13 @@ def run_interrupted(case: str, bert: Path, data: Path, output: Path) -> None:
             (folder / "figures.json").write_text(json.dumps(figures))
 
 
-def run_asked_to_stop(case: str, bert: Path, data: Path, output: Path) -> None:
+def run_asked_to_stop(bert: Path, data: Path, output: Path) -> None:
     """Train until one rank alone is asked to stop, between two checkpoints; then to the end.
 
     A last time it is asked before the first step, and where no checkpoint is wanted.
     """
-    prune, folder = prune_by(METHOD_OF.get(case, "mgpp")), output / f"asked-{case}"
+    prune, folder = prune_by(METHOD_OF[ASKED]), output / "asked"
+    train_on = partial(run, ASKED, bert, data, folder)
     seldom = TRAIN.model_copy(update={"checkpoint_every": 5})
     checkpoints = CheckpointStore(f"{folder}-checkpoints", WorkerGroup.current(), keep=3)
     rank, asked, told = dist.get_rank(), 0, []
@@ -227,16 +228,7 @@ def run_asked_to_stop(case: str, bert: Path, data: Path, output: Path) -> None:
 
     def end(config: TrainConfig, is_to_stop: Callable[[], bool]) -> None:
         try:
-            run(
-                case,
-                bert,
-                data,
-                folder,
-                checkpoints,
-                prune=prune,
-                config=config,
-                is_to_stop=is_to_stop,
-            )
+            train_on(checkpoints, prune=prune, config=config, is_to_stop=is_to_stop)
         except RunStoppedError as stopped:
             told.append(str(stopped))
         dist.barrier()
@@ -244,13 +236,13 @@ def run_asked_to_stop(case: str, bert: Path, data: Path, output: Path) -> None:
     end(seldom, is_to_stop)
     told.append(checkpoints.restore(lambda saved: saved.manifest.step))
     end(seldom, lambda: True)
-    figures = run(case, bert, data, folder, checkpoints, prune=prune, config=seldom)
+    figures = train_on(checkpoints, prune=prune, config=seldom)
     if rank == 0:
         checkpoints.discard()
     dist.barrier()
     end(TRAIN.model_copy(update={"checkpoint_every": 0}), lambda: rank == 0)
     told.append(checkpoints.restore(lambda saved: saved.manifest.step))
-    (output / f"asked-{case}-{rank}.json").write_text(json.dumps([told, figures]))
+    (output / f"asked-{rank}.json").write_text(json.dumps([told, figures]))
 
 
 def run_counted(bert: Path, data: Path, output: Path) -> None:
