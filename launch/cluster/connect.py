@@ -271,11 +271,13 @@ def wait_for_nodes(count: int, timeout: float, address: str | None = None) -> in
 
 
 def cluster_capacity() -> Capacity:
-    """Return what the joined cluster has now, node by node.
+    """Return what the joined cluster has now, node by node, without nodes that are drained.
 
     Ray knows of a node's memory what was free as it started: its own store of objects and the rest.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    leaving = ray._private.state.state.get_draining_nodes()  # alive still, but nothing starts there
+    alive = (node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving)
+    nodes = [node["Resources"] for node in alive]
     known = all("memory" in node for node in nodes)
     memory = (node["memory"] + node.get("object_store_memory", 0.0) for node in nodes if known)
     return Capacity(

@@ -13,7 +13,10 @@ import ray
 
 Reason = Literal["", "stopped", "drained"]
 _ASK_SECONDS = 1.0
-_DRAIN_SECONDS = 5.0  # as often as Ray Train itself looks
+_DRAIN_SECONDS = 5.0
+_OFTEN = (
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"  # how often Ray Train itself looks, of all workers alike
+)
 
 
 class StopFlag:
@@ -58,7 +61,8 @@ class StopFlag:
         """Ask whether a node is drained; each call waits for all workers, so all of them ask."""
         import ray.train
 
-        while not self._ended.wait(_DRAIN_SECONDS):
+        seconds = float(os.environ.get(_OFTEN, _DRAIN_SECONDS))
+        while not self._ended.wait(seconds):
             try:
                 if ray.train.get_preemption_info() is None:
                     continue
