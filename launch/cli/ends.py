@@ -241,7 +241,7 @@ def end_of_signal(number: int, *, over: str = "", kept: str = "", todo: str = ""
 
 
 def tell_before_it_begins(arguments: Sequence[str]) -> None:
-    """From now on end at once by a signal, told as `reported_errors` does, which takes over from here.
+    """From now on a signal ends the command at once, with its line, until `reported_errors` takes over.
 
     Args:
         arguments: of the command line.

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from launch.cluster.submission import STOP_SECONDS
 from pipeline.errors import ConfigError, Problem, StageError
 
 if TYPE_CHECKING:
     from launch.cluster.submission import Submission
 
+STOP_SECONDS = 30  # after the grace: for leases on remote storage, and Ray's own end; Ray gives 3 s
 _POLL_SECONDS = 1.0
 _AGENT_SECONDS = 60.0
 _GRACE = "mgpp_stop_grace_s"  # of a job's metadata

@@ -11,10 +11,10 @@ import jinja2
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from launch.cluster.jobs import STOP_SECONDS
 from launch.cluster.mounted import mounted_files, token_problems
 from launch.cluster.node_sizes import planned_cores, planned_memory_gib, runs_of
 from launch.cluster.stop_grace import stop_grace_of
-from launch.cluster.submission import STOP_SECONDS
 from pipeline.errors import ConfigError, Problem, SettingError
 from pipeline.runs.config import RunConfig, parse_config, problem_of, read_config, yaml_text
 from pipeline.runs.foreign_code import OPTION

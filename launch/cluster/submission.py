@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.cluster.connect import passed_on
+from launch.cluster.jobs import STOP_SECONDS
 from launch.cluster.shipping import Shipment
 from launch.cluster.stop_grace import stop_grace_of
 from pipeline.errors import ConfigError, Problem
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 PREFIX = "mgpp-"
 # What a job never needs, whatever .gitignore says; Ray leaves out what .gitignore names.
 EXCLUDES = (".git/", ".venv/", "**/__pycache__/", "*.pyc", ".mypy_cache/", ".ruff_cache/")
-STOP_SECONDS = 30  # after the grace: for leases on remote storage, and Ray's own end; Ray gives 3 s
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,7 +87,7 @@ class StopSignals:
                 self._leaving.cancel()
 
     def close(self) -> None:
-        """Let no signal interrupt the end that is being told."""
+        """Let no signal interrupt the end that is being reported."""
         self._is_over = True
 
     @contextmanager

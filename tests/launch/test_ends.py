@@ -82,6 +82,14 @@ def copy_stages(storage, to, count):
             shutil.copytree(folder, to / folder.name)
 
 
+def send(driver, number):
+    """Send a signal as it comes: Ctrl-C goes to all of the terminal's process group."""
+    if number == signal.SIGINT:
+        os.killpg(driver.process.pid, number)
+    else:
+        driver.process.send_signal(number)
+
+
 def told(driver, timeout=120.0):
     """Wait for the end; return the exit code, the line and the object that tell it, and the log."""
     code, log = driver.end(timeout)
@@ -119,7 +127,7 @@ def test_a_stop_in_training_keeps_the_step_under_way(start):
 
 def test_an_interrupt_ends_a_command_that_has_not_begun_to_work(start):
     driver = start("start")
-    driver.process.send_signal(signal.SIGINT)
+    send(driver, signal.SIGINT)
     check(driver, signal.SIGINT, "start")
 
 
@@ -131,7 +139,7 @@ def test_an_interrupt_ends_a_command_that_has_not_begun_to_work(start):
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_to_the_driver(summary, start, number, phase):
     driver = start(phase)
-    driver.process.send_signal(number)
+    send(driver, number)
     check(driver, number, phase)
 
 
@@ -139,7 +147,7 @@ def test_a_signal_to_the_driver(summary, start, number, phase):
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_run_that_was_stopped_ends_as_if_it_never_was(project, undisturbed, start, number):
     driver = start("training", "train.checkpoint_every=1000")
-    driver.process.send_signal(number)
+    send(driver, number)
     (step,) = check(driver, number, "training")[0].groups()
     with run_in_background(project, driver.storage, *LONGER) as again:
         code, log = again.end()
