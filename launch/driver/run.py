@@ -23,11 +23,13 @@ from pipeline.errors import ConfigError, StageError
 from pipeline.runs.config import RunConfig
 from pipeline.runs.flow import STAGES, run_stage, stage_of
 from pipeline.runs.stage import PlannedStage, model_sizes
+from pipeline.runs.stages.dense import DENSE
 from pipeline.runs.stages.export import EXPORT, compressed_sizes, embedding_sizes, onnx_sizes
+from pipeline.runs.stages.prune import PRUNE
 from pipeline.runs.validate import check_schedule
 from pipeline.storage.node_copies import DamagedArtifactError
 from pipeline.store.artifacts import Artifact, ArtifactStore
-from pipeline.store.checkpoint_manifest import newest_step
+from pipeline.store.checkpoint_manifest import newest_step, num_parts
 
 
 @dataclass(kw_only=True)
@@ -93,12 +95,16 @@ def last_saved(stages: Sequence[PlannedStage], store: ArtifactStore) -> str:
     if missing is None:
         return "all stages"
     saved = ", ".join(stage.name for stage in done) or "no stage"
-    if not missing.on_all_workers:
+    if missing.name not in (DENSE.name, PRUNE.name):
         return f"{saved} done"
-    step = newest_step(f"{store.folder_of(missing.name, missing.key)}/checkpoints")
-    if step is None:
-        return f"{saved} done, no checkpoint of {missing.name}"
-    return f"{saved} done, {missing.name} saved at step {step}"
+    checkpoints = f"{store.folder_of(missing.name, missing.key)}/checkpoints"
+    step = newest_step(checkpoints)
+    if step is not None:
+        return f"{saved} done, {missing.name} saved at step {step}"
+    layers = num_parts(checkpoints)
+    if layers:
+        return f"{saved} done, {layers} layers of {missing.name} saved"
+    return f"{saved} done, no checkpoint of {missing.name}"
 
 
 @contextmanager

@@ -34,7 +34,7 @@ KEPT = {
     "data": "no stage done",
     "training": STEPS,
     "checkpoint": STEPS,
-    "evaluation": "data, dense, prune done, no checkpoint of evaluate",
+    "evaluation": "data, dense, prune done",
     "export": "data, dense, prune, evaluate done",
     "report": "data, dense, prune, evaluate, export done",
 }
