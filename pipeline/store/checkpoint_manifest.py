@@ -64,7 +64,7 @@ def newest_step(url: str) -> int | None:
 
 
 def num_parts(url: str) -> int:
-    """Return how many parts of a run, such as layers, have a complete checkpoint in its folder of them."""
+    """Return how many parts of a run, such as layers, have a complete checkpoint there."""
     filesystem, root = open_storage(url)
     folders = _folders(filesystem, root)
     parts = (folder for folder in folders if "/step-" not in folder and filesystem.isdir(folder))
