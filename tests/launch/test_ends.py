@@ -246,6 +246,5 @@ def test_a_disk_that_takes_no_more(summary, start, monkeypatch, phase, problem):
     code, line, values, _ = told(driver)
     assert (code, values["status"]) == (1, "failed")
     words = {"full": "No space left on device", "read-only": "Read-only file system"}[problem]
-    assert f"could not write to {driver.storage}: " in line
-    assert words in line
-    assert AGAIN in line
+    assert re.search(rf"could not (write to|be written) .*{re.escape(words)}", line), line
+    assert "same command" in line
