@@ -1,6 +1,6 @@
 """What a stage's work is done with: what it reads, where it writes, which workers do it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,11 @@ from pipeline.storage.outputs import OutputFiles
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tracking.recorder import Progress
 from pipeline.worker_group import WorkerGroup
+
+
+def never() -> bool:
+    """Return False: nobody asks this work to stop."""
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +28,8 @@ class Context:
         checkpoints: where its unfinished work is kept.
         progress: called with records for people to watch.
         files: what this worker itself writes to the output; None where all workers reach `output`.
+        is_to_stop: whether this worker says that the work is to end, saved, after the step under way;
+            all workers agree on what any of them says.
     """
 
     inputs: Mapping[str, Path]
@@ -32,6 +39,7 @@ class Context:
     checkpoints: CheckpointStore
     progress: Progress
     files: OutputFiles | None = None
+    is_to_stop: Callable[[], bool] = never
 
     def rows(self) -> Mapping[str, Any]:
         """Return the tokenized rows by split: each a `datasets.Dataset`."""

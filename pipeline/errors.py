@@ -100,6 +100,10 @@ class StageError(RuntimeError):
     """A stage that failed for a reason its user can act on."""
 
 
+class RunStoppedError(RuntimeError):
+    """Work that ended early because it was asked to; what it says is what was kept."""
+
+
 # What follows from the settings or the code, not from a machine or a network.
 OF_THE_CODE = (ValueError, TypeError, LookupError, AttributeError, AssertionError, ImportError)
 
@@ -114,7 +118,9 @@ def may_pass(error: Exception) -> bool:
 
     Their errors have no base in common: it is known by what they are not.
     """
-    return not (isinstance(error, (StageError, *OF_THE_CODE)) or is_storage_failure(error))
+    return not (
+        isinstance(error, (StageError, RunStoppedError, *OF_THE_CODE)) or is_storage_failure(error)
+    )
 
 
 def is_storage_failure(error: BaseException) -> bool:

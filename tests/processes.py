@@ -5,7 +5,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -50,6 +51,17 @@ def run(
     finally:
         _kill_group(process.pid)
     return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+@contextmanager
+def signals_not_ignored() -> Iterator[None]:
+    """Have what the block starts take Ctrl-C, also where a shell has these tests ignore it (`&`)."""
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def torchrun(module: str, *args: str, num_processes: int, timeout: float) -> None:

@@ -10,7 +10,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from launch.cli.checkpoints import local_checkpoint
-from launch.cli.output import AsJson, narrator, raise_for, reported_errors, screen, warn
+from launch.cli.ends import reported_errors
+from launch.cli.output import AsJson, narrator, raise_for, screen, warn
 from pipeline.errors import ConfigError, Problem
 
 _MOST = 1 << 20  # of a batch or a length: beyond it, a number is a slip of the finger

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from launch.cli.ends import reported_errors
 from launch.cli.output import (
     AllowCode,
     AsJson,
@@ -13,7 +14,6 @@ from launch.cli.output import (
     RunByDefault,
     narrator,
     raise_for,
-    reported_errors,
     screen,
     warn,
 )
@@ -35,14 +35,14 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Choose candidates, run every run that is not done, then write tables and a report page."""
-    with reported_errors(as_json) as emit:
+    with reported_errors(as_json, of_run=True) as end:
         from launch.cluster.connect import (
             address_of,
             connected_on_demand,
             hardware_of,
             local_capacity,
         )
-        from launch.driver.campaign import first_cluster, plan_campaign, run_campaign
+        from launch.driver.campaign import first_cluster, plan_campaign, run_campaign, runs_done
         from launch.driver.run import nodes_cleared
         from pipeline.campaigns.grid import read_campaign
         from pipeline.campaigns.report import PAGE_FILE
@@ -57,10 +57,11 @@ def run(
         store = usable_store(campaign.storage)
         cluster = first_cluster(campaign)
         joins = address_of(cluster) is not None
-        with connected_on_demand(cluster) as connect:
+        with connected_on_demand(cluster, end.lost) as connect:
             choices = Choices(store.url, lambda: hardware_of(cluster, connect))
             planned = plan_campaign(campaign, choices, allow_code=allow_code)
             warn(choices.warnings())
+            end.resumable(lambda: runs_done(planned, store))
             runs = {**planned.final, **planned.selecting}
             seen = set()
             for each in runs:  # seeds and sparsities change nothing of what is checked
@@ -76,7 +77,7 @@ def run(
                 raise_for(node_memory_problems(run.config, there))
             choices.record()
             with nodes_cleared(store):
-                made = run_campaign(campaign, planned, store, narrator())
+                made = run_campaign(campaign, planned, store, narrator(), end.signals)
         if not as_json:
             typer.echo(made.read_text(MARKDOWN_FILE))
             typer.echo(f"report  {made.url}/{PAGE_FILE}")
@@ -85,7 +86,9 @@ def run(
                 f"{made.metrics['num_failed']} of {len(planned.final)} runs failed; the same command "
                 f"runs only these again; {made.url}/{PAGE_FILE} says why"
             )
-        emit({"status": "done", "url": made.url, **made.metrics})
+        end.done(
+            {"status": "done", "url": made.url, **made.metrics}, f"all runs; {made.url}/{PAGE_FILE}"
+        )
 
 
 @app.command()

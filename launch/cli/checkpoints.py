@@ -9,7 +9,8 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from launch.cli.output import AsJson, narrator, reported_errors, screen
+from launch.cli.ends import reported_errors
+from launch.cli.output import AsJson, narrator, screen
 
 if TYPE_CHECKING:
     from mgpp.sparse.checkpoint import Packing

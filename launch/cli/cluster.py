@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from launch.cli.output import AllowCode, AsJson, Overrides, raise_for, reported_errors
+from launch.cli.ends import reported_errors
+from launch.cli.output import AllowCode, AsJson, Overrides, raise_for
 
 app = typer.Typer(
     no_args_is_help=True, help="Write the files that start a cluster; wait for one; its dashboard."

@@ -29,6 +29,9 @@ def main() -> None:
     collect_rarely()
     # The bars of `datasets`, several a run, come between its lines; its own progress is shown.
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    from launch.cli.ends import tell_before_it_begins
+
+    tell_before_it_begins(sys.argv)
     from launch.cli.main import main as run
 
     run()

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from launch.cli.ends import End, Ending, reported_errors
 from launch.cli.output import (
     AllowCode,
     AsJson,
     Overrides,
-    reported_errors,
     screen,
 )
 
@@ -54,7 +54,7 @@ def submit(
 
     A run that is already running there is followed, not started again.
     """
-    with reported_errors(as_json) as emit:
+    with reported_errors(as_json, of_run=True) as end:
         from launch.cluster import jobs
         from launch.cluster.submission import make_submission
 
@@ -75,9 +75,11 @@ def submit(
         if detach:
             if not as_json:
                 typer.echo(job)
-            emit({"status": "submitted", "job": job})
+            end({"status": "submitted", "job": job})
             return
-        _end(jobs.follow(client, job, _write), job, emit)
+        end.kept = lambda: f"{job} runs on"
+        end.todo = f"follow it: mgpp logs {job} --follow; stop it: mgpp stop {job}"
+        _end(jobs.follow(client, job, _write), job, end)
 
 
 def logs(
@@ -88,13 +90,13 @@ def logs(
     ] = False,
 ) -> None:
     """Show a job's log."""
-    with reported_errors(as_json=False) as emit:
+    with reported_errors(as_json=False) as end:
         from launch.cluster import jobs
 
         client = jobs.connect(address)
         jobs.find_job(client, job)
         if follow:
-            _end(jobs.follow(client, job, _write), job, emit)
+            _end(jobs.follow(client, job, _write), job, end)
         else:
             _write(client.get_job_logs(job))
 
@@ -102,24 +104,30 @@ def logs(
 def stop(
     job: JobName,
     address: Address = None,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for the job to end.")] = 60.0,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds to wait for its end; its run's cluster.stop_grace_s and a minute unless given."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Stop a job; what it saved is kept, and submitting it again resumes from there."""
+    """Stop a job; it saves the step under way first, and submitting it again resumes from there."""
     with reported_errors(as_json) as emit:
         from launch.cluster import jobs
 
         client = jobs.connect(address)
-        jobs.find_job(client, job)
-        client.stop_job(job)
-        outcome = jobs.wait(client, job, timeout)
-        tail = [
-            line for line in client.get_job_logs(job).splitlines() if line.startswith("stopped:")
-        ]
-        message = tail[-1] if tail else f"had already ended: {outcome.status}"
+        grace = jobs.grace_of(jobs.find_job(client, job))
+        client.stop_job(job)  # a signal, and the grace later, if it still runs, a second one
+        if not as_json:
+            typer.echo(f"{job} is asked to stop, for which it has {grace:g} s", err=True)
+        outcome = jobs.wait(client, job, grace + 60.0 if timeout is None else timeout)
+        lines = client.get_job_logs(job).splitlines()
+        told = [line for line in lines if line.startswith("stopped: ")]
+        message = told[-1] if told else f"had already ended: {outcome.job_status}"
         if not as_json:
             typer.echo(f"{job}  {message}")
-        emit({"status": outcome.status, "job": job, "message": message})
+        emit({"status": outcome.job_status, "job": job, "message": message})
 
 
 def list_jobs(address: Address = None, as_json: AsJson = False) -> None:
@@ -167,12 +175,23 @@ def add_to(app: typer.Typer) -> None:
     app.command()(stop)
 
 
-def _end(outcome: Any, job: str, emit: Any) -> None:
+def _end(outcome: Any, job: str, ending: Ending) -> None:
     """Exit as the job did."""
-    emit({"status": outcome.status, "job": job, "exit_code": outcome.exit_code})
-    if outcome.exit_code:
-        typer.echo(f"{job} {outcome.status}: {outcome.message}", err=True)
-        raise typer.Exit(outcome.exit_code)
+    words = f"{job} {outcome.job_status}"
+    more = {"job": job, "job_status": outcome.job_status}
+    if not outcome.exit_code:
+        ending.done({"status": "done", **more, "exit_code": 0}, words)
+        return
+    end = End(
+        status=outcome.status,
+        code=outcome.exit_code,
+        happened=f"{words}: {outcome.message}" if outcome.message else words,
+        kept="what its log says",
+        todo=f"its log: mgpp logs {job}; submit the same command again to resume",
+        more=more,
+    )
+    ending.tell(end)
+    raise typer.Exit(end.code)
 
 
 def _write(text: str) -> None:

@@ -9,13 +9,13 @@ import typer
 from rich.table import Table
 
 from launch.cli import bench, campaign, checkpoints, cluster, jobs, push, store
+from launch.cli.ends import reported_errors
 from launch.cli.output import (
     AllowCode,
     AsJson,
     Overrides,
     narrator,
     raise_for,
-    reported_errors,
     screen,
     warn,
 )
@@ -58,15 +58,14 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run all stages that are not done: data, dense, prune, evaluate, export, report."""
-    with reported_errors(as_json) as emit:
-        from launch.cli.signals import announced_stop
+    with reported_errors(as_json, of_run=True) as end:
         from launch.cluster.connect import (
             address_of,
             connected_on_demand,
             hardware_of,
             local_capacity,
         )
-        from launch.driver.run import all_done, nodes_cleared, run_stages
+        from launch.driver.run import all_done, last_saved, nodes_cleared, run_stages
         from pipeline.runs.flow import plan_stages
         from pipeline.runs.hardware import Choices, described
         from pipeline.runs.node_memory import node_memory_problems
@@ -81,13 +80,14 @@ def run(
         capacity = None if joins else local_capacity()
         settings = validate(config, changes, capacity, allow_code=allow_code)
         store = readable_store(settings.storage)
-        with connected_on_demand(settings.cluster) as connect:
+        with connected_on_demand(settings.cluster, end.lost) as connect:
             choices = Choices(store.url, lambda: hardware_of(settings.cluster, connect))
             begun = choices.has_begun(settings)
             settled = choices.settle(settings)
             warn(choices.warnings())
             console.print(f"{'workers':<9} {described(settled)}{', as it began' if begun else ''}")
             stages = plan_stages(settled)  # once: it reads the model's files through
+            end.resumable(lambda: last_saved(stages, store))
             if all_done(stages, store):
                 result = run_stages(stages, settled, store, console)
             else:
@@ -98,15 +98,17 @@ def run(
                 raise_for(core_problems(settled.data, there))
                 raise_for(node_memory_problems(settled, there))
                 choices.record()
-                with announced_stop(stages, store), nodes_cleared(store):
+                with nodes_cleared(store):
                     alone = address_of(settled.cluster) is None
-                    result = run_stages(stages, settled, store, console, here=alone)
+                    result = run_stages(
+                        stages, settled, store, console, here=alone, signals=end.signals
+                    )
         summary = result.summary()
         if not as_json:
             screen().print(_table(summary, result.artifacts, make_task(settings.task)))
             typer.echo(_next_steps(summary, make_task(settings.task), config, settings))
             warn(summary["warnings"])
-        emit(summary)
+        end.done(summary, f"{', '.join(result.artifacts)} are in {store.url}")
 
 
 @app.command()

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 import typer
 
 from launch.cli.checkpoints import NOTHING, artifact_at
-from launch.cli.output import AsJson, reported_errors
+from launch.cli.ends import reported_errors
+from launch.cli.output import AsJson
 
 _FOLDERS = {"plain": "model", "packed": "packed", "onnx": "onnx"}
 

@@ -8,10 +8,10 @@ import typer
 from rich.progress import track
 from rich.table import Table
 
+from launch.cli.ends import reported_errors
 from launch.cli.output import (
     AsJson,
     narrator,
-    reported_errors,
     screen,
     size_text,
     warn,

@@ -1,17 +1,20 @@
 """The Ray cluster of a run: one started here, or one joined; and what it can hold."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import ray
 from ray.job_config import JobConfig
 
 from launch.cluster.code_folder import VARIABLE
+from launch.cluster.raylet import watched_raylet
 from pipeline.errors import ConfigError, Problem, StageError
 from pipeline.runs.config import ClusterConfig
 from pipeline.runs.hardware import Capacity, Hardware
@@ -134,8 +137,12 @@ def _job_config(address: str | None) -> JobConfig | None:
 
 
 @contextmanager
-def connected(cluster: ClusterConfig) -> Iterator[None]:
+def connected(cluster: ClusterConfig, lost: Callable[[str], None] | None = None) -> Iterator[None]:
     """Join the configured cluster, or start one here, for as long as the block runs.
+
+    Args:
+        cluster: of the run.
+        lost: called by a thread, with what happened, where Ray's process of this node ends.
 
     Raises:
         ConfigError: if there is no cluster at the address.
@@ -162,14 +169,15 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
         "runtime_env": environment if address and not in_job else None,
     }
     try:
-        try:
-            ray.init(**settings, job_config=_job_config(address))
-        except Exception as error:
-            if address or "timed out during startup" not in str(error):
-                raise
-            ray.shutdown()
-            # The machine was too busy for Ray's own half minute: once more.
-            ray.init(**settings, job_config=_job_config(address))
+        with _own_handlers():
+            try:
+                ray.init(**settings, job_config=_job_config(address))
+            except Exception as error:
+                if address or "timed out during startup" not in str(error):
+                    raise
+                ray.shutdown()
+                # The machine was too busy for Ray's own half minute: once more.
+                ray.init(**settings, job_config=_job_config(address))
     except Exception as error:  # Ray raises plain ones too
         if address:
             raise ConfigError(
@@ -180,14 +188,39 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
             "less busy, or start Ray yourself (ray start --head) and set cluster.address: auto"
         ) from error
     try:
-        yield
+        with watched_raylet(lost) if lost else nullcontext():
+            yield
     finally:
         ray.shutdown()
 
 
 @contextmanager
-def connected_on_demand(cluster: ClusterConfig) -> Iterator[Callable[[], None]]:
+def _own_handlers() -> Iterator[None]:
+    """Keep this process's handlers of signals: Ray's own for SIGTERM exits without a word."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    own = before[signal.SIGTERM]
+    try:
+        yield
+    except SystemExit as left:  # what Ray's handler raises while Ray starts
+        if left.code != signal.SIGTERM or not callable(own):
+            raise
+        own(signal.SIGTERM, None)
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def connected_on_demand(
+    cluster: ClusterConfig, lost: Callable[[str], None] | None = None
+) -> Iterator[Callable[[], None]]:
     """Give a function that connects to the run's cluster, the first time it is called.
+
+    Args:
+        cluster: of the run.
+        lost: as of `connected`.
 
     Raises:
         ConfigError, StageError: as `connected` does, when it is called.
@@ -196,7 +229,7 @@ def connected_on_demand(cluster: ClusterConfig) -> Iterator[Callable[[], None]]:
 
         def connect() -> None:
             if not ray.is_initialized():
-                stack.enter_context(connected(cluster))
+                stack.enter_context(connected(cluster, lost))
 
         yield connect
 
@@ -238,11 +271,13 @@ def wait_for_nodes(count: int, timeout: float, address: str | None = None) -> in
 
 
 def cluster_capacity() -> Capacity:
-    """Return what the joined cluster has now, node by node.
+    """Return what the joined cluster has now, node by node, without nodes that are drained.
 
     Ray knows of a node's memory what was free as it started: its own store of objects and the rest.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    leaving = ray._private.state.state.get_draining_nodes()  # alive still, but nothing starts there
+    alive = (node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving)
+    nodes = [node["Resources"] for node in alive]
     known = all("memory" in node for node in nodes)
     memory = (node["memory"] + node.get("object_store_memory", 0.0) for node in nodes if known)
     return Capacity(

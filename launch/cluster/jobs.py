@@ -5,15 +5,23 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import ConfigError, Problem, StageError
 
 if TYPE_CHECKING:
     from launch.cluster.submission import Submission
 
+STOP_SECONDS = 30  # after the grace: for leases on remote storage, and Ray's own end; Ray gives 3 s
 _POLL_SECONDS = 1.0
 _AGENT_SECONDS = 60.0
+_GRACE = "mgpp_stop_grace_s"  # of a job's metadata
+_STOPPED = 143
+_STATUS: dict[int | None, Literal["done", "stopped", "interrupted"]] = {
+    0: "done",
+    130: "interrupted",
+    _STOPPED: "stopped",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +29,15 @@ class Outcome:
     """How a job ended.
 
     Attributes:
-        status: Ray's word: SUCCEEDED, FAILED, STOPPED.
-        exit_code: of the command; 0 only if it succeeded.
-        message: Ray's, for people.
+        status: of its command, in one word.
+        exit_code: of its command; 0 only if it succeeded.
+        job_status: Ray's word: SUCCEEDED, FAILED, STOPPED.
+        message: Ray's, in one line.
     """
 
-    status: str
+    status: Literal["done", "failed", "stopped", "interrupted"]
     exit_code: int
+    job_status: str
     message: str
 
 
@@ -91,7 +101,7 @@ def submit(client: Any, submission: "Submission") -> tuple[str, bool]:
                 entrypoint=submission.entrypoint,
                 submission_id=name,
                 runtime_env=submission.runtime_env,
-                metadata={"mgpp": submission.name},
+                metadata={"mgpp": submission.name, _GRACE: str(submission.stop_grace_s)},
             )
         except RuntimeError as error:
             # A head that was just started answers before it can take jobs.
@@ -137,9 +147,22 @@ def wait(client: Any, job: str, timeout: float | None = None) -> Outcome:
         if deadline is not None and time.monotonic() > deadline:
             raise StageError(f"{job} has not ended within {timeout:g} s; it is {info.status}")
         time.sleep(_POLL_SECONDS)
-    succeeded = str(info.status) == "SUCCEEDED"
-    code = 0 if succeeded else (info.driver_exit_code or 1)
-    return Outcome(status=str(info.status), exit_code=code, message=info.message or "")
+    job_status, code = str(info.status), info.driver_exit_code
+    if job_status == "SUCCEEDED":
+        code = 0
+    elif job_status == "STOPPED":
+        code = code or _STOPPED
+    return Outcome(
+        status=_STATUS.get(code, "failed"),
+        exit_code=1 if code is None else code,
+        job_status=job_status,
+        message=" ".join((info.message or "").partition(", last available logs")[0].split()),
+    )
+
+
+def grace_of(job: Any) -> float:
+    """Return the seconds that a job has to end by itself once it is asked to."""
+    return float((job.metadata or {}).get(_GRACE, STOP_SECONDS))
 
 
 def find_job(client: Any, job: str) -> Any:

@@ -10,9 +10,11 @@ from typing import Literal
 import jinja2
 
 from launch.cluster.description import ClusterDescription, line_fault
+from launch.cluster.jobs import STOP_SECONDS
 from launch.cluster.mounted import mounted_files, token_problems
 from launch.cluster.node_sizes import planned_cores, runs_of
 from launch.cluster.reading_back import misread
+from launch.cluster.stop_grace import stop_grace_of
 from pipeline.errors import ConfigError, Problem
 from pipeline.runs.config import parse_config, read_config
 from pipeline.runs.foreign_code import OPTION
@@ -99,6 +101,8 @@ def render_cluster(
         "config": config,
         "config_path": file_of_run,
         "mounted": {},
+        "stop_grace_s": stop_grace_of(config, overrides, campaign=command == "campaign"),
+        "stop_margin_s": STOP_SECONDS,
         "overrides": list(overrides),
         "command": " ".join(program),
         "words": [*program, file_of_run, *overrides],

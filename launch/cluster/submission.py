@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.cluster.connect import passed_on
+from launch.cluster.jobs import STOP_SECONDS
 from launch.cluster.shipping import Shipment
+from launch.cluster.stop_grace import stop_grace_of
 from pipeline.errors import ConfigError, Problem
 from pipeline.runs.config import RunConfig, parse_config, read_config
 from pipeline.runs.foreign_code import OPTION
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 PREFIX = "mgpp-"
 # What a job never needs, whatever .gitignore says; Ray leaves out what .gitignore names.
 EXCLUDES = (".git/", ".venv/", "**/__pycache__/", "*.pyc", ".mypy_cache/", ".ruff_cache/")
-STOP_SECONDS = 30  # Ray's own 3 s are short for leases on remote storage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +35,13 @@ class Submission:
         name: of the run, and a hash of its settings: what is the same run has the same name.
         entrypoint: the shell command of the job.
         runtime_env: what Ray ships to the cluster.
+        stop_grace_s: seconds that it may take to save its steps once it is to stop.
     """
 
     name: str
     entrypoint: str
     runtime_env: dict[str, Any]
+    stop_grace_s: int
 
 
 def make_submission(
@@ -99,6 +102,7 @@ def make_submission(
             ]
         )
     place = file.relative_to(root).as_posix()
+    grace = stop_grace_of(str(file), overrides, campaign=command == "campaign")
     settings = json.dumps([command, values], sort_keys=True, default=str)
     return Submission(
         name=f"{PREFIX}{name}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}",
@@ -108,8 +112,9 @@ def make_submission(
         runtime_env={
             "working_dir": str(root),
             "excludes": shipment.excludes,
-            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **passed_on()},
+            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(grace + STOP_SECONDS), **passed_on()},
         },
+        stop_grace_s=grace,
     )
 
 

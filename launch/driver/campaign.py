@@ -11,6 +11,8 @@ from rich.console import Console
 
 from launch.driver.locking import made_once
 from launch.driver.many_runs import PlannedRun, plan_run, run_all
+from launch.driver.run import all_done
+from launch.driver.stopping import StopSignals
 from pipeline.campaigns.config import CampaignConfig
 from pipeline.campaigns.curves import LossCurve, loss_curve
 from pipeline.campaigns.grid import VERSION, CampaignRun, campaign_runs
@@ -107,9 +109,20 @@ def plan_campaign(
 
 
 def run_campaign(
-    config: CampaignConfig, planned: PlannedCampaign, store: ArtifactStore, console: Console
+    config: CampaignConfig,
+    planned: PlannedCampaign,
+    store: ArtifactStore,
+    console: Console,
+    signals: StopSignals,
 ) -> Artifact:
     """Choose candidates, run all runs that are not done, write tables and page; the cluster is connected.
+
+    Args:
+        config: of the campaign.
+        planned: its runs.
+        store: where artifacts go.
+        console: where progress is printed.
+        signals: that end it.
 
     Returns:
         The artifact with the tables, in which runs of the table that failed are named, too.
@@ -119,9 +132,9 @@ def run_campaign(
     """
     choice, final = NO_CHOICE, planned.final
     if planned.selecting:
-        choice = _select(config, planned.selecting, store, console)
+        choice = _select(config, planned.selecting, store, console, signals)
         final = _plan_final(config, planned, choice)
-    failures = _run(final, config, store, console)
+    failures = _run(final, config, store, console, signals)
     outcomes = [
         _outcome(run, p, store, failures.get(run.title, ""), curves=config.curves)
         for run, p in final.items()
@@ -135,7 +148,15 @@ def run_campaign(
         store,
         lambda folder: write_campaign(folder, config, outcomes, choice),
         tell=console.print,
+        give_up=signals.give_up,
     )
+
+
+def runs_done(planned: PlannedCampaign, store: ArtifactStore) -> str:
+    """Return what a campaign has saved, in words."""
+    runs = [*planned.selecting.values(), *planned.final.values()]
+    done = sum(all_done(run.stages, store) for run in runs)
+    return f"{done} of {len(runs)} runs done, the stages and checkpoints of the others"
 
 
 def campaign_states(
@@ -195,7 +216,11 @@ def _plan(
 
 
 def _run(
-    planned: Planned, config: CampaignConfig, store: ArtifactStore, console: Console
+    planned: Planned,
+    config: CampaignConfig,
+    store: ArtifactStore,
+    console: Console,
+    signals: StopSignals,
 ) -> dict[str, str]:
     """Run what is not done; return why it failed, by the title of each run that did."""
     runs = {run.title: run for run in planned}
@@ -204,16 +229,21 @@ def _run(
         store,
         console,
         at_once=config.runs_at_once,
+        signals=signals,
         score=lambda p: _score_text(_outcome(runs[p.title], p, store, "")),
     )
 
 
 def _select(
-    config: CampaignConfig, planned: Planned, store: ArtifactStore, console: Console
+    config: CampaignConfig,
+    planned: Planned,
+    store: ArtifactStore,
+    console: Console,
+    signals: StopSignals,
 ) -> Choice:
     """Run the selection and choose."""
     console.print("selection of candidates")
-    failed = _run(planned, config, store, console)
+    failed = _run(planned, config, store, console, signals)
     if failed:
         raise StageError(
             f"{len(failed)} of {len(planned)} runs failed, of those that candidates are chosen by; the "

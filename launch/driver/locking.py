@@ -23,6 +23,7 @@ def leased(
     *,
     progress: Callable[[str], dict[str, Any] | None],
     tell: Callable[[str], None],
+    give_up: Callable[[], None] = _thread.interrupt_main,
 ) -> Iterator[list[PlannedStage]]:
     """Hold the leases of the stages that are not done, for as long as the block runs.
 
@@ -33,6 +34,7 @@ def leased(
         store: where their artifacts go.
         progress: gives the newest record of a stage, for those who watch its lease.
         tell: called with a line that says which run this one waits for.
+        give_up: called by a thread where a lease is lost; raises KeyboardInterrupt in the block.
 
     Yields:
         The stages that are left to do, all leased.
@@ -45,7 +47,7 @@ def leased(
 
     def stop(error: LeaseLostError) -> None:
         lost.append(error)
-        _thread.interrupt_main()
+        give_up()
 
     try:
         missing = []
@@ -81,6 +83,7 @@ def made_once(
     make: Callable[[Path], dict[str, Any]],
     *,
     tell: Callable[[str], None],
+    give_up: Callable[[], None] = _thread.interrupt_main,
 ) -> Artifact:
     """Return a stage's artifact, made here and now unless another run has made it or is making it.
 
@@ -89,11 +92,12 @@ def made_once(
         store: where its artifact goes.
         make: writes into a folder and returns the metrics.
         tell: called with a line that says which run this one waits for.
+        give_up: as of `leased`.
 
     Raises:
         StageError: if this run's lease expired and another run took over.
     """
-    with leased([stage], store, progress=lambda _: None, tell=tell) as missing:
+    with leased([stage], store, progress=lambda _: None, tell=tell, give_up=give_up) as missing:
         if missing:
             started = time.monotonic()
             attempt = store.begin(stage.name, stage.key, stage.params, {})

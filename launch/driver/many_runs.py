@@ -1,5 +1,6 @@
 """Many runs on one cluster: several at a time, shared stages once, one failure stops no other run."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,15 +10,17 @@ from rich.console import Console
 
 from launch.driver.progress import describe
 from launch.driver.run import all_done, run_stages
-from launch.workers.status_actor import make_status_actor, on_this_node
-from pipeline.errors import ConfigError, error_text, may_pass
+from launch.driver.stopping import StopSignals
+from launch.workers.status_actor import asked_to_stop, make_status_actor, on_this_node
+from pipeline.errors import ConfigError, RunStoppedError, error_text, may_pass
 from pipeline.runs.config import RunConfig, parse_config, read_config
 from pipeline.runs.flow import pinned, plan_stages
 from pipeline.runs.stage import PlannedStage
 from pipeline.runs.upstream import resolve_upstream
 from pipeline.store.artifacts import ArtifactStore
 
-_POLL_SECONDS = 10.0
+_POLL_SECONDS = 1.0
+_SHOW_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +98,7 @@ def run_all(
     console: Console,
     *,
     at_once: int,
+    signals: StopSignals,
     score: Callable[[PlannedRun], str],
 ) -> dict[str, str]:
     """Run what is not done; data and dense fine-tunes that runs share come first, each once.
@@ -104,6 +108,7 @@ def run_all(
         store: where artifacts go.
         console: where progress is printed.
         at_once: how many run at a time.
+        signals: that end it; steps under way are kept.
         score: returns the result of a finished run, in words.
 
     Returns:
@@ -113,45 +118,95 @@ def run_all(
     done = len(planned) - len(missing)
     console.print(f"{len(planned)} runs, {done} of them cached")
     jobs = _jobs(missing, store)
-    runs = {run.title: run for run in missing}
-    waiting, running, ended = list(jobs), dict[Any, tuple[_Job, Any]](), 0
-    task = ray.remote(num_cpus=0, max_retries=0)(_run_job)
-    task = task.options(scheduling_strategy=on_this_node())
+    work = _Work(jobs, missing, store, console, score)
+    grace = max((run.config.cluster.stop_grace_s for run in missing), default=0)
+    with signals.patient(work.stop, grace, console.print):
+        work.run(at_once)
+    return {job.title: job.outcome for job in jobs if job.is_run and job.outcome}
 
-    def end(job: _Job, outcome: str) -> None:
-        nonlocal ended
+
+class _Work:
+    """Jobs at work on the cluster, until they end or are to stop."""
+
+    def __init__(
+        self,
+        jobs: Sequence[_Job],
+        missing: Sequence[PlannedRun],
+        store: ArtifactStore,
+        console: Console,
+        score: Callable[[PlannedRun], str],
+    ) -> None:
+        self._waiting = list(jobs)
+        self._running: dict[Any, tuple[_Job, Any]] = {}
+        self._runs = {run.title: run for run in missing}
+        self._store, self._console, self._score = store, console, score
+        self._num_ended = 0
+        self._starts_more = True
+        self._saving: list[Any] | None = (
+            None  # status actors of those whose steps are kept, once known
+        )
+        task = ray.remote(num_cpus=0, max_retries=0)(_run_job)
+        self._task = task.options(scheduling_strategy=on_this_node())
+
+    def run(self, at_once: int) -> None:
+        """Start jobs as what they need is done, and await them."""
+        shown = time.monotonic()
+        while self._waiting or self._running:
+            self._start(at_once)
+            ready, _ = ray.wait(list(self._running), timeout=_POLL_SECONDS)
+            for reference in ready:
+                self._end_one(reference)
+            if self._saving is not None and not self._is_saving(self._saving):
+                return
+            if not ready and time.monotonic() - shown > _SHOW_SECONDS:
+                shown = time.monotonic()
+                for job, status in self._running.values():
+                    _show(job, status, self._console)
+
+    def stop(self) -> bool:
+        """Start no more, and ask what is at steps to save them; return whether any is."""
+        self._starts_more = False
+        self._saving = asked_to_stop([status for _, status in list(self._running.values())])
+        return bool(self._saving)
+
+    def _is_saving(self, saving: Sequence[Any]) -> bool:
+        return any(status is one for _, status in self._running.values() for one in saving)
+
+    def _start(self, at_once: int) -> None:
+        for job in list(self._waiting):
+            broken = next((need for need in job.needs if need.outcome), None)
+            if not self._starts_more:
+                return
+            if broken is not None:
+                self._waiting.remove(job)
+                self._end(job, f"{broken.title}: {broken.outcome}")
+            elif len(self._running) < at_once and all(need.outcome == "" for need in job.needs):
+                self._waiting.remove(job)
+                status = make_status_actor(job.title)
+                started = self._task.remote(job.stages, job.config, self._store.url, status)
+                self._running[started] = (job, status)
+
+    def _end_one(self, reference: Any) -> None:
+        job, _ = self._running.pop(reference)
+        try:
+            ray.get(reference)
+        except Exception as error:  # noqa: BLE001  # one that fails must not stop the others
+            if isinstance(getattr(error, "cause", error), RunStoppedError):
+                self._console.print(f"{job.title}: stopped: {_reason(error)}")
+            else:
+                self._end(job, _reason(error))
+        else:
+            self._end(job, "")
+
+    def _end(self, job: _Job, outcome: str) -> None:
         job.outcome = outcome
         if not job.is_run:
             if outcome:
-                console.print(f"{job.title}: failed: {outcome}")
+                self._console.print(f"{job.title}: failed: {outcome}")
             return
-        ended += 1
-        result = _noted(runs[job.title], outcome, store, score)
-        console.print(f"{ended}/{len(missing)} {job.title}: {result}")
-
-    while waiting or running:
-        for job in list(waiting):
-            broken = next((need for need in job.needs if need.outcome), None)
-            if broken is not None:
-                waiting.remove(job)
-                end(job, f"{broken.title}: {broken.outcome}")
-            elif len(running) < at_once and all(need.outcome == "" for need in job.needs):
-                waiting.remove(job)
-                status = make_status_actor(job.title)
-                running[task.remote(job.stages, job.config, store.url, status)] = (job, status)
-        ready, _ = ray.wait(list(running), timeout=_POLL_SECONDS)
-        for reference in ready:
-            job, _ = running.pop(reference)
-            try:
-                ray.get(reference)
-            except Exception as error:  # noqa: BLE001  # one that fails must not stop the others
-                end(job, _reason(error))
-            else:
-                end(job, "")
-        if not ready:
-            for job, status in running.values():
-                _show(job, status, console)
-    return {job.title: job.outcome for job in jobs if job.is_run and job.outcome}
+        self._num_ended += 1
+        result = _noted(self._runs[job.title], outcome, self._store, self._score)
+        self._console.print(f"{self._num_ended}/{len(self._runs)} {job.title}: {result}")
 
 
 def _jobs(missing: Sequence[PlannedRun], store: ArtifactStore) -> list[_Job]:

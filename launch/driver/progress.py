@@ -16,6 +16,7 @@ from rich.progress import (
 )
 
 from launch.workers.status_actor import Posted
+from pipeline.errors import RunStoppedError
 
 _POLL_SECONDS = 0.5
 _PLAIN_SECONDS = 10.0
@@ -49,12 +50,13 @@ class StageDisplay:
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         self._stop.set()
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=10 if kind is None else 2)  # Ray may not answer any more
         if kind is None:
             while self._waiting:
                 self._end_first("done")
         else:
-            self._end_first("failed")
+            stopped = issubclass(kind, (KeyboardInterrupt, RunStoppedError))
+            self._end_first("stopped" if stopped else "failed")
 
     def _end_first(self, outcome: str) -> None:
         now = time.monotonic()
@@ -69,7 +71,10 @@ class StageDisplay:
             stopped = False
             while not stopped:
                 stopped = self._stop.wait(_POLL_SECONDS)
-                records, notes = self._latest()  # once more after the end, for the last line
+                try:
+                    records, notes = self._latest()  # once more after the end, for the last line
+                except Exception:  # noqa: BLE001  # Ray is lost, which the work itself comes upon
+                    return
                 for note in notes[self._notes_shown :]:
                     self._print(f"{self._waiting[0]:<9} {note}")
                 self._notes_shown = len(notes)

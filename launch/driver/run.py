@@ -1,7 +1,7 @@
 """A whole run on Ray: stage after stage, each only if its output is not there already."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
@@ -13,19 +13,23 @@ from launch.cluster.code_folder import use_code_folder
 from launch.cluster.connect import free_cores
 from launch.driver.locking import leased
 from launch.driver.progress import StageDisplay
+from launch.driver.stopping import StopSignals
 from launch.workers.devices import use_devices
 from launch.workers.prefetch import clear_nodes
-from launch.workers.status_actor import Posted, make_status_actor
+from launch.workers.status_actor import Posted, asked_to_stop, make_status_actor
 from launch.workers.storage import store_on_this_node
 from launch.workers.worker_group import run_on_workers
 from pipeline.errors import ConfigError, StageError
 from pipeline.runs.config import RunConfig
 from pipeline.runs.flow import STAGES, run_stage, stage_of
 from pipeline.runs.stage import PlannedStage, model_sizes
+from pipeline.runs.stages.dense import DENSE
 from pipeline.runs.stages.export import EXPORT, compressed_sizes, embedding_sizes, onnx_sizes
+from pipeline.runs.stages.prune import PRUNE
 from pipeline.runs.validate import check_schedule
 from pipeline.storage.node_copies import DamagedArtifactError
 from pipeline.store.artifacts import Artifact, ArtifactStore
+from pipeline.store.checkpoint_manifest import newest_step, num_parts
 
 
 @dataclass(kw_only=True)
@@ -84,6 +88,25 @@ def all_done(stages: list[PlannedStage], store: ArtifactStore) -> bool:
     return all(store.find(stage.name, stage.key) is not None for stage in stages)
 
 
+def last_saved(stages: Sequence[PlannedStage], store: ArtifactStore) -> str:
+    """Return what a run has saved, in words."""
+    done = [stage for stage in stages if store.find(stage.name, stage.key) is not None]
+    missing = next((stage for stage in stages if stage not in done), None)
+    if missing is None:
+        return "all stages"
+    saved = ", ".join(stage.name for stage in done) or "no stage"
+    if missing.name not in (DENSE.name, PRUNE.name):
+        return f"{saved} done"
+    checkpoints = f"{store.folder_of(missing.name, missing.key)}/checkpoints"
+    step = newest_step(checkpoints)
+    if step is not None:
+        return f"{saved} done, {missing.name} saved at step {step}"
+    layers = num_parts(checkpoints)
+    if layers:
+        return f"{saved} done, {layers} layers of {missing.name} saved"
+    return f"{saved} done, no checkpoint of {missing.name}"
+
+
 @contextmanager
 def nodes_cleared(store: ArtifactStore) -> Iterator[None]:
     """Delete copies of artifacts from the nodes of the cluster when the block ends."""
@@ -94,6 +117,34 @@ def nodes_cleared(store: ArtifactStore) -> Iterator[None]:
             clear_nodes()
 
 
+@dataclass(kw_only=True)
+class _Run:
+    """One run at work: what its functions share.
+
+    Attributes:
+        config: of the run.
+        store: where artifacts go.
+        result: what it made so far.
+        console: where its stages are shown; None shows nothing.
+        status: the actor that progress is posted to, made when it is needed.
+        here: whether what needs no worker group is run in this process.
+        signals: that end it; None where another process gets them.
+    """
+
+    config: RunConfig
+    store: ArtifactStore
+    result: RunResult
+    console: Console | None
+    status: Any
+    here: bool
+    signals: StopSignals | None
+
+    def tell(self, text: str) -> None:
+        """Show a line."""
+        if self.console:
+            self.console.print(text)
+
+
 def run_stages(
     stages: list[PlannedStage],
     config: RunConfig,
@@ -102,6 +153,7 @@ def run_stages(
     status: Any = None,
     *,
     here: bool = False,
+    signals: StopSignals | None = None,
 ) -> RunResult:
     """Run all stages that are not done; the cluster must be connected unless none is left.
 
@@ -113,26 +165,38 @@ def run_stages(
         status: the actor that progress is posted to; one is made unless given.
         here: run what needs no worker group in this process, which has imported what it takes; for a
             cluster that is this machine. Otherwise a task of the cluster does.
+        signals: that this process gets; None where another one gets them, and asks the status actor.
 
     Raises:
         ConfigError: if the data shows that the configuration cannot run.
         StageError: if a stage fails for a reason its user can act on; if an input is not what was
             committed, and is another run's. (One of this run is made again.)
+        RunStoppedError: if it ended as it was asked to.
     """
-    result, again = RunResult(), set[str]()
+    again = set[str]()
+    run = _Run(
+        config=config,
+        store=store,
+        result=RunResult(),
+        console=console,
+        status=status,
+        here=here,
+        signals=signals,
+    )
     while True:
         try:
-            _run_through(stages, config, store, result, console, status, here=here)
+            _run_through(run, stages)
         except DamagedArtifactError as error:
             made_by = _made_by(error.url, stages, store)
             if made_by is None or made_by in again:
                 raise StageError(str(error)) from error
             again.add(made_by)
             store.condemn(error.url, error.problems)
-            result.withdraw(made_by)
+            run.result.withdraw(made_by)
         else:
-            result.artifacts = {stage.name: result.artifacts[stage.name] for stage in stages}
-            return result
+            artifacts = run.result.artifacts
+            run.result.artifacts = {stage.name: artifacts[stage.name] for stage in stages}
+            return run.result
 
 
 def _made_by(url: str, stages: list[PlannedStage], store: ArtifactStore) -> str | None:
@@ -141,59 +205,45 @@ def _made_by(url: str, stages: list[PlannedStage], store: ArtifactStore) -> str 
     return next((s.name for s in stages if store.folder_of(s.name, s.key) == folder), None)
 
 
-def _run_through(
-    stages: list[PlannedStage],
-    config: RunConfig,
-    store: ArtifactStore,
-    result: RunResult,
-    console: Console | None,
-    status: Any,
-    *,
-    here: bool,
-) -> None:
-    """Run all stages that are not done, and note in `result` what came of them.
+def _run_through(run: _Run, stages: list[PlannedStage]) -> None:
+    """Run all stages that are not done, and note in the result what came of them.
 
     Raises:
         DamagedArtifactError: if an input is not what was committed.
     """
-    waiting = list(stages)
+    artifacts, waiting = run.result.artifacts, list(stages)
     while waiting:
         group = _next_group(waiting)
         waiting = waiting[len(group) :]
         for stage in group:
-            _note_found(stage, store, result, console)
-        missing = [stage for stage in group if stage.name not in result.artifacts]
+            _note_found(run, stage)
+        missing = [stage for stage in group if stage.name not in artifacts]
         if missing:
-            status = status or make_status_actor(config.name)
-            result.seconds |= _run_missing(
-                missing, config, store, result.artifacts, status, console, here=here
-            )
+            run.status = run.status or make_status_actor(run.config.name)
+            run.result.seconds |= _run_missing(run, missing)
         for stage in missing:
-            artifact = store.find(stage.name, stage.key)
+            artifact = run.store.find(stage.name, stage.key)
             if artifact is None:
                 raise StageError(f"stage {stage.name} ended without an artifact")
-            result.artifacts[stage.name] = artifact
+            artifacts[stage.name] = artifact
         if group[0].name == "data":
-            check_schedule(config, result.artifacts["data"].metrics["num_rows"]["train"])
+            check_schedule(run.config, artifacts["data"].metrics["num_rows"]["train"])
 
 
-def _note_found(
-    stage: PlannedStage, store: ArtifactStore, result: RunResult, console: Console | None
-) -> None:
+def _note_found(run: _Run, stage: PlannedStage) -> None:
     """Note a stage's output, if it is there, and tell whether it is, or why it is made again."""
-    artifact = store.find(stage.name, stage.key)
+    artifact = run.store.find(stage.name, stage.key)
     if artifact is None:
-        damage = store.damage(stage.name, stage.key)
-        if damage and console:
-            console.print(f"{stage.name:<9} made again: {damage}")
+        damage = run.store.damage(stage.name, stage.key)
+        if damage:
+            run.tell(f"{stage.name:<9} made again: {damage}")
         return
-    result.artifacts[stage.name] = artifact
-    if stage.name in result.seconds:
+    run.result.artifacts[stage.name] = artifact
+    if stage.name in run.result.seconds:
         return  # made by this run, or reported already
-    result.seconds[stage.name] = 0.0
-    result.cached.append(stage.name)
-    if console:
-        console.print(f"{stage.name:<9} cached")
+    run.result.seconds[stage.name] = 0.0
+    run.result.cached.append(stage.name)
+    run.tell(f"{stage.name:<9} cached")
 
 
 def _next_group(stages: list[PlannedStage]) -> list[PlannedStage]:
@@ -201,91 +251,76 @@ def _next_group(stages: list[PlannedStage]) -> list[PlannedStage]:
     return list(takewhile(lambda stage: stage.on_all_workers, stages)) or stages[:1]
 
 
-def _run_missing(
-    stages: list[PlannedStage],
-    config: RunConfig,
-    store: ArtifactStore,
-    artifacts: dict[str, Artifact],
-    status: Any,
-    console: Console | None,
-    *,
-    here: bool,
-) -> dict[str, float]:
+def _run_missing(run: _Run, stages: list[PlannedStage]) -> dict[str, float]:
     """Run the stages that no other run is doing; return the wall seconds of each, if shown."""
 
-    def tell(text: str) -> None:
-        if console:
-            console.print(text)
-
     def progress(stage: str) -> dict[str, Any] | None:
-        posted: Posted = ray.get(status.latest.remote())
+        posted: Posted = ray.get(run.status.latest.remote())
         return posted[0].get(stage)
 
-    with leased(stages, store, progress=progress, tell=tell) as left:
+    how: dict[str, Any] = {"give_up": run.signals.give_up} if run.signals else {}
+    with leased(stages, run.store, progress=progress, tell=run.tell, **how) as left:
         done_elsewhere = [stage for stage in stages if stage not in left]
         for stage in done_elsewhere:
-            artifact = store.find(stage.name, stage.key)
+            artifact = run.store.find(stage.name, stage.key)
             assert artifact is not None
-            artifacts[stage.name] = artifact
+            run.result.artifacts[stage.name] = artifact
         seconds = {stage.name: 0.0 for stage in done_elsewhere}
-        if left and console:
-            seconds |= _run_shown(left, config, store, artifacts, status, console, here=here)
+        if left and run.console:
+            seconds |= _run_shown(run, left, run.console)
         elif left:
-            _run_group(left, config, store, artifacts, status, here=here)
+            _run_group(run, left)
         return seconds
 
 
-def _run_shown(
-    stages: list[PlannedStage],
-    config: RunConfig,
-    store: ArtifactStore,
-    artifacts: dict[str, Artifact],
-    status: Any,
-    console: Console,
-    *,
-    here: bool,
-) -> dict[str, float]:
+def _run_shown(run: _Run, stages: list[PlannedStage], console: Console) -> dict[str, float]:
     """Run stages together; return the wall seconds of each; a worker group's start is in its first."""
     names = [stage.name for stage in stages]
-    _, earlier = ray.get(status.latest.remote())
+    _, earlier = ray.get(run.status.latest.remote())
 
     def latest() -> Posted:
-        records, notes = ray.get(status.latest.remote())
+        records, notes = ray.get(run.status.latest.remote())
         return records, notes[len(earlier) :]
 
     with StageDisplay(names, console, latest) as display:
-        _run_group(stages, config, store, artifacts, status, here=here)
+        _run_group(run, stages)
     return display.seconds
 
 
-def _run_group(
-    stages: list[PlannedStage],
-    config: RunConfig,
-    store: ArtifactStore,
-    artifacts: dict[str, Artifact],
-    status: Any,
-    *,
-    here: bool,
-) -> None:
+def _run_group(run: _Run, stages: list[PlannedStage]) -> None:
     """Run stages together: those of a worker group on it, another here or as a task."""
+    config, artifacts, status = run.config, run.result.artifacts, run.status
     if stages[0].on_all_workers:
-        run_on_workers(stages, config, store, artifacts, status)
+        with _steps_kept(run):
+            run_on_workers(stages, config, run.store, artifacts, status)
         return
     (stage,) = stages
     inputs = {name: artifacts[name] for name in stage.inputs}
     wanted = stage_of(stage, config).num_cpus(config)
     cores = wanted if isinstance(wanted, int) else free_cores()
-    if here:
+    if run.here:
         with _without_bars():
-            _run_alone(stage, config, store.url, inputs, status, cores)
+            _run_alone(stage, config, run.store.url, inputs, status, cores)
         return
     memory = _memory(stage, config, inputs)
     task = ray.remote(num_cpus=cores, max_retries=1, memory=memory)(_run_alone)
     try:
-        ray.get(task.remote(stage, config, store.url, inputs, status, cores))
+        ray.get(task.remote(stage, config, run.store.url, inputs, status, cores))
     except (ConfigError, StageError) as error:
         # Ray raises its own kind of it, whose text is the task's traceback.
         raise getattr(error, "cause", error) from error
+
+
+def _steps_kept(run: _Run) -> AbstractContextManager[None]:
+    """Have a worker group keep its steps before a signal ends the run."""
+    if run.signals is None:
+        return nullcontext()
+    grace = run.config.cluster.stop_grace_s
+    return run.signals.patient(
+        lambda: asked_to_stop([run.status]) != [],
+        grace,
+        lambda text: run.status.post.remote({"event": "note", "text": text}),
+    )
 
 
 @contextmanager

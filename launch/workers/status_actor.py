@@ -4,6 +4,8 @@ What is posted becomes Ray metrics too, which Prometheus scrapes from the actor'
 The actor's process imports this file: so nothing heavy is imported here.
 """
 
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -24,6 +26,8 @@ GAUGES = {
 RESTARTS = "mgpp_restarts"
 RESTARTS_TEXT = "Restarts of a run's workers, by cause."
 _TAGS = ("run", "stage")
+_WITH_STEPS = ("dense", "prune")  # stages whose unfinished work is kept
+_ANSWER_SECONDS = 10.0
 
 Posted = tuple[dict[str, dict[str, Any] | None], list[str]]
 """The newest record of every started stage, in order, and all notes."""
@@ -44,6 +48,7 @@ class _StatusActor:
         self._stage = ""
         self._notes: list[str] = []
         self._failure: tuple[str, Any] | None = None
+        self._is_asked_to_stop = False
         self._gauges = {n: Gauge(n, text, tag_keys=_TAGS) for n, text in GAUGES.items()}
         self._restarts = Counter(RESTARTS, RESTARTS_TEXT, tag_keys=("run", "cause"))
 
@@ -74,6 +79,14 @@ class _StatusActor:
         failure, self._failure = self._failure, None
         return failure
 
+    def ask_to_stop(self) -> bool:
+        """Have the workers stop after the step under way; return whether they are at steps."""
+        self._is_asked_to_stop = True
+        return self._stage in _WITH_STEPS and not self._failure
+
+    def is_asked_to_stop(self) -> bool:
+        return self._is_asked_to_stop
+
     def latest(self) -> Posted:
         return dict(self._records), list(self._notes)
 
@@ -98,3 +111,15 @@ def make_status_actor(run: str) -> Any:
     """Start the actor that workers of a run post to, on the node of who asks."""
     actor = ray.remote(num_cpus=0)(_StatusActor)
     return actor.options(scheduling_strategy=on_this_node()).remote(run)
+
+
+def asked_to_stop(actors: Sequence[Any]) -> list[Any]:
+    """Ask the workers of runs to stop after the step under way; return the actors of those at steps."""
+    asked = {actor.ask_to_stop.remote(): actor for actor in actors}
+    answers, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS)
+    found = []
+    for answer in answers:
+        with suppress(ray.exceptions.RayError):  # of a run that is lost
+            if ray.get(answer):
+                found.append(asked[answer])
+    return found

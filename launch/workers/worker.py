@@ -6,12 +6,15 @@ as plain values.
 
 import gc
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from launch.workers.devices import use_devices
+from launch.workers.stop_flag import StopFlag
 
 _LOG_BYTES = 1 << 20
 # What follows from the settings or the code, not from a machine; a lost peer is a RuntimeError.
@@ -34,11 +37,9 @@ def work(settings: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     from launch.workers.storage import store_on_this_node
-    from pipeline.errors import ConfigError, StageError
+    from pipeline.errors import RunStoppedError
     from pipeline.runs.config import RunConfig
-    from pipeline.runs.flow import run_stage
     from pipeline.runs.stage import PlannedStage
-    from pipeline.storage.node_copies import DamagedArtifactError
     from pipeline.store.artifacts import Artifact
     from pipeline.training.deepspeed import load_operators, use_precision
     from pipeline.worker_group import WorkerGroup, set_collective_timeout
@@ -59,23 +60,31 @@ def work(settings: dict[str, Any]) -> None:
 
     stages = [PlannedStage(**values) for values in settings["stages"]]
     stage = stages[0]
+    stop = StopFlag(status, is_main=workers.is_main)
+    how = {"workers": workers, "progress": post, "log": printed, "stop": stop.is_set}
     try:
-        store = store_on_this_node(settings["storage"])
-        load_operators(config.zero, lambda text: post({"event": "note", "text": text}))
+        with _failure_posted(status, stage.name):
+            store = store_on_this_node(settings["storage"])
+            load_operators(config.zero, lambda text: post({"event": "note", "text": text}))
         for stage in stages:
-            # What was done before a restart is there; the main worker's word holds for all.
-            artifact = workers.broadcast(
-                store.find(stage.name, stage.key) if workers.is_main else None
-            )
-            if artifact is None:
-                inputs = {name: artifacts[name] for name in stage.inputs}
-                post({"event": "begin", "stage": stage.name})
-                made = run_stage(
-                    stage, config, store, inputs, workers=workers, progress=post, log=printed
-                )
-                artifact = workers.broadcast(made)
-                gc.collect()  # the engine is full of cycles, and the next stage needs the memory
-            artifacts[stage.name] = artifact
+            with _failure_posted(status, stage.name):
+                artifacts[stage.name] = _found_or_made(stage, config, store, artifacts, how)
+    except RunStoppedError as error:
+        # Returned from, not raised: Ray Train would count it as a failure, and start the workers again.
+        if workers.is_main:
+            ray.get(status.fail.remote(stop.reason, f"{stage.name}: {error}"))
+    finally:
+        stop.close()
+
+
+@contextmanager
+def _failure_posted(status: Any, stage: str) -> Iterator[None]:
+    """Post a failure of the block that a restart cannot fix."""
+    from pipeline.errors import ConfigError, StageError
+    from pipeline.storage.node_copies import DamagedArtifactError
+
+    try:
+        yield
     except ConfigError as error:
         ray.get(status.fail.remote("config", error.problems))
         raise
@@ -83,8 +92,42 @@ def work(settings: dict[str, Any]) -> None:
         ray.get(status.fail.remote("damaged", (error.url, error.problems)))
         raise
     except (StageError, *_NOT_WORTH_RETRYING) as error:
-        ray.get(status.fail.remote("stage", f"{stage.name}: {type(error).__name__}: {error}"))
+        ray.get(status.fail.remote("stage", f"{stage}: {type(error).__name__}: {error}"))
         raise
+
+
+def _found_or_made(
+    stage: Any, config: Any, store: Any, artifacts: Mapping[str, Any], how: Mapping[str, Any]
+) -> Any:
+    """Return the output of a stage, made if it is not there.
+
+    Args:
+        stage: planned.
+        config: of the run.
+        store: where its output goes.
+        artifacts: by stage.
+        how: further arguments of `run_stage`.
+
+    Raises:
+        RunStoppedError: if the group is to stop, before the stage or in it.
+    """
+    from pipeline.errors import RunStoppedError
+    from pipeline.runs.flow import run_stage
+
+    workers = how["workers"]
+    # What was done before a restart is there; the main worker's word holds for all.
+    found, is_to_stop = workers.broadcast(
+        (store.find(stage.name, stage.key), how["stop"]()) if workers.is_main else None
+    )
+    if found is not None:
+        return found
+    if is_to_stop:
+        raise RunStoppedError("not begun")
+    inputs = {name: artifacts[name] for name in stage.inputs}
+    how["progress"]({"event": "begin", "stage": stage.name})
+    made = workers.broadcast(run_stage(stage, config, store, inputs, **how))
+    gc.collect()  # the engine is full of cycles, and the next stage needs the memory
+    return made
 
 
 def printed() -> str:

@@ -1,6 +1,7 @@
 """Stages on a worker group, which Ray Train places and restarts."""
 
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -11,7 +12,7 @@ from ray.train.torch import TorchTrainer
 from launch.cluster.connect import cluster_capacity
 from launch.workers.controller import Restarts, WorkerGroupConfig, last_line
 from launch.workers.worker import work
-from pipeline.errors import ConfigError, StageError
+from pipeline.errors import ConfigError, RunStoppedError, StageError
 from pipeline.runs import config as run_config
 from pipeline.runs.stage import PlannedStage
 from pipeline.runs.stages.dense import DENSE
@@ -22,6 +23,26 @@ from pipeline.storage.node_copies import DamagedArtifactError
 from pipeline.store.artifacts import Artifact, ArtifactStore
 
 _RAY_FOLDER = "ray"
+_ANSWER_SECONDS = 10.0
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """Ray Train's, without its own answer to SIGINT, which ends the driver without a word."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave the signal to whoever handles it."""
+
+
+class _NodeDrainedError(Exception):
+    """A node of the worker group will go; the steps so far are saved."""
+
+
+_FAILURES: dict[str, Callable[[Any], Exception]] = {
+    "config": ConfigError,
+    "stage": StageError,
+    "stopped": RunStoppedError,
+    "drained": _NodeDrainedError,
+}
 
 
 def run_on_workers(
@@ -47,11 +68,14 @@ def run_on_workers(
         StageError, ConfigError, DamagedArtifactError: as the stage raised it.
         StageError: if the worker group failed more often than `cluster.max_failures`, or found no room in
             `cluster.wait_seconds`.
+        RunStoppedError: if it ended as it was asked to.
     """
     num_workers = config.cluster.num_workers
     while True:
         try:
             return _run_once(stages, config, store, inputs, status, num_workers)
+        except _NodeDrainedError as error:
+            ray.get(status.restart.remote("node drained", str(error)))
         except TrainingFailedError as error:
             fewer = _fewer_workers(config, num_workers)
             if fewer is not None:
@@ -85,7 +109,7 @@ def _run_once(
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(cluster.timeout_seconds)
     filesystem, path = open_storage(folder)
     read = {name for stage in stages for name in stage.inputs}
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         work,
         train_loop_config={
             "stages": [asdict(stage) for stage in stages],
@@ -118,14 +142,25 @@ def _run_once(
     )
     try:
         trainer.fit()
-    finally:
-        failure = ray.get(status.take_failure.remote())
-        if failure is not None:
-            kind, detail = failure
-            if kind == "damaged":
-                raise DamagedArtifactError(*detail)
-            raise ConfigError(detail) if kind == "config" else StageError(detail)
+    except Exception:
+        _raise_failure(status)
+        raise
+    _raise_failure(status)
     store.discard(f"{folder}/{_RAY_FOLDER}")
+
+
+def _raise_failure(status: Any) -> None:
+    """Raise what ended the workers' stages early, if anything did, as they said it."""
+    try:
+        failure = ray.get(status.take_failure.remote(), timeout=_ANSWER_SECONDS)
+    except ray.exceptions.RayError:
+        return  # it is lost, too: what came of the workers tells why
+    if failure is None:
+        return
+    kind, detail = failure
+    if kind == "damaged":
+        raise DamagedArtifactError(*detail)
+    raise _FAILURES[kind](detail)
 
 
 def _models(stages: list[PlannedStage], config: run_config.RunConfig) -> tuple[dict[str, Any], ...]:

@@ -23,7 +23,7 @@ from mgpp import OneShotMethod
 from mgpp.methods.one_shot.base import portions
 from mgpp.tensor_file import write_tensors
 from pipeline.context import Context
-from pipeline.errors import ConfigError, Problem, StageError
+from pipeline.errors import ConfigError, Problem, RunStoppedError, StageError
 from pipeline.models.decoder import (
     DecoderLayer,
     LayerCall,
@@ -38,7 +38,7 @@ from pipeline.pruning.layer import LayerPruner, MatrixFigures
 from pipeline.saving.model_files import write_model
 from pipeline.store.checkpoints import CheckpointFiles, CheckpointStore
 from pipeline.tasks import Task
-from pipeline.tracking.recorder import Progress, Recorder
+from pipeline.tracking.recorder import Recorder
 from pipeline.worker_group import WorkerGroup
 
 _TENSORS_FILE, _FIGURES_FILE = "layer.safetensors", "layer.json"
@@ -88,6 +88,7 @@ def prune_one_shot(
     Raises:
         ConfigError: if the model, the method and the rows do not go together.
         StageError: if the inputs of a matrix do not allow its pruning.
+        RunStoppedError: if it was asked to stop, once a layer is saved.
     """
     workers = context.workers
     rows = calibration_rows(context.data, prune.calibration_rows, seed)
@@ -107,7 +108,7 @@ def prune_one_shot(
     except ValueError as error:
         raise ConfigError([Problem("prune.method", f"{prune.method.name}: {error}")]) from error
     recorder = Recorder(context.output, context.progress) if workers.is_main else None
-    figures = _prune_layers(run, hidden[: len(mine)], calls, recorder, context.progress)
+    figures = _prune_layers(run, hidden[: len(mine)], calls, recorder, context)
     result = _figures(run, figures)
     if recorder:
         recorder.write("layers", len(run.layers) - 1, {"sparsity": _shares(run, figures)})
@@ -199,9 +200,13 @@ def _prune_layers(
     hidden: list[Tensor],
     calls: list[LayerCall],
     recorder: Recorder | None,
-    progress: Progress,
+    context: Context,
 ) -> dict[str, MatrixFigures]:
-    """Prune layer after layer; `hidden` are the inputs of this worker's rows to the first."""
+    """Prune layer after layer; `hidden` are the inputs of this worker's rows to the first.
+
+    Raises:
+        RunStoppedError: after a layer that is saved, if the work was asked to stop.
+    """
     figures: dict[str, MatrixFigures] = {}
     device, last = run.workers.device, len(run.layers) - 1
     resuming = True
@@ -224,7 +229,9 @@ def _prune_layers(
         if recorder:
             recorder.write("prune", index, values)
         position = {"event": "layer", "step": index, "num_steps": last + 1}
-        progress({**position, **values, "step_seconds": time.monotonic() - began})
+        context.progress({**position, **values, "step_seconds": time.monotonic() - began})
+        if run.workers.sum(context.is_to_stop())[0] and index < last:
+            raise RunStoppedError(f"saved {index + 1} of {last + 1} layers")
     return figures
 
 

@@ -109,6 +109,9 @@ class ClusterConfig(Section):
     timeout_seconds: Positive = 1800
     """How long a collective, or the storage of one worker while the others wait for it, may hang before
     the worker group is taken for dead."""
+    stop_grace_s: NotNegative = 120
+    """How long a run that is asked to stop may take to finish the step under way and save it; 0 ends it
+    at once."""
 
     @property
     def gpus(self) -> int:

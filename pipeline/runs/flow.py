@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.context import never
 from pipeline.data.stage import pinned_data
 from pipeline.errors import StageError, is_storage_failure
 from pipeline.models.source import pinned_model
@@ -84,6 +85,7 @@ def run_stage(
     progress: Progress,
     log: Callable[[], str] | None = None,
     cores: int | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Artifact | None:
     """Run one stage in this process.
 
@@ -96,9 +98,13 @@ def run_stage(
         progress: called with records for people to watch.
         log: gives what this process has printed; every worker's is kept in `logs/`.
         cores: that a stage without workers may use; all of this machine's unless given.
+        stop: tells on the main worker whether work that is kept step by step is to end after this step.
 
     Returns:
         Its committed output, where this process is the main one.
+
+    Raises:
+        RunStoppedError: if it ended so, its steps saved.
     """
     started = time.monotonic()
     stage = stage_of(planned, config)
@@ -124,6 +130,7 @@ def run_stage(
             checkpoints=checkpoints,
             progress=progress,
             files=files,
+            is_to_stop=stop or never,
             config=config,
             params=planned.params,
             artifacts=inputs,

@@ -60,8 +60,24 @@ def good_manifest(filesystem: fsspec.AbstractFileSystem, folder: str) -> Manifes
 def newest_step(url: str) -> int | None:
     """Return the step of the newest complete checkpoint in a run's folder of them, or None."""
     filesystem, root = open_storage(url)
-    if not filesystem.exists(root):
-        return None
-    folders = (str(path).rstrip("/") for path in filesystem.ls(root, detail=False))
+    return _newest_step(filesystem, root)
+
+
+def num_parts(url: str) -> int:
+    """Return how many parts of a run, such as layers, have a complete checkpoint there."""
+    filesystem, root = open_storage(url)
+    folders = _folders(filesystem, root)
+    parts = (folder for folder in folders if "/step-" not in folder and filesystem.isdir(folder))
+    return sum(_newest_step(filesystem, part) is not None for part in parts)
+
+
+def _newest_step(filesystem: fsspec.AbstractFileSystem, root: str) -> int | None:
+    folders = _folders(filesystem, root)
     found = [good_manifest(filesystem, folder) for folder in folders if "/step-" in folder]
     return max((manifest.step for manifest in found if manifest), default=None)
+
+
+def _folders(filesystem: fsspec.AbstractFileSystem, root: str) -> list[str]:
+    if not filesystem.exists(root):
+        return []
+    return [str(path).rstrip("/") for path in filesystem.ls(root, detail=False)]

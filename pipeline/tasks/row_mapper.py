@@ -292,6 +292,7 @@ def _begin(job: _Job) -> None:
     _job = job
     # Who interrupts all processes of a terminal means the first one, and its handlers are its own.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

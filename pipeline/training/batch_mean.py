@@ -54,23 +54,60 @@ WHOLE = Weights(lambda: torch.ones(2))
 
 
 def weigh(
-    task: Task, micro_batches: Sequence[Mapping[str, Tensor]], workers: WorkerGroup
-) -> list[Weights]:
+    task: Task,
+    micro_batches: Sequence[Mapping[str, Tensor]],
+    workers: WorkerGroup,
+    *,
+    flag: bool = False,
+) -> tuple[list[Weights], Callable[[], bool]]:
     """Return the weights of this rank's micro-batches of a step; all ranks call, with as many each.
 
-    One all-reduce of two numbers, which runs during the forward pass.
+    One all-reduce of three numbers, which runs during the forward pass.
+
+    Args:
+        task: of the batches.
+        micro_batches: this rank's of the step.
+        workers: all of them.
+        flag: of this rank.
+
+    Returns:
+        The weights by micro-batch, and what returns, the same on all ranks, whether any rank's flag is
+        set. Asked after the passes, it waits for the sum alone, on a GPU too.
     """
     counts = torch.tensor(
-        [[task.num_targets(batch), num_attended(batch)] for batch in micro_batches],
+        [[task.num_targets(batch), num_attended(batch), 0.0] for batch in micro_batches],
         dtype=torch.float64,
-    ).to(workers.device)
+    )
+    counts[0, 2] = float(flag)
+    counts = counts.to(workers.device)
     total = workers.start_total(counts.sum(dim=0))
     num_micro_batches = len(micro_batches) * workers.world_size
 
     def weight(count: Tensor) -> Tensor:
-        return (count * num_micro_batches / total().clamp(min=1)).float()
+        return (count * num_micro_batches / total()[:2].clamp(min=1)).float()
 
-    return [Weights(partial(weight, count)) for count in counts]
+    return [Weights(partial(weight, count[:2])) for count in counts], _flag_of(
+        total, workers.device
+    )
+
+
+def _flag_of(total: Callable[[], Tensor], device: torch.device) -> Callable[[], bool]:
+    """Return what tells whether the third number of a sum under way is not 0."""
+    if device.type != "cuda":
+        return lambda: bool(total()[2] > 0)
+    # On a stream of its own: on the passes' own one it would be read after them, with the GPU idle.
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        on_host = torch.empty(3, dtype=torch.float64, pin_memory=True)
+        on_host.copy_(total(), non_blocking=True)
+        copied = stream.record_event()
+
+    def flag() -> bool:
+        copied.synchronize()
+        return bool(on_host[2] > 0)
+
+    return flag
 
 
 def num_attended(batch: Mapping[str, Tensor]) -> int:

@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from mgpp import Pruner, PruningSchedule, transposed_weights
 from mgpp.backends.deepspeed import attach, clear_gradients, training_state
-from pipeline.context import Context
-from pipeline.errors import ConfigError, Problem, StageError
+from pipeline.context import Context, never
+from pipeline.errors import ConfigError, Problem, RunStoppedError, StageError
 from pipeline.host_memory import room_on_nodes
 from pipeline.models.loading import load_tokenizer
 from pipeline.models.settings import load_model_config
@@ -79,6 +79,8 @@ class _Run:
     window: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     window_start: float = field(default_factory=time.perf_counter)
     steps_in_window: int = 0
+    is_to_stop: Callable[[], bool] = never
+    saved_at: int = 0  # steps that the newest checkpoint has
     overflows: int = 0  # steps left out one after another
     copies_fit: bool | None = None  # whether nodes have room for a checkpoint's copy, once asked
 
@@ -106,6 +108,9 @@ def train(
 
     Returns:
         The run's figures, on every worker.
+
+    Raises:
+        RunStoppedError: if it was asked to stop, once the steps so far are saved.
     """
     workers = context.workers
     init_deepspeed(workers.backend)
@@ -148,6 +153,8 @@ def train(
             steps_per_epoch=plan.steps_per_epoch, num_steps=num_steps
         ),
         done=done,
+        is_to_stop=context.is_to_stop,
+        saved_at=done.steps,
     )
     _take_steps(run, _micro_batches(run, context, rows), context.checkpoints)
     figures = _finish(run, context)
@@ -224,15 +231,19 @@ def _take_steps(
     """Train to the end, with a checkpoint now and then."""
     every = run.config.checkpoint_every
     try:
+        if run.workers.sum(run.is_to_stop())[0]:
+            _stop(run, checkpoints)
         while run.done.steps < run.num_steps:
-            updated = train_step(run, batches)
+            updated, is_to_stop = train_step(run, batches)
             checkpoints.check()
             steps = run.done.steps
+            if is_to_stop and steps < run.num_steps:
+                _stop(run, checkpoints)
             if updated and every and steps % every == 0 and steps < run.num_steps:
-                _check_weights(run)
                 _save(run, checkpoints)
         checkpoints.settle()
-    except StageError:  # the same on all workers: what they write is of an earlier step, and good
+    except (StageError, RunStoppedError):
+        # The same on all workers: what they write is of an earlier step, and good.
         with suppress(Exception):
             checkpoints.settle()
         raise
@@ -241,8 +252,25 @@ def _take_steps(
         raise
 
 
-def _save(run: _Run, checkpoints: CheckpointStore) -> None:
-    """Save the state: from a copy in the background where that is wanted and nodes have room for it."""
+def _stop(run: _Run, checkpoints: CheckpointStore) -> NoReturn:
+    """Save the steps since the newest checkpoint, if any are to be kept, and end the work.
+
+    Raises:
+        RunStoppedError: in the end.
+    """
+    if run.config.checkpoint_every and run.done.steps > run.saved_at:
+        _save(run, checkpoints, at_once=True)
+    checkpoints.settle()
+    raise RunStoppedError(f"saved at step {run.saved_at}" if run.saved_at else "no step is saved")
+
+
+def _save(run: _Run, checkpoints: CheckpointStore, *, at_once: bool = False) -> None:
+    """Save the state: from a copy in the background where that is wanted and nodes have room for it.
+
+    Raises:
+        StageError: if weights are not finite, or storage does not take it.
+    """
+    _check_weights(run)
     checkpoints.settle()  # its copy is gone before the next is made
     snapshot = checkpoint.Snapshot(
         engine=run.engine,
@@ -251,10 +279,11 @@ def _save(run: _Run, checkpoints: CheckpointStore) -> None:
         done=run.done,
         workers=run.workers,
     )
-    in_background = _is_copied(run, checkpoints, snapshot.num_bytes)
+    in_background = not at_once and _is_copied(run, checkpoints, snapshot.num_bytes)
     if in_background:
         snapshot.copy_to_host()
     checkpoints.save(snapshot.write, run.done.steps, in_background=in_background)
+    run.saved_at = run.done.steps
 
 
 def _is_copied(run: _Run, checkpoints: CheckpointStore, num_bytes: int) -> bool:
@@ -305,11 +334,11 @@ def _of_pruning(why: str) -> ConfigError:
     return ConfigError([Problem(key, reason)])
 
 
-def train_step(run: _Run, batches: Iterator[dict[str, Tensor]]) -> bool:
+def train_step(run: _Run, batches: Iterator[dict[str, Tensor]]) -> tuple[bool, bool]:
     """Take one optimizer step: set the rate, forward and backward each micro-batch, record.
 
     Returns:
-        Whether the weights were updated.
+        Whether the weights were updated; whether any worker was asked to stop before the step.
     """
     step = run.done.steps
     for group in run.engine.basic_optimizer.param_groups:
@@ -321,14 +350,17 @@ def train_step(run: _Run, batches: Iterator[dict[str, Tensor]]) -> bool:
     skipped = run.engine.skipped_steps
     clear_gradients(run.engine)
     micro_batches = [next(batches) for _ in range(run.plan.accumulation)]
-    all_weights = weigh(run.task, micro_batches, run.workers)
-    for batch, weights in zip(micro_batches, all_weights, strict=True):
+    all_weights, any_is_to_stop = weigh(run.task, micro_batches, run.workers, flag=run.is_to_stop())
+    is_to_stop = False
+    for i, (batch, weights) in enumerate(zip(micro_batches, all_weights, strict=True), start=1):
         forward_backward(run, batch, weights)
+        if i == len(micro_batches):
+            is_to_stop = any_is_to_stop()
         _step(run)
     run.done.batches += 1
     if run.engine.skipped_steps > skipped:
         _skip(run)
-        return False
+        return False, is_to_stop
     run.overflows = 0
     run.done.steps += 1
     run.steps_in_window += 1
@@ -339,7 +371,7 @@ def train_step(run: _Run, batches: Iterator[dict[str, Tensor]]) -> bool:
         run.pruner and last and max(last.step, 0) == step
     ):  # also a mask that was there before step 0
         _record_pruning(run, run.pruner, step)
-    return True
+    return True, is_to_stop
 
 
 def _step(run: _Run) -> None:

@@ -15,7 +15,7 @@ import psutil
 
 from pipeline.store.artifacts import open_artifact
 from pipeline.tracking.recorder import read_records
-from tests.processes import MGPP
+from tests.processes import MGPP, signals_not_ignored
 
 # None of these changes what comes out.
 OVERRIDES = ["train.checkpoint_every=2", "train.log_every=1"]
@@ -41,7 +41,7 @@ class Driver:
         self.storage = storage
         self.log = storage.parent / "driver.log"
         name, _, value = self.mark.partition("=")
-        with self.log.open("ab") as log:
+        with self.log.open("ab") as log, signals_not_ignored():
             self.process = subprocess.Popen(
                 command,
                 env={**os.environ, "HF_HUB_OFFLINE": "1", name: value},
@@ -60,15 +60,31 @@ class Driver:
     def kill(self, title: str) -> int:
         """SIGKILL every process that carries the mark and whose command line holds `title`."""
         killed = 0
+        for pid in self.processes(title):
+            with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+                os.kill(pid, signal.SIGKILL)
+                killed += 1
+        return killed
+
+    def processes(self, title: str = "") -> dict[int, str]:
+        """Return the command lines, by id, of processes that carry the mark and hold `title`."""
+        found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 marked = self.mark.encode() in (folder / "environ").read_bytes()
-                if marked and title.encode() in (folder / "cmdline").read_bytes():
-                    os.kill(int(folder.name), signal.SIGKILL)
-                    killed += 1
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue  # it ended meanwhile
-        return killed
+            if marked and title in command:
+                found[int(folder.name)] = command
+        return found
+
+    def left_after(self, seconds: float) -> dict[int, str]:
+        """Wait for processes that carry the mark to end; return those that have not by then."""
+        deadline = time.monotonic() + seconds
+        while (left := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return left
 
     def wait_for(self, step: int, timeout: float = HUNG) -> None:
         """Wait until the newest attempt has recorded a step."""

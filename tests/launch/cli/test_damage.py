@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from launch.cli.main import app
-from launch.cli.signals import last_saved
 from launch.driver.locking import leased
-from launch.driver.run import all_done
+from launch.driver.run import all_done, last_saved
 from pipeline.runs.config import parse_config, read_config
 from pipeline.runs.flow import plan_stages
 from pipeline.runs.hardware import NO_GPUS, Choices

@@ -1,8 +1,11 @@
 """Jobs on a Ray head that the test starts: success, failure, stop, resubmission, attaching."""
 
 import json
+import re
+import signal
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from launch.cluster.submission import make_submission
 from pipeline.errors import ConfigError
 from pipeline.store.artifacts import open_artifact
 from tests.launch.ray_head import ray_head
-from tests.launch.runs import HUNG
+from tests.launch.runs import HUNG, Driver
 from tests.processes import MGPP, free_port, run
 
 distributed = pytest.mark.distributed
@@ -56,6 +59,15 @@ def submit(head, shipped, *overrides, **kwargs):
     path = str(shipped / "run.yaml")
     where = ["--address", head.dashboard, "--working-dir", str(shipped), "--shared", "/"]
     return cli(shipped, "submit", path, *QUICK, *overrides, *where, **kwargs)
+
+
+def attached(head, shipped, *overrides):
+    """Submit in the background, and follow the job."""
+    where = ["--address", head.dashboard, "--working-dir", str(shipped), "--shared", "/", "--json"]
+    command = [MGPP, "submit", str(shipped / "run.yaml"), *QUICK, *overrides, *where]
+    folder = shipped.parent / uuid.uuid4().hex
+    folder.mkdir()
+    return Driver(command, folder / "runs")
 
 
 def job_of(done):
@@ -104,21 +116,36 @@ def test_a_running_job_is_attached_to_stopped_and_gone_on_with(head, shipped):
         ).stdout[-4000:]
         time.sleep(0.5)
 
-    attached = submit(head, shipped, *longer, "--detach")
-    assert f"{job} is already running; following it" in attached.stderr
+    with attached(head, shipped, *longer) as follower:
+        follower.wait_until_told(f"{job} is already running; following it")
+        follower.process.send_signal(signal.SIGINT)
+        code, log = follower.end(60)
+    assert code == 130, log
+    assert f"interrupted: Ctrl-C (SIGINT); kept: {job} runs on; follow it: mgpp logs {job}" in log
+    assert json.loads(log.splitlines()[-1])["status"] == "interrupted"
 
-    stopped = cli(shipped, "stop", job, "--address", head.dashboard, "--json")
+    with attached(head, shipped, *longer) as follower:
+        follower.wait_until_told(f"{job} is already running; following it")
+        stopped = cli(shipped, "stop", job, "--address", head.dashboard, "--json")
+        code, log = follower.end(60)
     assert stopped.returncode == 0, stopped.stderr
     told = json.loads(stopped.stdout)
     assert told["status"] == "STOPPED"
-    assert told["message"].startswith("stopped: data done, prune saved at step ")
+    kept = re.fullmatch(
+        r"stopped: SIGTERM; kept: data done, prune saved at step (\d+); rerun the same command .*",
+        told["message"],
+    )
+    assert kept, told
     assert not list(runs.glob("*/_LEASE*")), "a stopped run gives its leases back"
+    values = json.loads(log.splitlines()[-1])
+    assert (code, values["status"], values["exit_code"]) == (143, "stopped", 143)
+    assert (values["job"], values["job_status"]) == (job, "STOPPED")
 
     shorter = submit(head, shipped, *longer, "--detach", "--json")
     resumed = json.loads(shorter.stdout)["job"]
     assert resumed == job.removesuffix("1") + "2"
     deadline = time.monotonic() + HUNG
-    while "resuming from the checkpoint of step" not in (
+    while f"resuming from the checkpoint of step {kept[1]}\n" not in (
         log := cli(shipped, "logs", resumed, "--address", head.dashboard).stdout
     ):
         assert time.monotonic() < deadline, log[-4000:]

@@ -1,10 +1,13 @@
 """Files that start clusters: each valid for what reads it, the SLURM scripts run on this machine."""
 
+import contextlib
 import json
 import math
 import os
 import re
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import jsonschema
@@ -415,6 +418,98 @@ def test_ray_up_starts_every_node_with_what_setup_sets(config, command, tmp_path
     assert "--env=HF_TOKEN" in values["docker"]["run_options"]
     (seen,) = tokens_seen(values[command][-1], tmp_path)
     assert seen == ["ray", "start", seen[2], TOKEN]
+
+
+# A run that is asked to stop has its time.
+
+GRACE = 77
+TIMES = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": GRACE, "RAY_JOB_STOP_WAIT_TIME_S": GRACE + 30}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_ray_waits_as_long_as_a_run_may_take_to_stop(config, target):
+    given = [f"cluster.stop_grace_s={GRACE}"]
+    files = rendered(target, config, *TARGETS[target], overrides=given)
+    for text in files.values():
+        for name, seconds in TIMES.items():
+            found = re.findall(rf'{name}(?:=|, value: ")(\d+)', text)
+            assert found, (name, text)
+            assert {int(value) for value in found} == {seconds}
+
+
+def test_every_pod_ends_only_after_that(config):
+    for file in kuberay_files(config, []).values():
+        spec = file[1]["spec"]
+        spec = spec.get("rayClusterSpec", spec)
+        for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+            pod = group["template"]["spec"]
+            (container,) = pod["containers"]
+            values = {entry["name"]: entry.get("value") for entry in container["env"]}
+            waits = int(values["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+            assert waits == 120 < int(values["RAY_JOB_STOP_WAIT_TIME_S"])
+            assert pod["terminationGracePeriodSeconds"] > waits
+
+
+def test_a_campaign_has_the_time_of_its_most_patient_run(config, tmp_path):
+    campaign = {
+        "name": "several",
+        "storage": "s3://bucket/runs",
+        "recipe": config,
+        "tasks": {"words": {}},
+        "methods": {
+            "mgpp": {"prune": {"method": {"name": "mgpp"}}, "cluster.stop_grace_s": 300},
+            "gmp": {"prune": {"method": {"name": "gmp"}}, "cluster.stop_grace_s": 200},
+        },
+        "sparsities": [0.5],
+    }
+    path = tmp_path / "campaign.yaml"
+    path.write_text(yaml.safe_dump(campaign))
+    files = render_cluster("slurm", describe_cluster(GPUS, []), str(path), command="campaign")
+    for text in files.values():
+        assert "#SBATCH --signal=B:TERM@360\n" in text
+
+
+@pytest.mark.parametrize("form", ["classic", "symmetric"])
+def test_slurm_s_signal_comes_to_mgpp_and_the_script_ends_as_it_does(config, form, tmp_path):
+    script = rendered("slurm", config)[f"llama.{form}.sbatch"]
+    binaries = tmp_path / "bin"
+    binaries.mkdir()
+    # Ray's own answer to the signal is to end at once.
+    ray = '[ "$1" = symmetric-run ] || sleep 60\nuntil [ "$1" = -- ]; do shift; done\nshift\n"$@"'
+    stops = (
+        "trap 'sleep 0.3; touch saved; exit 143' TERM\ntouch begun\nwhile :; do sleep 0.05; done"
+    )
+    stand_ins = {
+        "srun": SRUN.replace("INSIDE", "'' '' '' ''"),
+        "scontrol": SCONTROL,
+        "hostname": "#!/bin/bash\necho 127.0.0.1\n",
+        "ray": f"#!/bin/bash\n[ $SLURM_PROCID = 0 ] || exit 0\n{ray}\n",
+        "mgpp": f'#!/bin/bash\n[ "$1" = run ] || exit 0\n{stops}\n',
+    }
+    for name, text in stand_ins.items():
+        (binaries / name).write_text(text)
+        (binaries / name).chmod(0o755)
+    environment = {
+        "PATH": f"{binaries}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "SLURM_JOB_NODELIST": "four",
+        "SLURM_JOB_ID": "1",
+        "RAY_AUTH_TOKEN": "a-token",
+    }
+    process = subprocess.Popen(
+        ["bash", "-c", script], env=environment, cwd=tmp_path, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "begun").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 143
+        assert (tmp_path / "saved").exists()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 # What a campaign names goes with it.

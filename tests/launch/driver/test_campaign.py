@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import yaml
 from pipeline.tracking.recorder import read_records
 from tests.html_page import Page
 from tests.launch.conftest import mgpp
-from tests.launch.runs import Driver
+from tests.launch.runs import HUNG, Driver, last_step
 from tests.pipeline.models.word_chains import text
 from tests.processes import MGPP
 from tests.tiny import write_decoder
@@ -107,6 +108,43 @@ def test_two_campaigns_on_one_store_share_the_work_and_a_failure_stops_neither(p
         assert f"{100 * score:.2f}" in page.text
     assert "words BROKEN 50% seed 0" in page.text
     assert " ".join(failed["note"].split()) in " ".join(page.text.split())
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_campaign_that_is_stopped_keeps_the_steps_of_all_its_runs(project, tmp_path, number):
+    changes = {
+        "cluster.num_workers": 1,
+        "zero.stage": 0,
+        "train.length": 2000,
+        "train.log_every": 1,
+        "train.checkpoint_every": 100_000,
+        "dense.enabled": False,
+    }
+    path = write(project, tmp_path, changes=changes)
+    with Driver([MGPP, "campaign", path, "--json"], tmp_path / "runs") as campaign:
+        for _ in campaign._until(HUNG, "no two runs trained"):
+            records = list(tmp_path.glob("runs/prune-*/a-*/metrics.jsonl"))
+            if len(records) == 2 and all(last_step(file) >= 3 for file in records):
+                break
+        campaign.process.send_signal(number)
+        code, log = campaign.end(120)
+        left = campaign.left_after(10)
+    expected, status = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "stopped")}[
+        number
+    ]
+    assert (code, left) == (expected, {}), log[-4000:]
+    lines = log.splitlines()
+    (line,) = (text for text in lines if text.startswith(f"{status}: "))
+    kept = "0 of 2 runs done, the stages and checkpoints of the others"
+    assert line.endswith(f"kept: {kept}; rerun the same command to resume from there")
+    values = json.loads(lines[-1])
+    assert (values["status"], values["kept"]) == (status, kept)
+    assert "Traceback" not in log
+    assert "SIGABRT" not in log
+    assert len(list(tmp_path.glob("runs/prune-*/checkpoints/step-*/_DONE.json"))) == 2
+    assert not list(tmp_path.glob("runs/*/_LEASE*"))
 
 
 @pytest.mark.torture

@@ -7,7 +7,7 @@ import pytest
 import ray
 
 from launch.cluster.connect import connected, free_cores
-from launch.driver.run import _run_group
+from launch.driver.run import RunResult, _Run, _run_group
 from launch.workers.status_actor import make_status_actor
 from pipeline.errors import StageError
 from pipeline.runs.config import ClusterConfig, parse_config
@@ -25,6 +25,19 @@ def cores():
     """The cores of a cluster on this machine; at least two are needed to tell anything."""
     with connected(ClusterConfig()):
         yield int(ray.cluster_resources()["CPU"])
+
+
+def a_run(config, store, status):
+    """A run whose stages without a worker group are tasks of the cluster."""
+    return _Run(
+        config=config,
+        store=store,
+        result=RunResult(),
+        console=None,
+        status=status,
+        here=False,
+        signals=None,
+    )
 
 
 @ray.remote(num_cpus=1)
@@ -79,7 +92,7 @@ def test_the_stage_runs_with_the_cores_it_asks_for(cores, tmp_path, tiny_bert, n
     config = make_config(str(tmp_path / "runs"), tiny_bert, tmp_path / "rows.csv", num_proc)
     stage = plan_stages(config)[0]
     store, status = ArtifactStore(str(tmp_path / "runs")), make_status_actor("cores")
-    _run_group([stage], config, store, {}, status, here=False)
+    _run_group(a_run(config, store, status), [stage])
     assert store.find(stage.name, stage.key).metrics["num_rows"] == {"train": 144, "validation": 16}
 
     def all_rows_told():
@@ -97,7 +110,7 @@ def test_a_node_without_the_driver_s_credentials_is_named(cores, tmp_path, tiny_
         stage = plan_stages(config)[0]
         store, status = ArtifactStore(f"{bucket}/runs"), make_status_actor("cores")
         with pytest.raises(StageError) as failed:
-            _run_group([stage], config, store, {}, status, here=False)
+            _run_group(a_run(config, store, status), [stage])
     (line,) = str(failed.value).splitlines()
     assert line.startswith(f"node {platform.node()}: {bucket}/runs cannot be read: ")
     assert line.endswith("every node needs the credentials and libraries that the driver has")

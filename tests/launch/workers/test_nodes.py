@@ -1,7 +1,9 @@
 """Nodes of a cluster that are lost or hang in the middle of a run; each is a process of this machine."""
 
 import os
+import re
 import signal
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -11,6 +13,7 @@ import ray
 
 from pipeline.store.artifacts import open_artifact
 from tests.launch.runs import outcome, run_on
+from tests.processes import run as run_command
 
 pytestmark = [pytest.mark.distributed, pytest.mark.torture, pytest.mark.timeout(1500)]
 
@@ -93,6 +96,53 @@ def test_a_worker_that_hangs_is_found_within_the_limit(project, undisturbed, tmp
     assert code == 0, log[-6000:]
     assert "workers lost (" in log
     assert outcome(tmp_path / "runs") == undisturbed
+
+
+def test_a_node_that_is_drained_is_left_with_the_steps_saved(
+    project, undisturbed, tmp_path, cluster, monkeypatch
+):
+    monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
+    for _ in range(2):
+        leaving = cluster.add_node(num_cpus=1)
+    with run_on(project, tmp_path / "runs", cluster, "train.checkpoint_every=1000") as run:
+        run.wait_for(8)
+        cluster.add_node(num_cpus=1)
+        drain(cluster, leaving)
+        run.wait_until_told("workers lost (node drained): prune: saved at step ")
+        cluster.remove_node(leaving, allow_graceful=False)
+        code, log = run.end()
+    assert code == 0, log[-6000:]
+    step = re.search(r"\(node drained\): prune: saved at step (\d+)", log)[1]
+    assert f"resuming from the checkpoint of step {step}" in log
+    assert outcome(tmp_path / "runs") == undisturbed
+
+
+def test_where_no_node_takes_its_place_the_run_ends_with_the_steps_saved(
+    project, tmp_path, cluster, monkeypatch
+):
+    monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
+    for _ in range(2):
+        leaving = cluster.add_node(num_cpus=1)
+    limits = ["cluster.wait_seconds=10", "train.checkpoint_every=1000"]
+    with run_on(project, tmp_path / "runs", cluster, *limits) as run:
+        run.wait_for(8)
+        drain(cluster, leaving)
+        code, log = run.end(timeout=240)
+    assert code == 1, log[-6000:]
+    step = re.search(r"\(node drained\): prune: saved at step (\d+)", log)[1]
+    last = log.splitlines()[-1]
+    assert "(10); there is room for 1 now" in last
+    assert f"kept: data done, prune saved at step {step}" in last
+
+
+def drain(cluster, node):
+    """Ask Ray to drain a node, as a cloud's notice does."""
+    ray_command = str(Path(sys.executable).with_name("ray"))
+    why = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test takes it back"]
+    where = ["--address", cluster.address, "--node-id", node.node_id]
+    limit = ["--deadline-remaining-seconds", "120"]
+    asked = run_command([ray_command, "drain-node", *where, *why, *limit], timeout=60)
+    assert asked.returncode == 0, asked.stderr
 
 
 def _worker_processes(storage):

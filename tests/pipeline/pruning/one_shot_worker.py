@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 import torch.distributed as dist
 
-from pipeline.context import Context
+from pipeline.context import Context, never
 from pipeline.models.source import ModelConfig
 from pipeline.pruning.config import PruneSection
 from pipeline.pruning.one_shot import prune_one_shot
@@ -47,6 +48,7 @@ def run(
     checkpoints: CheckpointStore,
     progress: Progress = lambda record: None,
     dtype: torch.dtype = torch.float32,
+    is_to_stop: Callable[[], bool] = never,
 ) -> dict[str, Any]:
     context = Context(
         inputs={"data": folder / "data"},
@@ -55,6 +57,7 @@ def run(
         workers=WorkerGroup.current(),
         checkpoints=checkpoints,
         progress=progress,
+        is_to_stop=is_to_stop,
     )
     return prune_one_shot(
         context,

@@ -13,11 +13,12 @@ from transformers import AutoModelForCausalLM
 
 from mgpp import ONE_SHOT, make_one_shot, select_prunable
 from mgpp.methods.one_shot.base import portions
-from pipeline.errors import ConfigError, StageError
+from pipeline.errors import ConfigError, RunStoppedError, StageError
 from pipeline.models.decoder import find_layers, layer_inputs
 from pipeline.pruning import layer as layer_pruning
 from pipeline.pruning.layer import layer_statistics, matrix_owners
 from pipeline.pruning.one_shot import calibration_rows, prunable_layers
+from pipeline.store.checkpoint_manifest import newest_step, num_parts
 from pipeline.store.checkpoints import CheckpointStore
 from pipeline.tasks import make_task
 from pipeline.tasks.sequence import ClassificationConfig
@@ -229,6 +230,25 @@ def test_a_run_that_was_stopped_goes_on_after_the_last_layer(
         assert (tmp_path / "out" / name).read_text() == (path / name).read_text()
     store.discard()
     assert not (tmp_path / "kept").exists()
+
+
+def test_a_run_that_is_asked_to_stop_ends_after_the_layer_under_way(
+    folder, pruned, workers, tmp_path
+):
+    path, figures = pruned["llama-sparsegpt"]
+    store = CheckpointStore(str(tmp_path / "kept"), workers)
+    with pytest.raises(RunStoppedError, match=f"^saved 2 of {DECODER_LAYERS} layers$"):
+        run("llama-sparsegpt", folder, tmp_path / "stopped", store, is_to_stop=stop_at(1))
+    assert num_parts(str(tmp_path / "kept")) == 2
+    assert newest_step(str(tmp_path / "kept")) is None
+    # After the last layer there is nothing to stop.
+    assert run("llama-sparsegpt", folder, tmp_path / "out", store, is_to_stop=stop_at(2)) == figures
+    assert (tmp_path / "out" / "weights.json").read_text() == (path / "weights.json").read_text()
+
+
+def stop_at(layer):
+    answers = iter([False] * layer + [True])
+    return lambda: next(answers)
 
 
 def test_low_precision_holds_the_same_count(folder, workers, tmp_path):

@@ -58,7 +58,7 @@ def test_the_gradient_is_that_of_the_mean_over_all_targets(head, size):
     total = functional.cross_entropy(logits[chosen], targets[chosen], reduction="sum")
     expected = gradient_of(model, total / sum(NUM_LABELS))
     cuts = micro_batches(batch, size)
-    weights = weigh(TASK, cuts, WorkerGroup.alone())
+    weights, _ = weigh(TASK, cuts, WorkerGroup.alone())
     losses = []
     for cut, weight in zip(cuts, weights, strict=True):
         given = with_a_target(TASK, cut)
@@ -98,19 +98,21 @@ def test_rows_without_any_target_leave_the_weights_alone():
     assert TASK.num_targets(batch) == 0
     assert not model(**batch).loss.isfinite()  # what the weight alone would not mend
     given = with_a_target(TASK, batch)
-    (weights,) = weigh(TASK, [batch], WorkerGroup.alone())
+    (weights,), _ = weigh(TASK, [batch], WorkerGroup.alone())
     loss = weighted_loss(model(**given), given, TASK, weights.targets)
     assert not gradient_of(model, loss).any()
 
 
-def test_the_weights_of_ranks_rest_on_the_sum_over_them():
+@pytest.mark.parametrize("flags", [(False, False), (True, False), (False, True)])
+def test_the_weights_of_ranks_rest_on_the_sum_over_them_and_any_flag_is_all_s(flags):
     """As the second of two ranks, of which the first holds 9 of 12 targets."""
 
     class Other(WorkerGroup):
         def start_total(self, values):
-            return lambda: values + torch.tensor([9.0, 36.0])
+            return lambda: values + torch.tensor([9.0, 36.0, float(flags[0])])
 
     second = Other(**vars(replace(WorkerGroup.alone(), world_size=2)))
     cut = {name: values[1:2] for name, values in make_batch().items()}
-    (weights,) = weigh(TASK, [cut], second)
+    (weights,), any_flag = weigh(TASK, [cut], second, flag=flags[1])
+    assert any_flag() == any(flags)
     assert (float(weights.targets), float(weights.tokens)) == (3 * 2 / 12, 12 * 2 / 48)

@@ -15,6 +15,8 @@ from pipeline.training.config import TrainConfig
 from tests.cases import launch_cases
 from tests.pipeline.training.train_worker import (
     ALL_CASES,
+    ASKED,
+    ASKED_AT,
     CASES,
     DAMAGED,
     DISTILL_STOP,
@@ -63,6 +65,26 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(trained, case, sto
         assert a == b
     figures = [json.loads((f / "figures.json").read_text()) for f in (whole, resumed)]
     assert figures[0] == figures[1]
+
+
+@pytest.mark.distributed
+def test_what_one_rank_is_asked_all_do_after_the_step_under_way(trained):
+    folder = trained.folder(ASKED, "asked")
+    (told, figures), other = (
+        json.loads((folder / f"asked-{rank}.json").read_text()) for rank in (0, 1)
+    )
+    saved = f"saved at step {ASKED_AT}"
+    assert told == [saved, ASKED_AT, saved, "no step is saved", None]
+    assert other == [told, figures]
+    assert weights_of(folder / "asked") == weights_of(folder / f"{ASKED}-None")
+    assert figures == json.loads((folder / f"{ASKED}-None" / "figures.json").read_text())
+
+
+@pytest.mark.distributed
+def test_the_stop_flag_takes_no_collective_of_its_own(trained):
+    """The one sum that weighs a step's micro-batches has it; the rest is DeepSpeed's."""
+    counts = json.loads((trained.folder("counted") / "counted.json").read_text())
+    assert counts[1] == counts[2] + 1 > 1
 
 
 @pytest.mark.distributed

@@ -14,16 +14,19 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch.distributed as dist
+from torch.profiler import ProfilerActivity, profile
 
 from pipeline import host_memory
-from pipeline.context import Context
-from pipeline.errors import StageError
+from pipeline.context import Context, never
+from pipeline.errors import RunStoppedError, StageError
 from pipeline.models.loading import load_tokenizer
 from pipeline.models.source import ModelConfig
 from pipeline.pruning.config import METHOD_CONFIGS, PruneSection
 from pipeline.store.checkpoints import CheckpointStore, Write
 from pipeline.tasks import make_task
 from pipeline.tasks.sequence import ClassificationConfig, RegressionConfig
+from pipeline.training import loop
+from pipeline.training.batch_mean import WHOLE
 from pipeline.training.config import TrainConfig
 from pipeline.training.deepspeed import ZeroConfig
 from pipeline.training.distill import DistillConfig
@@ -77,8 +80,12 @@ DAMAGED = "stage3"  # the case that is also resumed where every checkpoint is da
 DISTILLED = ("stage2", "stage3-small")  # the last with all of both models sharded
 DISTILL_STOP = 9
 TEACHER = "stage0"  # the case whose whole run makes the teacher
+ASKED = "stage3"  # the case that is also asked to stop, after ASKED_AT steps
+ASKED_AT = 8
 ALL_CASES = (
     *CASES,
+    "asked",
+    "counted",
     *(f"distilled-{case}" for case in DISTILLED),
     "silent",
     "damaged",
@@ -134,6 +141,7 @@ def run(
     prune: PruneSection = PRUNE,
     teacher: TeacherSpec | None = None,
     progress: Callable[[dict[str, Any]], None] = lambda record: None,
+    is_to_stop: Callable[[], bool] = never,
 ) -> dict[str, Any]:
     context = Context(
         inputs={"data": data},
@@ -142,6 +150,7 @@ def run(
         workers=WorkerGroup.current(),
         checkpoints=checkpoints,
         progress=progress,
+        is_to_stop=is_to_stop,
     )
     return train(
         context,
@@ -167,6 +176,8 @@ def main(bert: str, data: str, output: str) -> None:
         {
             **{case: partial(run_interrupted, case, *paths) for case in CASES},
             **{f"distilled-{case}": partial(run_distilled, case, *paths) for case in DISTILLED},
+            "asked": partial(run_asked_to_stop, *paths),
+            "counted": partial(run_counted, *paths),
             "silent": partial(run_with_silent_teacher, *paths),
             "damaged": partial(run_from_damage, *paths),
             **{f"{case}-nan": partial(run_with_nan, case, *nan_paths) for case in NAN_CASES},
@@ -207,6 +218,70 @@ def run_interrupted(case: str, bert: Path, data: Path, output: Path) -> None:
         figures = run(case, bert, data, folder, checkpoints, prune=prune, config=config)
         if dist.get_rank() == 0:
             (folder / "figures.json").write_text(json.dumps(figures))
+
+
+def run_asked_to_stop(bert: Path, data: Path, output: Path) -> None:
+    """Train until one rank alone is asked to stop, between two checkpoints; then to the end.
+
+    A last time it is asked before the first step, and where no checkpoint is wanted.
+    """
+    prune, folder = prune_by(METHOD_OF[ASKED]), output / "asked"
+    train_on = partial(run, ASKED, bert, data, folder)
+    seldom = TRAIN.model_copy(update={"checkpoint_every": 5})
+    checkpoints = CheckpointStore(f"{folder}-checkpoints", WorkerGroup.current(), keep=3)
+    rank, asked, told = dist.get_rank(), 0, []
+
+    def is_to_stop() -> bool:
+        nonlocal asked
+        asked += 1  # once before the first step, and once a step
+        return rank == 1 and asked == ASKED_AT + 1
+
+    def end(config: TrainConfig, is_to_stop: Callable[[], bool]) -> None:
+        try:
+            train_on(checkpoints, prune=prune, config=config, is_to_stop=is_to_stop)
+        except RunStoppedError as stopped:
+            told.append(str(stopped))
+        dist.barrier()
+
+    end(seldom, is_to_stop)
+    told.append(checkpoints.restore(lambda saved: saved.manifest.step))
+    end(seldom, lambda: True)
+    figures = train_on(checkpoints, prune=prune, config=seldom)
+    if rank == 0:
+        checkpoints.discard()
+    dist.barrier()
+    end(TRAIN.model_copy(update={"checkpoint_every": 0}), lambda: rank == 0)
+    told.append(checkpoints.restore(lambda saved: saved.manifest.step))
+    (output / f"asked-{rank}.json").write_text(json.dumps([told, figures]))
+
+
+def run_counted(bert: Path, data: Path, output: Path) -> None:
+    """Count the collectives of a step, and of one whose weights take none."""
+    counts: list[int] = []
+    take_step, weigh = loop.train_step, loop.weigh
+
+    def without(task: Any, micro_batches: Any, workers: Any, *, flag: bool) -> Any:
+        return [WHOLE] * len(micro_batches), lambda: False
+
+    def counted(*arguments: Any) -> Any:
+        if len(counts) == 3:
+            return take_step(*arguments)
+        loop.weigh = weigh if len(counts) < 2 else without
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            taken = take_step(*arguments)
+        of_c10d = (e.count for e in seen.key_averages() if e.key.startswith("c10d::"))
+        counts.append(sum(of_c10d))
+        return taken
+
+    loop.train_step = counted
+    try:
+        plain = TRAIN.model_copy(update={"log_every": 100, "checkpoint_every": 0})
+        checkpoints = CheckpointStore(f"{output}/counted-checkpoints", WorkerGroup.current())
+        run("stage2", bert, data, output / "counted", checkpoints, config=plain)
+    finally:
+        loop.train_step, loop.weigh = take_step, weigh
+    if dist.get_rank() == 0:
+        (output / "counted.json").write_text(json.dumps(counts))
 
 
 def teacher_of(output: Path) -> TeacherSpec:
