@@ -70,10 +70,8 @@ def attached(head, shipped, *overrides):
     return Driver(command, folder / "runs")
 
 
-def job_of(done):
-    return next(
-        line.split()[0] for line in done.stderr.splitlines() if line.startswith("mgpp-tiny-")
-    )
+def job_of(log):
+    return next(line.split()[0] for line in log.splitlines() if line.startswith("mgpp-tiny-"))
 
 
 @distributed
@@ -82,7 +80,7 @@ def test_a_job_runs_to_its_end_and_is_listed(head, shipped):
     done = submit(head, shipped)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert "sparsity" in done.stdout  # the closing table is in the log
-    job = job_of(done)
+    job = job_of(done.stderr)
     assert job.endswith("-1")
     listed = json.loads(cli(shipped, "jobs", "--address", head.dashboard, "--json").stdout)["jobs"]
     assert [(j["job"], j["status"], j["exit_code"]) for j in listed][-1] == (job, "SUCCEEDED", 0)
@@ -141,16 +139,11 @@ def test_a_running_job_is_attached_to_stopped_and_gone_on_with(head, shipped):
     assert (code, values["status"], values["exit_code"]) == (143, "stopped", 143)
     assert (values["job"], values["job_status"]) == (job, "STOPPED")
 
-    shorter = submit(head, shipped, *longer, "--detach", "--json")
-    resumed = json.loads(shorter.stdout)["job"]
-    assert resumed == job.removesuffix("1") + "2"
-    deadline = time.monotonic() + HUNG
-    while f"resuming from the checkpoint of step {kept[1]}\n" not in (
-        log := cli(shipped, "logs", resumed, "--address", head.dashboard).stdout
-    ):
-        assert time.monotonic() < deadline, log[-4000:]
-        time.sleep(3)  # asking takes seconds of a core
-    cli(shipped, "stop", resumed, "--address", head.dashboard)
+    with attached(head, shipped, *longer) as follower:
+        follower.wait_until_told(f"resuming from the checkpoint of step {kept[1]}\n")
+        resumed = job_of(follower.log.read_text())
+        assert resumed == job.removesuffix("1") + "2"
+        cli(shipped, "stop", resumed, "--address", head.dashboard)
 
 
 @distributed
