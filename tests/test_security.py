@@ -21,6 +21,7 @@ from launch.cluster.submission import make_submission
 from pipeline.storage.node_copies import DamagedArtifactError
 from pipeline.store.artifacts import ArtifactStore
 from tests.hostile.folders import Code, as_pickle
+from tests.launch.cluster.test_shipping import RUN
 from tests.launch.conftest import SECRETS
 from tests.processes import ROOT, free_port, run
 
@@ -163,14 +164,8 @@ def test_a_job_gets_no_secret(tmp_path, monkeypatch):
     assert passed_on() == {"HF_HOME": "/models"} | {
         name: os.environ[name] for name in ("HF_HUB_OFFLINE", "MGPP_CACHE") if name in os.environ
     }
-    run = {
-        "name": "tiny",
-        "storage": "/shared/runs",
-        "model": {"path": "org/model"},
-        "task": {"type": "classification", "text": ["text"], "label": "label"},
-        "data": {"source": "files", "train": "rows.csv"},
-        "prune": {"sparsity": 0.5},
-    }
+    changes = {"model": {"path": "org/model"}, "data": {"source": "files", "train": "rows.csv"}}
+    run = RUN | changes
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
     (tmp_path / "rows.csv").write_text("text,label")
     made = make_submission(str(tmp_path / "run.yaml"), [], working_dir=str(tmp_path))

@@ -2,9 +2,9 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from pipeline.campaigns.grid import campaign_runs, read_campaign
+from pipeline.campaigns.grid import files_of_runs
 from pipeline.errors import ConfigError, Problem
 from pipeline.planner.plan import plan_run
 from pipeline.runs.config import RunConfig, parse_config, read_config
@@ -28,12 +28,8 @@ def runs_of(
     Raises:
         ConfigError: with what is wrong with one of them.
     """
-    files: Iterable[tuple[str, Sequence[str]]] = [(config, overrides)]
-    if campaign:
-        runs = campaign_runs(read_campaign(config, overrides))
-        files = ((run.recipe, run.overrides) for run in runs)
     found = []
-    for path, changes in files:
+    for path, changes in files_of_runs(config, overrides, campaign=campaign):
         values, problems = read_config(path, changes)
         if not problems:
             values, problems = resolve_upstream(values, allow_code=allow_code)

@@ -16,7 +16,7 @@ from launch.cluster.node_sizes import planned_cores, runs_of
 from launch.cluster.reading_back import misread
 from launch.cluster.stop_grace import stop_grace_of
 from pipeline.errors import ConfigError, Problem
-from pipeline.runs.config import parse_config, read_config
+from pipeline.runs.config import RunConfig, parse_config, read_config
 from pipeline.runs.foreign_code import OPTION
 from pipeline.runs.hardware import Capacity, Hardware, settled
 from pipeline.runs.validate import cluster_problems, core_problems
@@ -66,26 +66,13 @@ def render_cluster(
         raise ConfigError(problems)
     problems = description.problems_for(target)
     values, wrong = read_config(config, overrides)
-    problems += wrong or (_campaign_problems(config, overrides) if command == "campaign" else [])
     storage = str(values.get("storage", "runs"))
-    if not wrong and command == "run":
-        run = parse_config(values, allow_code=allow_code)
-        cores = description.cpus_per_node or planned_cores([run], description.nodes)
-        nodes = ((float(cores), float(description.gpus_per_node)),)
-        capacity = Capacity(nodes=nodes * description.nodes)
-        settings = settled(run, Hardware(capacity=capacity, has_bf16=lambda: True))
-        problems += cluster_problems(settings.cluster, capacity)
-        problems += core_problems(settings.data, capacity)
-    if "://" not in storage and not Path(storage).is_absolute():
-        problems.append(
-            Problem(
-                "storage",
-                got=storage,
-                hint="give an absolute path that all nodes share, or a URL (storage=s3://...)",
-            )
-        )
-    if fault := line_fault(storage):
-        problems.append(Problem("storage", fault, got=storage))
+    problems += wrong
+    if not wrong and command == "campaign":
+        problems += _campaign_problems(config, overrides)
+    elif not wrong:
+        problems += _capacity_problems(parse_config(values, allow_code=allow_code), description)
+    problems += _storage_problems(storage)
     if problems:
         raise ConfigError(problems)
     if description.cpus_per_node is None or description.memory_gib is None:
@@ -128,6 +115,29 @@ def _line_problems(config: str, overrides: Sequence[str]) -> list[Problem]:
     """Return which of the words that nodes are to run cannot stand in a file."""
     words = [("CONFIG", config), *((change.partition("=")[0], change) for change in overrides)]
     return [Problem(key, fault, got=word) for key, word in words if (fault := line_fault(word))]
+
+
+def _capacity_problems(run: RunConfig, description: ClusterDescription) -> list[Problem]:
+    """Return what of a run the cluster cannot hold."""
+    cores = description.cpus_per_node or planned_cores([run], description.nodes)
+    nodes = ((float(cores), float(description.gpus_per_node)),)
+    capacity = Capacity(nodes=nodes * description.nodes)
+    settings = settled(run, Hardware(capacity=capacity, has_bf16=lambda: True))
+    return [
+        *cluster_problems(settings.cluster, capacity),
+        *core_problems(settings.data, capacity),
+    ]
+
+
+def _storage_problems(storage: str) -> list[Problem]:
+    """Return why nodes could not share a storage, or a file could not hold its address."""
+    problems = []
+    if "://" not in storage and not Path(storage).is_absolute():
+        hint = "give an absolute path that all nodes share, or a URL (storage=s3://...)"
+        problems.append(Problem("storage", got=storage, hint=hint))
+    if fault := line_fault(storage):
+        problems.append(Problem("storage", fault, got=storage))
+    return problems
 
 
 def _campaign_problems(config: str, overrides: Sequence[str]) -> list[Problem]:

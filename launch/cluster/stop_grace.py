@@ -1,8 +1,8 @@
 """How long what runs on a cluster may take to save its steps once it is asked to stop."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from pipeline.campaigns.grid import campaign_runs, read_campaign
+from pipeline.campaigns.grid import files_of_runs
 from pipeline.runs.config import ClusterConfig, parse_sections, read_config
 
 
@@ -14,9 +14,7 @@ def stop_grace_of(config: str, overrides: Sequence[str], *, campaign: bool) -> i
         overrides: `key=value` changes to it.
         campaign: whether it is a campaign.
     """
-    files: Iterable[tuple[str, Sequence[str]]] = [(config, overrides)]
-    if campaign:
-        files = ((r.recipe, r.overrides) for r in campaign_runs(read_campaign(config, overrides)))
+    files = files_of_runs(config, overrides, campaign=campaign)
     return max(_grace(path, changes) for path, changes in files)
 
 

@@ -23,7 +23,7 @@ def leased(
     *,
     progress: Callable[[str], dict[str, Any] | None],
     tell: Callable[[str], None],
-    give_up: Callable[[], None] = _thread.interrupt_main,
+    give_up: Callable[[], None] | None = None,
 ) -> Iterator[list[PlannedStage]]:
     """Hold the leases of the stages that are not done, for as long as the block runs.
 
@@ -34,7 +34,8 @@ def leased(
         store: where their artifacts go.
         progress: gives the newest record of a stage, for those who watch its lease.
         tell: called with a line that says which run this one waits for.
-        give_up: called by a thread where a lease is lost; raises KeyboardInterrupt in the block.
+        give_up: called by a thread where a lease is lost; raises KeyboardInterrupt in the block. What
+            Ctrl-C does, unless given.
 
     Yields:
         The stages that are left to do, all leased.
@@ -47,7 +48,7 @@ def leased(
 
     def stop(error: LeaseLostError) -> None:
         lost.append(error)
-        give_up()
+        (give_up or _thread.interrupt_main)()
 
     try:
         missing = []
@@ -83,7 +84,7 @@ def made_once(
     make: Callable[[Path], dict[str, Any]],
     *,
     tell: Callable[[str], None],
-    give_up: Callable[[], None] = _thread.interrupt_main,
+    give_up: Callable[[], None] | None = None,
 ) -> Artifact:
     """Return a stage's artifact, made here and now unless another run has made it or is making it.
 

@@ -174,9 +174,9 @@ class _Work:
 
     def _start(self, at_once: int) -> None:
         for job in list(self._waiting):
-            broken = next((need for need in job.needs if need.outcome), None)
             if not self._starts_more:
                 return
+            broken = next((need for need in job.needs if need.outcome), None)
             if broken is not None:
                 self._waiting.remove(job)
                 self._end(job, f"{broken.title}: {broken.outcome}")

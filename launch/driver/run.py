@@ -16,16 +16,14 @@ from launch.driver.progress import StageDisplay
 from launch.driver.stopping import StopSignals
 from launch.workers.devices import use_devices
 from launch.workers.prefetch import clear_nodes
-from launch.workers.status_actor import Posted, asked_to_stop, make_status_actor
+from launch.workers.status_actor import WITH_STEPS, Posted, asked_to_stop, make_status_actor
 from launch.workers.storage import store_on_this_node
 from launch.workers.worker_group import run_on_workers
 from pipeline.errors import ConfigError, StageError
 from pipeline.runs.config import RunConfig
 from pipeline.runs.flow import STAGES, run_stage, stage_of
 from pipeline.runs.stage import PlannedStage, model_sizes
-from pipeline.runs.stages.dense import DENSE
 from pipeline.runs.stages.export import EXPORT, compressed_sizes, embedding_sizes, onnx_sizes
-from pipeline.runs.stages.prune import PRUNE
 from pipeline.runs.validate import check_schedule
 from pipeline.storage.node_copies import DamagedArtifactError
 from pipeline.store.artifacts import Artifact, ArtifactStore
@@ -95,7 +93,7 @@ def last_saved(stages: Sequence[PlannedStage], store: ArtifactStore) -> str:
     if missing is None:
         return "all stages"
     saved = ", ".join(stage.name for stage in done) or "no stage"
-    if missing.name not in (DENSE.name, PRUNE.name):
+    if missing.name not in WITH_STEPS:
         return f"{saved} done"
     checkpoints = f"{store.folder_of(missing.name, missing.key)}/checkpoints"
     step = newest_step(checkpoints)
@@ -124,20 +122,20 @@ class _Run:
     Attributes:
         config: of the run.
         store: where artifacts go.
+        status: the actor that progress is posted to, made when it is needed.
         result: what it made so far.
         console: where its stages are shown; None shows nothing.
-        status: the actor that progress is posted to, made when it is needed.
         here: whether what needs no worker group is run in this process.
         signals: that end it; None where another process gets them.
     """
 
     config: RunConfig
     store: ArtifactStore
-    result: RunResult
-    console: Console | None
     status: Any
-    here: bool
-    signals: StopSignals | None
+    result: RunResult = field(default_factory=RunResult)
+    console: Console | None = None
+    here: bool = False
+    signals: StopSignals | None = None
 
     def tell(self, text: str) -> None:
         """Show a line."""
@@ -177,9 +175,8 @@ def run_stages(
     run = _Run(
         config=config,
         store=store,
-        result=RunResult(),
-        console=console,
         status=status,
+        console=console,
         here=here,
         signals=signals,
     )
@@ -258,8 +255,8 @@ def _run_missing(run: _Run, stages: list[PlannedStage]) -> dict[str, float]:
         posted: Posted = ray.get(run.status.latest.remote())
         return posted[0].get(stage)
 
-    how: dict[str, Any] = {"give_up": run.signals.give_up} if run.signals else {}
-    with leased(stages, run.store, progress=progress, tell=run.tell, **how) as left:
+    give_up = run.signals.give_up if run.signals else None
+    with leased(stages, run.store, progress=progress, tell=run.tell, give_up=give_up) as left:
         done_elsewhere = [stage for stage in stages if stage not in left]
         for stage in done_elsewhere:
             artifact = run.store.find(stage.name, stage.key)

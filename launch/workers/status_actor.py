@@ -12,6 +12,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 PREFIX = "ray_"  # Ray's own, before every name of a metric
+WITH_STEPS = ("dense", "prune")  # stages whose unfinished work is kept
 GAUGES = {
     "mgpp_step": "Optimizer steps done of the current stage.",
     "mgpp_num_steps": "Optimizer steps of the current stage.",
@@ -26,7 +27,6 @@ GAUGES = {
 RESTARTS = "mgpp_restarts"
 RESTARTS_TEXT = "Restarts of a run's workers, by cause."
 _TAGS = ("run", "stage")
-_WITH_STEPS = ("dense", "prune")  # stages whose unfinished work is kept
 _ANSWER_SECONDS = 10.0
 
 Posted = tuple[dict[str, dict[str, Any] | None], list[str]]
@@ -82,7 +82,7 @@ class _StatusActor:
     def ask_to_stop(self) -> bool:
         """Have the workers stop after the step under way; return whether they are at steps."""
         self._is_asked_to_stop = True
-        return self._stage in _WITH_STEPS and not self._failure
+        return self._stage in WITH_STEPS and not self._failure
 
     def is_asked_to_stop(self) -> bool:
         return self._is_asked_to_stop

@@ -6,7 +6,7 @@ as plain values.
 
 import gc
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,14 +61,15 @@ def work(settings: dict[str, Any]) -> None:
     stages = [PlannedStage(**values) for values in settings["stages"]]
     stage = stages[0]
     stop = StopFlag(status, is_main=workers.is_main)
-    how = {"workers": workers, "progress": post, "log": printed, "stop": stop.is_set}
     try:
         with _failure_posted(status, stage.name):
             store = store_on_this_node(settings["storage"])
             load_operators(config.zero, lambda text: post({"event": "note", "text": text}))
         for stage in stages:
             with _failure_posted(status, stage.name):
-                artifacts[stage.name] = _found_or_made(stage, config, store, artifacts, how)
+                artifacts[stage.name] = _found_or_made(
+                    stage, config, store, artifacts, workers, post, stop
+                )
     except RunStoppedError as error:
         # Returned from, not raised: Ray Train would count it as a failure, and start the workers again.
         if workers.is_main:
@@ -97,7 +98,13 @@ def _failure_posted(status: Any, stage: str) -> Iterator[None]:
 
 
 def _found_or_made(
-    stage: Any, config: Any, store: Any, artifacts: Mapping[str, Any], how: Mapping[str, Any]
+    stage: Any,
+    config: Any,
+    store: Any,
+    artifacts: Mapping[str, Any],
+    workers: Any,
+    post: Callable[[dict[str, Any]], None],
+    stop: StopFlag,
 ) -> Any:
     """Return the output of a stage, made if it is not there.
 
@@ -106,7 +113,9 @@ def _found_or_made(
         config: of the run.
         store: where its output goes.
         artifacts: by stage.
-        how: further arguments of `run_stage`.
+        workers: of the group.
+        post: is called with records for people to watch.
+        stop: tells the main worker whether the group is to stop.
 
     Raises:
         RunStoppedError: if the group is to stop, before the stage or in it.
@@ -114,20 +123,29 @@ def _found_or_made(
     from pipeline.errors import RunStoppedError
     from pipeline.runs.flow import run_stage
 
-    workers = how["workers"]
     # What was done before a restart is there; the main worker's word holds for all.
     found, is_to_stop = workers.broadcast(
-        (store.find(stage.name, stage.key), how["stop"]()) if workers.is_main else None
+        (store.find(stage.name, stage.key), stop.is_set()) if workers.is_main else None
     )
     if found is not None:
         return found
     if is_to_stop:
         raise RunStoppedError("not begun")
     inputs = {name: artifacts[name] for name in stage.inputs}
-    how["progress"]({"event": "begin", "stage": stage.name})
-    made = workers.broadcast(run_stage(stage, config, store, inputs, **how))
+    post({"event": "begin", "stage": stage.name})
+    made = run_stage(
+        stage,
+        config,
+        store,
+        inputs,
+        workers=workers,
+        progress=post,
+        log=printed,
+        stop=stop.is_set,
+    )
+    artifact = workers.broadcast(made)
     gc.collect()  # the engine is full of cycles, and the next stage needs the memory
-    return made
+    return artifact
 
 
 def printed() -> str:

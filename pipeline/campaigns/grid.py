@@ -133,6 +133,24 @@ def campaign_runs(config: CampaignConfig, chosen: Chosen = NOTHING_CHOSEN) -> li
     ]
 
 
+def files_of_runs(
+    config: str, overrides: Sequence[str], *, campaign: bool
+) -> list[tuple[str, Sequence[str]]]:
+    """Return what is run, each as its YAML file and the changes to it: one run, or those of a campaign.
+
+    Args:
+        config: the YAML file of the run or campaign.
+        overrides: `key=value` changes to it.
+        campaign: whether it is a campaign.
+
+    Raises:
+        ConfigError: with what is wrong with the campaign.
+    """
+    if not campaign:
+        return [(config, overrides)]
+    return [(run.recipe, run.overrides) for run in campaign_runs(read_campaign(config, overrides))]
+
+
 def pruned_points(config: CampaignConfig) -> Iterator[tuple[Place, int, Changes]]:
     """Yield place, seed and own changes of every pruned run of the table, in order."""
     tasks, models = list(config.tasks) or [""], list(config.models) or [""]

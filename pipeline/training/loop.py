@@ -351,12 +351,10 @@ def train_step(run: _Run, batches: Iterator[dict[str, Tensor]]) -> tuple[bool, b
     clear_gradients(run.engine)
     micro_batches = [next(batches) for _ in range(run.plan.accumulation)]
     all_weights, any_is_to_stop = weigh(run.task, micro_batches, run.workers, flag=run.is_to_stop())
-    is_to_stop = False
-    for i, (batch, weights) in enumerate(zip(micro_batches, all_weights, strict=True), start=1):
+    for batch, weights in zip(micro_batches, all_weights, strict=True):
         forward_backward(run, batch, weights)
-        if i == len(micro_batches):
-            is_to_stop = any_is_to_stop()
         _step(run)
+    is_to_stop = any_is_to_stop()
     run.done.batches += 1
     if run.engine.skipped_steps > skipped:
         _skip(run)

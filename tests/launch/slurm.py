@@ -45,18 +45,28 @@ def render_for_two_nodes(project, folder, form, *overrides, cpus_per_node, **cha
     return script
 
 
-def run_script(script, folder, *, job_id, head_ip, inside=("", "")):
-    """Run a script as sbatch would on its first node, each node's tasks `inside` another command."""
+def write_stand_ins(folder, inside, head_ip="127.0.0.1", **more):
+    """Write Slurm's commands, and more by name, to a folder's `bin`; return it.
+
+    Each node's tasks are run `inside` another command.
+    """
     binaries = folder / "bin"
     binaries.mkdir()
-    stand_ins = {
+    texts = {
         "srun": SRUN.replace("INSIDE", shlex.join(inside)),
         "scontrol": SCONTROL,
         "hostname": f"#!/bin/bash\necho {head_ip}\n",
+        **more,
     }
-    for name, text in stand_ins.items():
+    for name, text in texts.items():
         (binaries / name).write_text(text)
         (binaries / name).chmod(0o755)
+    return binaries
+
+
+def run_script(script, folder, *, job_id, head_ip, inside=("", "")):
+    """Run a script as sbatch would on its first node, each node's tasks `inside` another command."""
+    binaries = write_stand_ins(folder, inside, head_ip)
     with tempfile.TemporaryDirectory(prefix="ray-") as sessions:  # sockets have short paths
         done = run(
             ["bash", script],

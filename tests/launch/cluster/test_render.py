@@ -23,7 +23,7 @@ from pipeline.campaigns.grid import campaign_runs, read_campaign
 from pipeline.errors import ConfigError
 from pipeline.runs.config import parse_config, read_config
 from tests.launch.conftest import SECRETS
-from tests.launch.slurm import SCONTROL, SRUN, render_for_two_nodes, run_script
+from tests.launch.slurm import render_for_two_nodes, run_script, write_stand_ins
 from tests.processes import ROOT, free_port
 
 GPUS = {
@@ -372,31 +372,29 @@ def test_every_pod_has_the_token_of_a_secret_if_there_is_one(config):
         assert token == {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}}
 
 
-def tokens_seen(script, folder, env=()):
-    """Run a script with stand-ins for Ray and mgpp; return each command with the token it had."""
-    binaries = folder / "bin"
-    binaries.mkdir()
-    told = folder / "told"
-    said = f'echo "${{0##*/}} $1 $2 ${{HF_TOKEN:-none}}" >> {told}'
-    # The run ends when all nodes have started, as the script then stops them.
-    all_there = f'until [[ $1 != run || $(grep -c "^ray start" {told}) == 4 ]]; do sleep 0.05; done'
-    stand_ins = {
-        "srun": SRUN.replace("INSIDE", "'' '' '' ''"),
-        "scontrol": SCONTROL,
-        "hostname": "#!/bin/bash\necho 127.0.0.1\n",
-        "ray": f"#!/bin/bash\n{said}\n",
-        "mgpp": f"#!/bin/bash\n{said}\n{all_there}\n",
-    }
-    for name, text in stand_ins.items():
-        (binaries / name).write_text(text)
-        (binaries / name).chmod(0o755)
-    environment = {
+def on_four_nodes(folder, **stand_ins):
+    """Return the environment of a job of four nodes, with stand-ins for Slurm, Ray and mgpp."""
+    binaries = write_stand_ins(folder, [""] * 4, **stand_ins)
+    return {
         "PATH": f"{binaries}:{os.environ['PATH']}",
         "HOME": str(folder),
         "SLURM_JOB_NODELIST": "four",
         "SLURM_JOB_ID": "1",
-        **dict(env),
     }
+
+
+def tokens_seen(script, folder, env=()):
+    """Run a script with stand-ins for Ray and mgpp; return each command with the token it had."""
+    told = folder / "told"
+    said = f'echo "${{0##*/}} $1 $2 ${{HF_TOKEN:-none}}" >> {told}'
+    # The run ends when all nodes have started, as the script then stops them.
+    all_there = f'until [[ $1 != run || $(grep -c "^ray start" {told}) == 4 ]]; do sleep 0.05; done'
+    environment = on_four_nodes(
+        folder,
+        ray=f"#!/bin/bash\n{said}\n",
+        mgpp=f"#!/bin/bash\n{said}\n{all_there}\n",
+    )
+    environment |= dict(env)
     subprocess.run(["bash", "-c", script], env=environment, check=True, timeout=60)
     return [line.split() for line in told.read_text().splitlines()]
 
@@ -472,30 +470,17 @@ def test_a_campaign_has_the_time_of_its_most_patient_run(config, tmp_path):
 @pytest.mark.parametrize("form", ["classic", "symmetric"])
 def test_slurm_s_signal_comes_to_mgpp_and_the_script_ends_as_it_does(config, form, tmp_path):
     script = rendered("slurm", config)[f"llama.{form}.sbatch"]
-    binaries = tmp_path / "bin"
-    binaries.mkdir()
     # Ray's own answer to the signal is to end at once.
     ray = '[ "$1" = symmetric-run ] || sleep 60\nuntil [ "$1" = -- ]; do shift; done\nshift\n"$@"'
     stops = (
         "trap 'sleep 0.3; touch saved; exit 143' TERM\ntouch begun\nwhile :; do sleep 0.05; done"
     )
-    stand_ins = {
-        "srun": SRUN.replace("INSIDE", "'' '' '' ''"),
-        "scontrol": SCONTROL,
-        "hostname": "#!/bin/bash\necho 127.0.0.1\n",
-        "ray": f"#!/bin/bash\n[ $SLURM_PROCID = 0 ] || exit 0\n{ray}\n",
-        "mgpp": f'#!/bin/bash\n[ "$1" = run ] || exit 0\n{stops}\n',
-    }
-    for name, text in stand_ins.items():
-        (binaries / name).write_text(text)
-        (binaries / name).chmod(0o755)
-    environment = {
-        "PATH": f"{binaries}:{os.environ['PATH']}",
-        "HOME": str(tmp_path),
-        "SLURM_JOB_NODELIST": "four",
-        "SLURM_JOB_ID": "1",
-        "RAY_AUTH_TOKEN": "a-token",
-    }
+    environment = on_four_nodes(
+        tmp_path,
+        ray=f"#!/bin/bash\n[ $SLURM_PROCID = 0 ] || exit 0\n{ray}\n",
+        mgpp=f'#!/bin/bash\n[ "$1" = run ] || exit 0\n{stops}\n',
+    )
+    environment["RAY_AUTH_TOKEN"] = "a-token"
     process = subprocess.Popen(
         ["bash", "-c", script], env=environment, cwd=tmp_path, start_new_session=True
     )

@@ -7,7 +7,7 @@ import pytest
 import ray
 
 from launch.cluster.connect import connected, free_cores
-from launch.driver.run import RunResult, _Run, _run_group
+from launch.driver.run import _Run, _run_group
 from launch.workers.status_actor import make_status_actor
 from pipeline.errors import StageError
 from pipeline.runs.config import ClusterConfig, parse_config
@@ -29,15 +29,7 @@ def cores():
 
 def a_run(config, store, status):
     """A run whose stages without a worker group are tasks of the cluster."""
-    return _Run(
-        config=config,
-        store=store,
-        result=RunResult(),
-        console=None,
-        status=status,
-        here=False,
-        signals=None,
-    )
+    return _Run(config=config, store=store, status=status)
 
 
 @ray.remote(num_cpus=1)
